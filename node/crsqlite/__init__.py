@@ -1,0 +1,17 @@
+"""Getting the cr-sqlite extension: find it, download it with its checksum, or build it from source.
+
+Rules:
+
+1. `extension_path()` only looks: the file that CRSQLITE_PATH names, the one bundled in the wheel, the one in the per-user
+   cache. It is cheap enough for every connection and never downloads, builds or runs anything.
+2. `acquire()` gets the extension when it is not there: the official release first, then a build from source. Whatever it
+   fetches is compared with a checksum in this package before it is unpacked, compiled or loaded.
+3. The modules here use each other by relative import and nothing else of `node`, because the wheel's build hook loads this
+   package on its own, before the dependencies of leasemesh are installed.
+"""
+
+from .acquire import acquire
+from .errors import CrsqliteError, CrsqliteMissing
+from .locate import ENTRY_POINT, VERSION, extension_path
+
+__all__ = ["ENTRY_POINT", "VERSION", "CrsqliteError", "CrsqliteMissing", "acquire", "extension_path"]

@@ -1,0 +1,55 @@
+"""`python -m node.crsqlite`: get, build or find the cr-sqlite extension by hand."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from .acquire import acquire, build
+from .errors import CrsqliteError
+from .locate import extension_path, read_record
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one action and return the exit code: 0, or 1 with one sentence on standard error."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.action == "path":
+            path = extension_path()
+        elif options.action == "get":
+            path = acquire(
+                trust_unverified=options.trust_unverified or None, install_tools=options.install_tools, tell=_tell
+            )
+        else:
+            path = build(install_tools=options.install_tools, tell=_tell)
+    except CrsqliteError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(f"{path}\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="crsqlite", description="Get the cr-sqlite extension that leasemesh needs.")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("path", help="print where the extension is; exit code 1 when it is nowhere")
+    get = actions.add_parser("get", help="print where it is, downloading or building it first when it is nowhere")
+    get.add_argument(
+        "--trust-unverified",
+        action="store_true",
+        help="take the official release for a platform whose checksum nobody vouches for (macOS, Windows)",
+    )
+    for action in (get, actions.add_parser("build", help="build it from source into the cache, whatever is there")):
+        action.add_argument(
+            "--install-tools", action="store_true", help="on Debian as root, install missing compilers with apt-get"
+        )
+    return parser
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"crsqlite: {line}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

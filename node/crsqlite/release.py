@@ -1,0 +1,105 @@
+"""The official release archive: download, compare with the checksum, take the one file out of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from http.client import HTTPException
+from io import BytesIO
+
+from .errors import ChecksumMismatch, WayFailed
+from .locate import VERSION, library_name, platform_name
+
+RELEASE_URL = f"https://github.com/vlcn-io/cr-sqlite/releases/download/v{VERSION}"
+
+# Checksums that sources other than the release page itself agree on. The other archives exist but nobody vouches for them.
+ARCHIVE_SHA256 = {
+    "linux-x86_64": "8f6fd31a2be2ba8c3101aad067a504a2e63c8e9b51cc4ace786009c02e7ecbae",
+    "linux-aarch64": "c26aac668db9f0c455a37cbfba2ae129a11313a1f5b30b4bdcee69cfa1d1f94a",
+}
+UNVERIFIED_PLATFORMS = ("darwin-x86_64", "darwin-aarch64", "win-x86_64")
+
+# Many networks cannot reach the release page at all, and a build that needs no network of that kind follows: do not wait long.
+CONNECT_SECONDS_MAX = 5.0
+DOWNLOAD_SECONDS_MAX = 60.0
+
+# The real archives have 1 MB and their libraries 3 MB at most; the limits only keep a wrong answer from filling the memory.
+ARCHIVE_BYTES_MAX = 32 * 2**20
+LIBRARY_BYTES_MAX = 64 * 2**20
+_CHUNK_BYTES = 64 * 1024
+
+
+def download_library(*, trust_unverified: bool, connect_seconds_max: float = CONNECT_SECONDS_MAX) -> bytes:
+    """Return the extension's bytes out of the official archive for this platform.
+
+    The environment variable LEASEMESH_CRSQLITE_URL names a mirror of the release folder. A mirror need not be trusted, since
+    the checksum is compared all the same.
+
+    Args:
+        trust_unverified: take an archive whose checksum nobody vouches for. The user must have said so.
+        connect_seconds_max: longest wait for a connection, and for each piece of an answer.
+
+    Raises:
+        WayFailed: no archive for this platform, it cannot be fetched, it is not what its checksum says, or it is not an
+            archive with the extension in it.
+    """
+    platform = platform_name()
+    sha256 = ARCHIVE_SHA256.get(platform)
+    if sha256 is None and platform not in UNVERIFIED_PLATFORMS:
+        raise WayFailed(f"there is no release for the platform {platform}")
+    if sha256 is None and not trust_unverified:
+        raise WayFailed(
+            f"no trusted checksum of the release for {platform} is known (LEASEMESH_CRSQLITE_TRUST_UNVERIFIED=1 takes it as it is)"
+        )
+    archive = _download(f"{release_url()}/crsqlite-{platform}.zip", connect_seconds_max)
+    if sha256 is not None and hashlib.sha256(archive).hexdigest() != sha256:
+        raise ChecksumMismatch(f"what was downloaded as crsqlite-{platform}.zip does not have the right SHA-256")
+    return _only_library(archive)
+
+
+def release_url() -> str:
+    """The folder that the archives are downloaded from."""
+    return os.environ.get("LEASEMESH_CRSQLITE_URL", RELEASE_URL).rstrip("/")
+
+
+def _download(url: str, connect_seconds_max: float) -> bytes:
+    if not url.startswith(("https://", "http://")):
+        raise WayFailed(f"{url} is not a web address")
+    deadline = time.monotonic() + DOWNLOAD_SECONDS_MAX
+    body = bytearray()
+    try:
+        with urllib.request.urlopen(url, timeout=connect_seconds_max) as response:
+            while chunk := response.read1(_CHUNK_BYTES):
+                body += chunk
+                if len(body) > ARCHIVE_BYTES_MAX:
+                    raise WayFailed(f"{url} is larger than {ARCHIVE_BYTES_MAX} bytes")
+                if time.monotonic() > deadline:
+                    raise WayFailed(f"{url} took longer than {DOWNLOAD_SECONDS_MAX:.0f} s")
+    except urllib.error.HTTPError as error:
+        raise WayFailed(f"{url} answered {error.code} {error.reason}") from None
+    except (OSError, HTTPException) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        if isinstance(reason, TimeoutError):
+            raise WayFailed(f"{url} did not answer within {connect_seconds_max:g} s") from None
+        raise WayFailed(f"{url} cannot be reached ({reason})") from None
+    return bytes(body)
+
+
+def _only_library(archive: bytes) -> bytes:
+    """Read the extension out of the archive. Nothing is ever written under a name from the archive."""
+    name = library_name()
+    try:
+        with zipfile.ZipFile(BytesIO(archive)) as container, container.open(name) as member:
+            library = member.read(LIBRARY_BYTES_MAX + 1)
+    except KeyError:
+        raise WayFailed(f"the release archive holds no {name}") from None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OSError, zlib.error) as error:
+        raise WayFailed(f"the release archive is damaged ({error})") from None
+    if len(library) > LIBRARY_BYTES_MAX:
+        raise WayFailed(f"{name} in the release archive is larger than {LIBRARY_BYTES_MAX} bytes")
+    return library
