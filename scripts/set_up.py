@@ -31,7 +31,7 @@ def main() -> int:
         fingerprint = environment_fingerprint()
         if stored_fingerprint() != fingerprint or not PYTHON.exists():
             make_environment(fingerprint)
-        # A separate step, because the extension lives in a cache outside the checkout: it may vanish or be there already.
+        # A step of its own, because the extension lives in a cache outside the checkout, which may come and go.
         return subprocess.run([str(PYTHON), "-m", "node.crsqlite", "get", "--install-tools"], cwd=ROOT).returncode
 
 

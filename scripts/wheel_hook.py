@@ -1,7 +1,7 @@
 """Hatchling's build hook: puts the cr-sqlite extension into the wheel and tags the wheel for this platform.
 
-Runs in the isolated build environment, where the dependencies of leasemesh are not installed: it loads `node/crsqlite` on
-its own, without `node/__init__.py`.
+Runs in the isolated build environment, where the dependencies of leasemesh are not installed: it loads `node/crsqlite`
+on its own, without `node/__init__.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class CrsqliteHook(BuildHookInterface):  # type: ignore[type-arg]
         for path in (stored, crsqlite.locate.record_path(stored)):
             build_data["force_include"][str(path)] = f"node/_crsqlite/{path.name}"
         build_data["pure_python"] = False
-        # Nothing depends on the Python version. The most precise tag of this machine: a build needs its C library or newer.
+        # Nothing depends on the Python version. What was built here needs this C library or a newer one: the first tag.
         build_data["tag"] = f"py3-none-{next(iter(platform_tags()))}"
 
 

@@ -7,7 +7,7 @@ import sys
 
 from .acquire import acquire, build
 from .errors import CrsqliteError
-from .locate import extension_path, read_record
+from .locate import extension_path
 
 
 def main(arguments: list[str] | None = None) -> int:

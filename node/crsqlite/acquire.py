@@ -79,7 +79,8 @@ def _first_way_that_works(workspace: Path, trust_unverified: bool, install_tools
     except WayFailed as not_built:
         raise CrsqliteError(
             f"The cr-sqlite extension could not be got: the download failed because {not_downloaded}; the build failed "
-            f"because {not_built}; put one of the two right, or set CRSQLITE_PATH to a cr-sqlite {VERSION} file that you trust."
+            f"because {not_built}; put one of the two right, or set CRSQLITE_PATH to a cr-sqlite {VERSION} file "
+            "that you trust."
         ) from None
 
 

@@ -1,13 +1,14 @@
 """Building the extension from source with a stable Rust compiler, no libclang and three small crates.
 
-Upstream's own build wants a nightly compiler of 2023, bindgen and network access to crates. The edits below take these away:
+Upstream's own build wants a nightly compiler of 2023, bindgen and network access to crates. The edits below take these
+away:
 
-- RUSTC_BOOTSTRAP lets a stable compiler accept the nightly features that the code uses; the pinned tool chain and the lock
-  files go, and so does a feature name that newer compilers no longer know (the code does not use it).
+- RUSTC_BOOTSTRAP lets a stable compiler accept the nightly features that the code uses; the pinned tool chain and the
+  lock files go, and so does a feature name that newer compilers no longer know (the code does not use it).
 - The package ships the bindings that bindgen made for it, so bindgen need not run again.
-- Crate requirements are widened to what Debian has. One set of edits serves Debian's crates and cargo's default registry.
-- A bug goes: three functions pass "main" as a C string without its terminating NUL; with newer compilers `crsql_as_crr('t')`
-  then fails with "out of memory".
+- Crate requirements are widened to what Debian has. One set of edits serves Debian's crates and cargo's default one.
+- A bug goes: three functions pass "main" as a C string without its terminating NUL; with newer compilers
+  `crsql_as_crr('t')` then fails with "out of memory".
 
 An edit that does not find its text fails the build: silence would mean a library that misbehaves later.
 """
@@ -64,7 +65,7 @@ def build_library(source: Path, workspace: Path, *, install_tools: bool, tell: T
     """Build the extension from the unpacked `source`, which is changed by it, and return the library's path.
 
     Args:
-        install_tools: on Debian as root, install the crates with apt-get when cargo's default registry cannot be reached.
+        install_tools: on Debian as root, install the crates with apt-get when cargo's default registry does not serve.
 
     Raises:
         WayFailed: the source is not as expected, or a compiler or the crates are missing or fail.
@@ -110,7 +111,8 @@ def apply_edit(source: Path, edit: Edit) -> None:
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if (found := text.count(edit.old)) != edit.count:
         raise WayFailed(
-            f"the source of cr-sqlite is not as expected: {edit.file} has {edit.old.strip()!r} {found} times, not {edit.count}"
+            f"the source of cr-sqlite is not as expected: {edit.file} has {edit.old.strip()!r} {found} times, "
+            f"not {edit.count}"
         )
     path.write_text(text.replace(edit.old, edit.new), encoding="utf-8")
 

@@ -18,7 +18,7 @@ from .errors import CrsqliteMissing
 VERSION = "0.16.3"
 ENTRY_POINT = "sqlite3_crsqlite_init"
 
-# Part of the cache's path. Raise it whenever the way of building changes what comes out, so that old builds are not used.
+# Part of the cache's path. Raise it whenever the way of building changes what comes out: old builds are then not used.
 RECIPE = 1
 
 _HOW_TO_GET = "run `python -m node.crsqlite get`, or set CRSQLITE_PATH to a cr-sqlite 0.16.3 file that you trust"
@@ -94,8 +94,8 @@ def platform_name() -> str:
 def store(library: Path, origin: str, directory: Path) -> Path:
     """Put a copy of `library` with its record into `directory` and return its new path.
 
-    Each file appears whole or not at all. The record goes first, so that a crash in between leaves a record without a file,
-    which counts as no extension, and never a file without a record.
+    Each file appears whole or not at all. The record goes first, so that a crash in between leaves a record without a
+    file, which counts as no extension, and never a file without a record.
     """
     content = library.read_bytes()
     record = Record(sha256=hashlib.sha256(content).hexdigest(), origin=origin)

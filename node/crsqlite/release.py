@@ -17,18 +17,18 @@ from .locate import VERSION, library_name, platform_name
 
 RELEASE_URL = f"https://github.com/vlcn-io/cr-sqlite/releases/download/v{VERSION}"
 
-# Checksums that sources other than the release page itself agree on. The other archives exist but nobody vouches for them.
+# Checksums from sources other than the release page itself. The other archives exist, but nobody vouches for them.
 ARCHIVE_SHA256 = {
     "linux-x86_64": "8f6fd31a2be2ba8c3101aad067a504a2e63c8e9b51cc4ace786009c02e7ecbae",
     "linux-aarch64": "c26aac668db9f0c455a37cbfba2ae129a11313a1f5b30b4bdcee69cfa1d1f94a",
 }
 UNVERIFIED_PLATFORMS = ("darwin-x86_64", "darwin-aarch64", "win-x86_64")
 
-# Many networks cannot reach the release page at all, and a build that needs no network of that kind follows: do not wait long.
+# Many networks cannot reach the release page at all, and a build that does not need it follows: do not wait long.
 CONNECT_SECONDS_MAX = 5.0
 DOWNLOAD_SECONDS_MAX = 60.0
 
-# The real archives have 1 MB and their libraries 3 MB at most; the limits only keep a wrong answer from filling the memory.
+# The real archives hold a few megabytes; the limits only keep a wrong answer from filling the memory.
 ARCHIVE_BYTES_MAX = 32 * 2**20
 LIBRARY_BYTES_MAX = 64 * 2**20
 _CHUNK_BYTES = 64 * 1024
@@ -37,8 +37,8 @@ _CHUNK_BYTES = 64 * 1024
 def download_library(*, trust_unverified: bool, connect_seconds_max: float = CONNECT_SECONDS_MAX) -> bytes:
     """Return the extension's bytes out of the official archive for this platform.
 
-    The environment variable LEASEMESH_CRSQLITE_URL names a mirror of the release folder. A mirror need not be trusted, since
-    the checksum is compared all the same.
+    The environment variable LEASEMESH_CRSQLITE_URL names a mirror of the release folder. A mirror need not be trusted,
+    since the checksum is compared all the same.
 
     Args:
         trust_unverified: take an archive whose checksum nobody vouches for. The user must have said so.
@@ -54,7 +54,8 @@ def download_library(*, trust_unverified: bool, connect_seconds_max: float = CON
         raise WayFailed(f"there is no release for the platform {platform}")
     if sha256 is None and not trust_unverified:
         raise WayFailed(
-            f"no trusted checksum of the release for {platform} is known (LEASEMESH_CRSQLITE_TRUST_UNVERIFIED=1 takes it as it is)"
+            f"no trusted checksum of the release for {platform} is known "
+            "(LEASEMESH_CRSQLITE_TRUST_UNVERIFIED=1 takes it as it is)"
         )
     archive = _download(f"{release_url()}/crsqlite-{platform}.zip", connect_seconds_max)
     if sha256 is not None and hashlib.sha256(archive).hexdigest() != sha256:

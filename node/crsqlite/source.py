@@ -1,4 +1,4 @@
-"""The source of cr-sqlite, as the npm package carries it: fetched through npm, compared with its integrity, unpacked."""
+"""The source of cr-sqlite, which an npm package carries: fetched through npm, compared with its checksum, unpacked."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def unpack(tarball: Path, destination: Path) -> Path:
 def _unpack_member(archive: tarfile.TarFile, member: tarfile.TarInfo, destination: Path) -> None:
     content = archive.extractfile(member) if member.isreg() else None
     if content is None or not _is_below(member.name):
-        raise WayFailed(f"{archive.name} holds {member.name!r}, which is not a file below it")
+        raise WayFailed(f"the source of cr-sqlite holds {member.name!r}, which is not a file below its folder")
     path = destination / member.name
     path.parent.mkdir(parents=True, exist_ok=True)
     with content, path.open("xb") as file:
@@ -116,7 +116,7 @@ def _borrowed_npm(workspace: Path, tell: Tell) -> list[str]:
 
 
 def _pip(workspace: Path) -> list[str]:
-    """The pip of this Python or, in an environment that has none (such as an isolated build), one of a throw-away one."""
+    """The pip of this Python or, where it has none (as in an isolated build), that of a throw-away environment."""
     try:
         run([sys.executable, "-m", "pip", "--version"])
         return [sys.executable, "-m", "pip"]

@@ -1,0 +1,120 @@
+"""The layer rule: which module may import what, read from the code itself.
+
+`sync` decides and `node` does. The core of `sync` is pure (no sockets, no clock, no chance, no SQL), so that a simulator
+can drive it; SQL stays out of its edges; the database side of `node` never waits on a network; and the name of
+cr-sqlite's virtual table is known to one module.
+"""
+
+import ast
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+NETWORK = {"asyncio", "select", "selectors", "socket", "ssl", "websockets"}
+SQL = {"apsw", "sqlite3"}
+INPUT_OUTPUT = NETWORK | SQL | {
+    "concurrent", "ctypes", "multiprocessing", "os", "pathlib", "shutil", "subprocess", "tempfile", "threading", "time",
+}  # fmt: skip
+CHANCE_AND_CLOCK = {"datetime", "random", "secrets", "uuid"}
+DATABASE_MODULES = {"node.changes", "node.database", "node.migrate", "node.stores"}
+
+# The first pattern that a module's path matches decides. What no row names may import anything.
+FORBIDDEN_IMPORTS: dict[str, set[str]] = {
+    "sync/loop.py": SQL | {"node"},
+    "sync/websocket.py": SQL | {"node"},
+    "sync/workers.py": SQL | {"node"},
+    "sync/*.py": INPUT_OUTPUT | CHANCE_AND_CLOCK | {"node"},
+    "node/leases.py": INPUT_OUTPUT | DATABASE_MODULES,
+    "node/ids.py": INPUT_OUTPUT | DATABASE_MODULES,
+    "node/clock.py": INPUT_OUTPUT | DATABASE_MODULES,
+    "node/database.py": NETWORK,
+    "node/migrate.py": NETWORK,
+    "node/changes.py": NETWORK,
+    "node/stores/*.py": NETWORK,
+}
+CHANGES_TABLE = "crsql_changes"
+MAY_NAME_CHANGES_TABLE = "node/changes.py"
+
+
+def python_modules() -> list[str]:
+    return sorted(
+        path.relative_to(ROOT).as_posix() for package in ("node", "sync") for path in ROOT.glob(f"{package}/**/*.py")
+    )
+
+
+def violations(module: str, source: str) -> list[str]:
+    """What `module`, a path such as `sync/wire.py` with this source, does against the rule."""
+    tree = ast.parse(source)
+    forbidden = next((names for pattern, names in FORBIDDEN_IMPORTS.items() if fnmatch(module, pattern)), set())
+    found = [f"{module} imports {name}" for name in imported_names(tree, module) if prefixes(name) & forbidden]
+    if module != MAY_NAME_CHANGES_TABLE and any(CHANGES_TABLE in text for text in strings_that_are_used(tree)):
+        found.append(f"{module} names {CHANGES_TABLE}, which is for {MAY_NAME_CHANGES_TABLE} alone")
+    return found
+
+
+def imported_names(tree: ast.Module, module: str) -> Iterator[str]:
+    """The dotted names of what is imported, relative imports resolved: `from .a import b` in node/c.py is node.a.b."""
+    for statement in ast.walk(tree):
+        if isinstance(statement, ast.Import):
+            yield from (alias.name for alias in statement.names)
+        elif isinstance(statement, ast.ImportFrom):
+            package = module.split("/")[: -statement.level] if statement.level else []
+            origin = [*package, *([statement.module] if statement.module else [])]
+            yield from (".".join([*origin, alias.name]) for alias in statement.names)
+
+
+def prefixes(name: str) -> set[str]:
+    parts = name.split(".")
+    return {".".join(parts[: length + 1]) for length in range(len(parts))}
+
+
+def strings_that_are_used(tree: ast.Module) -> Iterator[str]:
+    """All string constants (those inside f-strings too) but docstrings, which are statements of their own."""
+    mentioned = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in mentioned:
+            yield node.value
+
+
+@pytest.mark.parametrize("module", python_modules())
+def test_module_keeps_to_its_layer(module):
+    assert violations(module, (ROOT / module).read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("sync/engine.py", "import time"),
+        ("sync/engine.py", "def now():\n    from random import random\n    return random()"),
+        ("sync/some_new_module.py", "import asyncio.queues"),
+        ("sync/loop.py", "from node.changes import ChangeSource"),
+        ("sync/websocket.py", "import apsw"),
+        ("node/stores/events.py", "import websockets.sync.client"),
+        ("node/changes.py", "import asyncio"),
+        ("node/leases.py", "import os"),
+        ("node/leases.py", "from node import database"),
+        ("node/clock.py", "from .database import connect"),
+        ("node/stores/events.py", "from .. import nothing; from asyncio import run"),
+        ("node/database.py", 'SQL = "SELECT 1 FROM crsql_changes"'),
+        ("sync/engine.py", 'table = 1\nsql = f"SELECT {table} FROM crsql_changes"'),
+    ],
+)
+def test_rule_finds_a_module_that_breaks_it(module, source):
+    assert len(violations(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("sync/engine.py", '"""What crsql_changes means here."""\nimport struct'),
+        ("sync/loop.py", "import asyncio, time"),
+        ("node/changes.py", 'import apsw\nSQL = "SELECT 1 FROM crsql_changes"'),
+        ("node/service.py", "import asyncio\nfrom sync.loop import Loop"),
+    ],
+)
+def test_rule_accepts_a_module_that_keeps_it(module, source):
+    assert violations(module, source) == []
