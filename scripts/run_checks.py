@@ -18,6 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = ROOT / ".venv" / "bin"
 
 
+QUIET_STEPS = {
+    "format": [str(BIN / "ruff"), "format", "--check", "--quiet", "--diff", "."],
+    "lint": [str(BIN / "ruff"), "check", "--quiet", "."],
+    "types": [str(BIN / "mypy")],
+}
+
+
 @dataclass(frozen=True)
 class TestCounts:
     passed: int = 0
@@ -31,15 +38,7 @@ class TestCounts:
 
 def main() -> int:
     begin = time.monotonic()
-    failed = [
-        name
-        for name, command in (
-            ("format", [BIN / "ruff", "format", "--check", "--quiet", "--diff", "."]),
-            ("lint", [BIN / "ruff", "check", "--quiet", "."]),
-            ("types", [BIN / "mypy"]),
-        )
-        if not quiet_step(name, command)
-    ]
+    failed = [name for name, command in QUIET_STEPS.items() if not quiet_step(name, command)]
     tests_passed, counts = test_step(sys.argv[1:])
     if not tests_passed:
         failed.append("tests")
@@ -52,7 +51,7 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def quiet_step(name: str, command: Sequence[str | Path]) -> bool:
+def quiet_step(name: str, command: Sequence[str]) -> bool:
     """Run one check, show its output only when it fails, and return whether it passed."""
     begin = time.monotonic()
     result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 READY = VENV / ".ready"
 PYTHON = VENV / "bin" / "python"
+GET_EXTENSION = ROOT / "scripts" / "load_crsqlite.py"
 LOCK = ROOT / "scripts" / "requirements.txt"
 OUTPUT_LINES_SHOWN = 15
 
@@ -32,7 +33,9 @@ def main() -> int:
         if stored_fingerprint() != fingerprint or not PYTHON.exists():
             make_environment(fingerprint)
         # A step of its own, because the extension lives in a cache outside the checkout, which may come and go.
-        return subprocess.run([str(PYTHON), "-m", "node.crsqlite", "get", "--install-tools"], cwd=ROOT).returncode
+        return subprocess.run(
+            [str(PYTHON), str(GET_EXTENSION), "get", "--install-tools", "--quiet"], cwd=ROOT
+        ).returncode
 
 
 @contextmanager

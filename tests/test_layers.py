@@ -1,8 +1,8 @@
 """The layer rule: which module may import what, read from the code itself.
 
-`sync` decides and `node` does. The core of `sync` is pure (no sockets, no clock, no chance, no SQL), so that a simulator
-can drive it; SQL stays out of its edges; the database side of `node` never waits on a network; and the name of
-cr-sqlite's virtual table is known to one module.
+`sync` decides and `node` does. The core of `sync` is pure (no sockets, no clock, no chance, no SQL), so that a
+simulator can drive it; SQL stays out of its edges; the database side of `node` never waits on a network; and the name
+of cr-sqlite's virtual table is known to one module.
 """
 
 import ast

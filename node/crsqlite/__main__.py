@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .acquire import acquire, build
+from .acquire import acquire, build_anew
 from .errors import CrsqliteError
 from .locate import extension_path
 
@@ -21,28 +21,32 @@ def main(arguments: list[str] | None = None) -> int:
                 trust_unverified=options.trust_unverified or None, install_tools=options.install_tools, tell=_tell
             )
         else:
-            path = build(install_tools=options.install_tools, tell=_tell)
+            path = build_anew(install_tools=options.install_tools, tell=_tell)
     except CrsqliteError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    sys.stdout.write(f"{path}\n")
+    if not options.quiet:
+        sys.stdout.write(f"{path}\n")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="crsqlite", description="Get the cr-sqlite extension that leasemesh needs.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("path", help="print where the extension is; exit code 1 when it is nowhere")
+    path = actions.add_parser("path", help="print where the extension is; exit code 1 when it is nowhere")
     get = actions.add_parser("get", help="print where it is, downloading or building it first when it is nowhere")
     get.add_argument(
         "--trust-unverified",
         action="store_true",
         help="take the official release for a platform whose checksum nobody vouches for (macOS, Windows)",
     )
-    for action in (get, actions.add_parser("build", help="build it from source into the cache, whatever is there")):
+    build = actions.add_parser("build", help="build it from source into the cache, whatever is there")
+    for action in (get, build):
         action.add_argument(
             "--install-tools", action="store_true", help="on Debian as root, install missing compilers with apt-get"
         )
+    for action in (path, get, build):
+        action.add_argument("--quiet", action="store_true", help="do not print where it is")
     return parser
 
 

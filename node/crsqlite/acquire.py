@@ -53,7 +53,7 @@ def acquire(*, trust_unverified: bool | None = None, install_tools: bool = False
     return extension_path()
 
 
-def build(*, install_tools: bool = False, tell: Tell) -> Path:
+def build_anew(*, install_tools: bool = False, tell: Tell) -> Path:
     """Build the extension from source and put it in the cache, whatever is there already.
 
     Raises:

@@ -74,7 +74,7 @@ def build_library(source: Path, workspace: Path, *, install_tools: bool, tell: T
     tell("building cr-sqlite from source, which takes about half a minute ...")
     archive = _compile_rust(source, workspace / "target", install_tools=install_tools, tell=tell)
     library = workspace / library_name()
-    flags = ["-O2", "-std=c99", "-fPIC", "-shared", "-I", "src", "-I", "src/sqlite"]
+    flags = ["-O2", "-s", "-std=c99", "-fPIC", "-shared", "-I", "src", "-I", "src/sqlite"]
     run([_compiler(), *flags, *_C_SOURCES, str(archive), "-o", str(library)], directory=source)
     return library
 
