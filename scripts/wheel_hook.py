@@ -45,8 +45,10 @@ class CrsqliteHook(BuildHookInterface):  # type: ignore[type-arg]
 
 
 def this_platform() -> str:
-    """The most precise platform tag. What was built here needs this machine's C library or a newer one, and that is what
-    the first manylinux tag says; the plain `linux` tag says nothing, and package indexes refuse it.
+    """The most precise platform tag.
+
+    What was built here needs this machine's C library or a newer one, and that is what the first manylinux tag says;
+    the plain `linux` tag says nothing, and package indexes refuse it.
     """
     tags = [*platform_tags()]
     return next((tag for tag in tags if not tag.startswith("linux_")), tags[0])

@@ -10,8 +10,8 @@ Rules:
    this package on its own, before the dependencies of leasemesh are installed.
 """
 
-from .acquire import acquire
 from .errors import CrsqliteError, CrsqliteMissing
 from .locate import ENTRY_POINT, VERSION, extension_path
+from .ways import acquire
 
 __all__ = ["ENTRY_POINT", "VERSION", "CrsqliteError", "CrsqliteMissing", "acquire", "extension_path"]

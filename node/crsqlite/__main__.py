@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .acquire import acquire, build_anew
 from .errors import CrsqliteError
 from .locate import extension_path
+from .ways import acquire, build_anew
 
 
 def main(arguments: list[str] | None = None) -> int:
