@@ -1,0 +1,81 @@
+-- What a node keeps for itself: no table of this file replicates. Loses nothing that peers could not tell again, except
+-- `eras`, by which peers recognise this file's history.
+
+-- Settings of this node: workspace id, node name and the like.
+CREATE TABLE node (
+    key TEXT NOT NULL PRIMARY KEY CHECK (length(key) > 0),
+    value ANY NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- From `first_version` on, the process with this token wrote the versions of this file.
+CREATE TABLE eras (
+    first_version INTEGER NOT NULL PRIMARY KEY CHECK (first_version >= 0),
+    era BLOB NOT NULL CHECK (length(era) > 0)
+) STRICT;
+
+-- This file includes everything that `site` had at that version of that era. The own entry is not stored.
+CREATE TABLE knowledge (
+    site BLOB NOT NULL PRIMARY KEY CHECK (length(site) = 16),
+    version INTEGER NOT NULL CHECK (version >= 0),
+    era BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Local versions first..last came out of one transfer; its sender had this knowledge (msgpack). Bounded; dropping a row costs
+-- a peer a harmless duplicate.
+CREATE TABLE absorbed (
+    first INTEGER NOT NULL PRIMARY KEY CHECK (first > 0),
+    last INTEGER NOT NULL CHECK (last >= first),
+    knowledge BLOB NOT NULL
+) STRICT;
+CREATE INDEX absorbed_by_last ON absorbed (last);
+
+-- How far an unfinished transfer from `site` came. Good for continuing with that site alone.
+CREATE TABLE resume (
+    site BLOB NOT NULL PRIMARY KEY CHECK (length(site) = 16),
+    version INTEGER NOT NULL CHECK (version >= 0),
+    era BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Changes that came from peers and cannot be merged yet: a table or column that is unknown here, or a row that some
+-- constraint or trigger of this file refuses. `number` never comes back, so that "parked after number N" stays true.
+-- `fingerprint` is a hash of the change without its place in the sender's history: one change is parked once.
+CREATE TABLE parked (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    fingerprint BLOB NOT NULL UNIQUE CHECK (length(fingerprint) = 16),
+    reason TEXT NOT NULL,
+    sender BLOB NOT NULL CHECK (length(sender) = 16),
+    at INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    table_name TEXT NOT NULL,
+    pk BLOB NOT NULL,
+    cid TEXT NOT NULL,
+    val ANY,
+    col_version INTEGER NOT NULL,
+    db_version INTEGER NOT NULL,
+    site_id BLOB NOT NULL CHECK (length(site_id) = 16),
+    cl INTEGER NOT NULL,
+    seq INTEGER NOT NULL
+) STRICT;
+CREATE INDEX parked_by_cell ON parked (table_name, pk, cid);
+
+-- When each node was last heard of, on this machine's monotonic clock, which starts again with each boot.
+CREATE TABLE heard (
+    site BLOB NOT NULL PRIMARY KEY CHECK (length(site) = 16),
+    incarnation BLOB NOT NULL,
+    boot TEXT NOT NULL,
+    monotonic_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- The links of the process that syncs this file, for `leasemesh status`. `peer` is the address that is dialled, or the site
+-- id in hex of a node that dialled us.
+CREATE TABLE peers (
+    peer TEXT NOT NULL PRIMARY KEY CHECK (length(peer) > 0),
+    direction TEXT NOT NULL CHECK (direction IN ('dialled', 'accepted')),
+    site BLOB CHECK (length(site) = 16),
+    name TEXT NOT NULL DEFAULT '',
+    state TEXT NOT NULL,
+    text TEXT NOT NULL DEFAULT '',
+    since_at INTEGER NOT NULL,
+    incarnation BLOB NOT NULL,
+    knowledge BLOB
+) STRICT, WITHOUT ROWID;

@@ -1,0 +1,377 @@
+"""One SQLite file with cr-sqlite: opening, transactions, and the eras by which copies of a file are found out.
+
+Rules:
+
+1. A `Database` holds two connections: the *writer*, on which every write of this process happens, and the *reader*,
+   which answers `query` outside of transactions. A reader sees committed data only and never waits for a writer (that
+   is what the write-ahead log gives), so a long merge does not freeze the app's screen.
+2. Writers of one process queue at a lock in memory; writers of different processes wait for SQLite's lock. Every
+   transaction begins IMMEDIATE, so it cannot fail half-way because somebody else wrote first.
+3. Nothing writes outside `transaction`: it is where the process's era begins (see `sync.knowledge.Lineage`). The
+   versions that a process writes are then marked as its own, and a copy of the file that goes on by itself gives
+   itself away.
+4. Statements are read to their end at once. An open cursor would hold a snapshot, keep the log from being reset, and
+   stop `close`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import apsw
+
+from node.connection import BUSY_SECONDS_MAX, DatabaseError, connect, disconnect, explain
+from sync.knowledge import Era, SiteId
+
+Value = int | float | str | bytes | None
+Row = tuple[Any, ...]
+CommitSource = Literal["local", "peer"]
+"""Where a committed change came from: this process's app, or a transfer that this process merged."""
+
+INCARNATION_BYTES = 8
+"""Length of the random token that names a process's era: chance collisions need billions of restarts of one file."""
+
+
+class Transaction:
+    """Statements inside one transaction. Made by `Database.transaction`, dead when its block ends."""
+
+    __slots__ = ("_connection", "_open")
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self._open = True
+
+    def execute(self, sql: str, parameters: Sequence[Value] | dict[str, Value] = ()) -> list[Row]:
+        """Run SQL and return all its rows."""
+        return self._alive().execute(sql, parameters).fetchall()
+
+    def execute_many(self, sql: str, parameters: Iterable[Sequence[Value]]) -> None:
+        """Run one statement for each set of parameters."""
+        self._alive().executemany(sql, parameters).fetchall()
+
+    @property
+    def changes(self) -> int:
+        """How many rows the last INSERT, UPDATE or DELETE changed, triggers not counted."""
+        return self._connection.changes()
+
+    def _alive(self) -> apsw.Connection:
+        if not self._open:
+            raise DatabaseError("This transaction has ended; use the one of the `with` block that is open now.")
+        if not self._connection.in_transaction:
+            # SQLite rolls back by itself when the disk is full or fails; going on would commit statement by statement.
+            raise DatabaseError("SQLite has rolled this transaction back after an error; leave its `with` block.")
+        return self._connection
+
+    def _end(self) -> None:
+        self._open = False
+
+
+class Database:
+    """A node's SQLite file. Every method may be called from any thread.
+
+    Attributes:
+        path: the file.
+        incarnation: the random token of this opening; it names the era of what is written through it.
+        clock_ms: the wall clock that was lent, in Unix milliseconds.
+        random_bytes: the source of randomness that was lent.
+    """
+
+    def __init__(self, path: Path, *, clock_ms: Callable[[], int], random_bytes: Callable[[int], bytes]) -> None:
+        """Use `Database.open`."""
+        self.path = path
+        self.clock_ms = clock_ms
+        self.random_bytes = random_bytes
+        self.incarnation = Era(random_bytes(INCARNATION_BYTES))
+        self._listeners: list[Callable[[CommitSource], None]] = []
+        # Who holds both takes the writing lock first.
+        self._writing = threading.RLock()
+        self._reading = threading.RLock()
+        self._owner: int | None = None
+        self._depth = 0
+        self._snapshot_owner: int | None = None
+        self._version_sql: tuple[int, str] | None = None
+        self._data_version = 0
+        self._closed = False
+        self._writer, self._reader = self._connect()
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        clock_ms: Callable[[], int],
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> Database:
+        """Open a database, or create it (its folder must exist). Migrations are `node.migrate.upgrade`'s job.
+
+        Args:
+            path: the file; not ":memory:", because two connections share it.
+            clock_ms: the wall clock, in Unix milliseconds.
+            random_bytes: where tokens and a new site id come from.
+
+        Raises:
+            DatabaseError: the file is not a database, cannot be written, or was locked for too long.
+        """
+        if os.fspath(path) in (":memory:", ""):
+            raise DatabaseError("A node needs a file, because several connections share it; give a path.")
+        return cls(Path(path).absolute(), clock_ms=clock_ms, random_bytes=random_bytes)
+
+    def close(self) -> None:
+        """Close both connections. A second call does nothing."""
+        with self._writing, self._reading:
+            if self._closed:
+                return
+            self._forbid_inside("close")
+            self._closed = True
+            disconnect(self._reader)
+            disconnect(self._writer)
+
+    def reopen(self, change: Callable[[], None] | None = None) -> None:
+        """Close both connections, run `change` while this process has none, and open them again.
+
+        Raises:
+            DatabaseError: called inside a transaction, or the file cannot be opened any more (the database is closed
+            then).
+        """
+        with self._writing, self._reading:
+            self._check_open()
+            self._forbid_inside("reopen")
+            disconnect(self._reader)
+            disconnect(self._writer)
+            self._closed = True
+            try:
+                if change is not None:
+                    change()
+            finally:
+                self._writer, self._reader = self._connect()
+                self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
+    def site_id(self) -> SiteId:
+        """The id under which cr-sqlite records this file's changes; changes only when the file is re-identified.
+
+        Read from the file each time, because another process may have re-identified it.
+        """
+        ((site,),) = self.query("SELECT site_id FROM crsql_site_id WHERE ordinal = 0")
+        assert isinstance(site, bytes)
+        return SiteId(site)
+
+    @contextmanager
+    def transaction(self, *, source: CommitSource = "local", replicated: bool = True) -> Iterator[Transaction]:
+        """Run a block as one write transaction: all of it is committed at its end, or nothing.
+
+        Inside an open transaction of the same thread the block becomes a part of that one: an error undoes the part
+        alone, and whoever catches it may go on. Another thread waits until the transaction is over.
+
+        Args:
+            source: what listeners are told.
+            replicated: False promises that only local tables are written; then no era begins.
+
+        Raises:
+            DatabaseError: locked by another process for too long, disk full, file damaged. Nothing is written then.
+        """
+        if self._owner == threading.get_ident():
+            with self._part() as part:
+                yield part
+            return
+        with self._writing:
+            self._check_open()
+            changes_before = self._writer.total_changes()
+            with self._whole(replicated) as whole:
+                yield whole
+            changed = self._writer.total_changes() != changes_before
+        if changed:
+            self.notify(source)
+
+    def query(self, sql: str, parameters: Sequence[Value] | dict[str, Value] = ()) -> list[Row]:
+        """Return all rows of a SELECT.
+
+        Inside a transaction of this thread it sees what the transaction has written so far, otherwise what is
+        committed.
+        """
+        if self._owner == threading.get_ident():
+            return self._writer.execute(sql, parameters).fetchall()
+        with self._reading:
+            self._check_open()
+            return self._reader.execute(sql, parameters).fetchall()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Let all queries of this thread in the block see one moment. Inside a transaction they do anyway."""
+        if threading.get_ident() in (self._owner, self._snapshot_owner):
+            yield
+            return
+        with self._reading:
+            self._check_open()
+            self._reader.execute("BEGIN")
+            self._snapshot_owner = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._snapshot_owner = None
+                self._reader.execute("COMMIT")
+
+    def version(self) -> int:
+        """Return the greatest version stored in the file, 0 before the first replicated write.
+
+        Not `crsql_db_version()`: a statement that changes nothing advances that in memory, and the number is given
+        again later. A peer that had been told it would miss what comes under it then.
+        """
+        with self.snapshot():
+            ((schema_version,),) = self.query("PRAGMA schema_version")
+            known = self._version_sql
+            if known is None or known[0] != schema_version:
+                assert isinstance(schema_version, int)
+                known = (schema_version, self._compose_version_sql())
+                self._version_sql = known
+            ((version,),) = self.query(known[1])
+        assert isinstance(version, int)
+        return version
+
+    def replicated_tables(self) -> list[str]:
+        """Return the names of the tables that replicate, sorted."""
+        return replicated_tables(self.query)
+
+    def data_version(self) -> int:
+        """Return a number that differs from the last one when another process has committed in between.
+
+        While a writer of this process is busy the last known number is returned: ask again later.
+        """
+        if self._writing.acquire(blocking=False):
+            try:
+                self._check_open()
+                ((version,),) = self._writer.execute("PRAGMA data_version").fetchall()
+                self._data_version = version
+            finally:
+                self._writing.release()
+        return self._data_version
+
+    def on_commit(self, callback: Callable[[CommitSource], None]) -> Callable[[], None]:
+        """Call `callback` after each transaction that wrote something, in the thread that committed, with no lock held.
+
+        Returns:
+            A function that ends this.
+        """
+        self._listeners.append(callback)
+        return lambda: self._listeners.remove(callback)
+
+    def notify(self, source: CommitSource) -> None:
+        """Tell the listeners of `on_commit` that something was committed."""
+        for listener in tuple(self._listeners):
+            listener(source)
+
+    @contextmanager
+    def _whole(self, replicated: bool) -> Iterator[Transaction]:
+        connection = self._writer
+        transaction = Transaction(connection)
+        with self._explained():
+            connection.execute("BEGIN IMMEDIATE")
+        self._owner = threading.get_ident()
+        try:
+            if replicated:
+                self._begin_era()
+            yield transaction
+            if not connection.in_transaction:
+                raise DatabaseError("SQLite has rolled the transaction back after an error; nothing of it was kept.")
+            with self._explained():
+                connection.execute("COMMIT")
+        except apsw.Error as error:
+            raise (explain(error, self.path) or error) from error
+        finally:
+            transaction._end()
+            self._owner = None
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+
+    @contextmanager
+    def _part(self) -> Iterator[Transaction]:
+        connection = self._writer
+        transaction = Transaction(connection)
+        self._depth += 1
+        name = f"part_{self._depth}"
+        connection.execute(f"SAVEPOINT {name}")
+        try:
+            yield transaction
+            transaction._alive()
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute(f"ROLLBACK TO {name}")
+            raise
+        finally:
+            transaction._end()
+            self._depth -= 1
+            if connection.in_transaction:
+                connection.execute(f"RELEASE {name}")
+
+    def _begin_era(self) -> None:
+        """Record that from the next version on this process writes, unless it is so already.
+
+        An era in which nothing was written is replaced: nobody can have heard of it.
+        """
+        try:
+            last = self._writer.execute("SELECT era FROM eras ORDER BY first_version DESC LIMIT 1").fetchall()
+        except apsw.SQLError:
+            if self._writer.table_exists("main", "eras"):
+                raise
+            return  # The first migration is creating the tables.
+        if last != [(self.incarnation,)]:
+            first_version = self.version() + 1
+            self._writer.execute("INSERT OR REPLACE INTO eras VALUES (?, ?)", (first_version, self.incarnation))
+
+    def _compose_version_sql(self) -> str:
+        terms = [f'SELECT max(db_version) AS version FROM "{table}__crsql_clock"' for table in self.replicated_tables()]
+        # Compacting after a schema change can remove the rows with the greatest version; cr-sqlite keeps the number
+        # here.
+        terms.append("SELECT CAST(value AS INTEGER) FROM crsql_master WHERE key = 'pre_compact_dbversion'")
+        return f"SELECT coalesce(max(version), 0) FROM (SELECT 0 AS version UNION ALL {' UNION ALL '.join(terms)})"
+
+    def _connect(self) -> tuple[apsw.Connection, apsw.Connection]:
+        writer = connect(self.path, random_bytes=self.random_bytes)
+        try:
+            return writer, connect(self.path, readonly=True)
+        except BaseException:
+            disconnect(writer)
+            raise
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except apsw.Error as error:
+            raise (explain(error, self.path) or error) from error
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise DatabaseError(f"{self.path} was closed; open it again to use it.")
+
+    def _forbid_inside(self, action: str) -> None:
+        if threading.get_ident() in (self._owner, self._snapshot_owner):
+            raise DatabaseError(f"Cannot {action} {self.path} inside a transaction; end the transaction first.")
+
+
+def replicated_tables(query: Callable[[str], Iterable[Row]]) -> list[str]:
+    """Return the names of the tables that replicate, sorted, as `query` sees them."""
+    sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name GLOB '*__crsql_clock' ORDER BY name"
+    return [str(name).removesuffix("__crsql_clock") for (name,) in query(sql)]
+
+
+__all__ = [
+    "BUSY_SECONDS_MAX",
+    "CommitSource",
+    "Database",
+    "DatabaseError",
+    "Row",
+    "Transaction",
+    "Value",
+    "replicated_tables",
+]
