@@ -1,0 +1,339 @@
+-- The execution model: facts that replicate, and status that is derived from them on each device.
+--
+-- Every CRR row below has one writer (or never changes), so merging never mixes two devices' work. One JSON `body` per row:
+-- a CRR pays one clock row for each column, and one cell cannot tear. What people query is a generated column.
+-- Numbers in the local tables: status 0 pending, 1 reserved, 2 unknown (reserved, the outcome of an effect is not known),
+-- 3 consumed, 4 skipped, 5 dead; claim state 0 held, 1 released, 2 lost, 3 consumed, 4 skipped, 5 dead.
+
+SELECT crsql_begin_alter('workflows');
+ALTER TABLE workflows ADD COLUMN status TEXT NOT NULL DEFAULT 'active';
+ALTER TABLE workflows ADD COLUMN error TEXT NOT NULL DEFAULT '';
+ALTER TABLE workflows ADD COLUMN handler_config TEXT NOT NULL DEFAULT '{}';
+SELECT crsql_commit_alter('workflows');
+
+SELECT crsql_begin_alter('script_runs');
+ALTER TABLE script_runs ADD COLUMN trigger TEXT NOT NULL DEFAULT 'manual';
+ALTER TABLE script_runs ADD COLUMN handler_run_count INTEGER NOT NULL DEFAULT 0;
+SELECT crsql_commit_alter('script_runs');
+
+-- Facts ------------------------------------------------------------------------------------------------------------------
+
+CREATE TABLE topics (
+    id BLOB NOT NULL PRIMARY KEY,
+    body TEXT NOT NULL DEFAULT '{}',
+    workflow TEXT AS (body ->> '$.workflow') VIRTUAL,
+    name TEXT AS (body ->> '$.name') VIRTUAL,
+    created_at INTEGER AS (body ->> '$.created_at') VIRTUAL
+);
+SELECT crsql_as_crr('main', 'topics');
+CREATE INDEX topics_by_workflow ON topics (workflow, name);
+
+-- A batch of events of one topic, published in one call: immutable. A hundred events cost one replicated row instead of a hundred.
+CREATE TABLE publications (
+    id BLOB NOT NULL PRIMARY KEY,
+    body TEXT NOT NULL DEFAULT '{}'
+);
+SELECT crsql_as_crr('main', 'publications');
+
+-- The claims of one run, all or nothing; written by the run's node only.
+CREATE TABLE reservations (
+    id BLOB NOT NULL PRIMARY KEY,
+    body TEXT NOT NULL DEFAULT '{}'
+);
+SELECT crsql_as_crr('main', 'reservations');
+
+CREATE TABLE handler_runs (
+    id BLOB NOT NULL PRIMARY KEY,
+    body TEXT NOT NULL DEFAULT '{}',
+    workflow TEXT AS (body ->> '$.workflow') VIRTUAL,
+    handler TEXT AS (body ->> '$.handler') VIRTUAL,
+    phase TEXT AS (body ->> '$.phase') VIRTUAL,
+    status TEXT AS (body ->> '$.status') VIRTUAL,
+    session TEXT AS (body ->> '$.session') VIRTUAL,
+    retry_of TEXT AS (body ->> '$.retry_of') VIRTUAL,
+    started_at INTEGER AS (body ->> '$.started_at') VIRTUAL
+);
+SELECT crsql_as_crr('main', 'handler_runs');
+CREATE INDEX handler_runs_by_status ON handler_runs (workflow, status, started_at);
+CREATE INDEX handler_runs_by_start ON handler_runs (workflow, started_at);
+CREATE INDEX handler_runs_by_session ON handler_runs (session, started_at) WHERE session IS NOT NULL;
+CREATE INDEX handler_runs_by_retry ON handler_runs (retry_of) WHERE retry_of IS NOT NULL;
+
+-- The ledger of external effects: one entry for a run, keyed by the run.
+CREATE TABLE mutations (
+    id BLOB NOT NULL PRIMARY KEY,
+    body TEXT NOT NULL DEFAULT '{}',
+    work BLOB AS (unhex(body ->> '$.work')) VIRTUAL,
+    status TEXT AS (body ->> '$.status') VIRTUAL,
+    next_reconcile_at INTEGER AS (body ->> '$.next_reconcile_at') VIRTUAL
+);
+SELECT crsql_as_crr('main', 'mutations');
+CREATE INDEX mutations_by_work ON mutations (work);
+CREATE INDEX mutations_by_status ON mutations (status, next_reconcile_at);
+
+-- What a person decided about an unknown outcome; key (work, node).
+CREATE TABLE verdicts (
+    id BLOB NOT NULL PRIMARY KEY,
+    body TEXT NOT NULL DEFAULT '{}',
+    work BLOB AS (unhex(body ->> '$.work')) VIRTUAL
+);
+SELECT crsql_as_crr('main', 'verdicts');
+CREATE INDEX verdicts_by_work ON verdicts (work);
+
+-- State of a handler as one node last wrote it; key (handler, node); the current one has the highest (version, at, run).
+CREATE TABLE handler_state (
+    id BLOB NOT NULL PRIMARY KEY,
+    body TEXT NOT NULL DEFAULT '{}',
+    handler_id BLOB AS (unhex(body ->> '$.handler_id')) VIRTUAL,
+    workflow TEXT AS (body ->> '$.workflow') VIRTUAL
+);
+SELECT crsql_as_crr('main', 'handler_state');
+CREATE INDEX handler_state_by_handler ON handler_state (handler_id);
+CREATE INDEX handler_state_by_workflow ON handler_state (workflow);
+
+-- Derived, local to this device ------------------------------------------------------------------------------------------
+
+-- One row for each event, also for events that are claimed before they arrive (publication IS NULL).
+CREATE TABLE event_index (
+    n INTEGER NOT NULL PRIMARY KEY,
+    id BLOB NOT NULL UNIQUE,
+    publication BLOB,
+    position INTEGER,
+    topic BLOB,
+    at INTEGER,
+    status INTEGER NOT NULL DEFAULT 0,
+    epoch INTEGER NOT NULL DEFAULT 0,
+    run INTEGER
+) STRICT;
+CREATE INDEX event_index_by_status ON event_index (topic, status, at);
+CREATE INDEX event_index_unknown ON event_index (n) WHERE status = 2;
+
+-- The publications of events that were published more than once (two devices polled the same mailbox).
+CREATE TABLE event_copies (
+    event INTEGER NOT NULL,
+    publication BLOB NOT NULL,
+    position INTEGER NOT NULL,
+    topic BLOB NOT NULL,
+    at INTEGER NOT NULL,
+    PRIMARY KEY (event, at, publication)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE run_index (
+    n INTEGER NOT NULL PRIMARY KEY,
+    id BLOB NOT NULL UNIQUE,
+    node BLOB,
+    state INTEGER NOT NULL DEFAULT 0,
+    unknown INTEGER NOT NULL DEFAULT 0,
+    at INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX run_index_held ON run_index (n) WHERE state = 0;
+
+CREATE TABLE claims (
+    event INTEGER NOT NULL,
+    run INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    PRIMARY KEY (event, run)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX claims_by_run ON claims (run);
+
+-- Events with two consumed claims: work that was done twice. Recorded and shown, never hidden.
+CREATE TABLE duplicates (
+    event INTEGER NOT NULL PRIMARY KEY
+) STRICT;
+
+-- When a consumer wants to run next; a wish of this device only.
+CREATE TABLE wake_ups (
+    handler_id BLOB NOT NULL PRIMARY KEY,
+    wake_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- The greatest hybrid logical time seen. A time more than 7 days ahead of it does not move it: one broken clock must not drag everyone's.
+CREATE TABLE hybrid_clock (
+    id INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
+    latest INTEGER NOT NULL
+) STRICT;
+INSERT INTO hybrid_clock VALUES (1, 0);
+
+CREATE VIEW events AS
+SELECT
+    lower(hex(e.id)) AS id,
+    p.body ->> '$.workflow' AS workflow,
+    p.body ->> '$.topic' AS topic,
+    p.body ->> ('$.events[' || e.position || '].message_id') AS message_id,
+    p.body ->> ('$.events[' || e.position || '].title') AS title,
+    p.body -> ('$.events[' || e.position || '].payload') AS payload,
+    e.at >> 16 AS created_at,
+    p.body ->> '$.run' AS created_by_run,
+    CASE e.status
+        WHEN 0 THEN 'pending' WHEN 1 THEN 'reserved' WHEN 2 THEN 'unknown'
+        WHEN 3 THEN 'consumed' WHEN 4 THEN 'skipped' ELSE 'dead' END AS status,
+    e.epoch AS epoch,
+    nullif(lower(hex(r.id)), '') AS run
+FROM event_index AS e
+JOIN publications AS p ON p.id = e.publication
+LEFT JOIN run_index AS r ON r.n = e.run;
+
+-- The folded outcome of one piece of work over all its runs and verdicts: the one place that says what "unknown" means.
+CREATE VIEW work_outcomes AS
+SELECT
+    m.work AS work,
+    CASE
+        WHEN max(m.status = 'applied') THEN 'applied'
+        WHEN EXISTS (SELECT 1 FROM verdicts AS v WHERE v.work = m.work AND v.body ->> '$.verdict' = 'happened') THEN 'applied'
+        WHEN EXISTS (SELECT 1 FROM verdicts AS v WHERE v.work = m.work AND v.body ->> '$.verdict' = 'skip') THEN 'skipped'
+        WHEN NOT max(m.status IN ('in_flight', 'needs_reconcile', 'indeterminate')) THEN
+            CASE WHEN max(m.status = 'failed') THEN 'failed' ELSE 'none' END
+        WHEN max(m.status = 'in_flight') THEN 'unknown'
+        WHEN EXISTS (SELECT 1 FROM verdicts AS v WHERE v.work = m.work AND v.body ->> '$.verdict' = 'not_happened') THEN 'failed'
+        ELSE 'unknown'
+    END AS outcome
+FROM mutations AS m
+GROUP BY m.work;
+
+-- Inserting into an absorb_ view derives; the triggers on the facts and `leasemesh doctor --rebuild` both do just that.
+
+CREATE VIEW derive_status AS SELECT NULL AS event;
+CREATE TRIGGER derive_status INSTEAD OF INSERT ON derive_status BEGIN
+    UPDATE event_index SET (status, epoch, run) = (
+        SELECT
+            CASE WHEN r.state >= 3 THEN r.state WHEN r.unknown THEN 2 WHEN r.state = 0 THEN 1 ELSE 0 END,
+            c.epoch,
+            CASE WHEN r.state >= 3 OR r.unknown OR r.state = 0 THEN c.run END
+        FROM claims AS c JOIN run_index AS r ON r.n = c.run
+        WHERE c.event = NEW.event
+        ORDER BY
+            CASE WHEN r.state >= 3 THEN r.state WHEN r.unknown THEN 6 ELSE 7 END,
+            CASE WHEN r.state < 3 AND NOT r.unknown THEN -c.epoch ELSE 0 END,
+            r.state <> 0, r.at, r.id
+        LIMIT 1)
+    WHERE n = NEW.event;
+END;
+
+CREATE VIEW absorb_publication AS SELECT NULL AS id, NULL AS topic, NULL AS at, NULL AS ids;
+CREATE TRIGGER absorb_publication INSTEAD OF INSERT ON absorb_publication BEGIN
+    UPDATE hybrid_clock SET latest = NEW.at WHERE NEW.at > latest AND NEW.at < latest + (604800000 << 16);
+    INSERT INTO event_copies (event, publication, position, topic, at)
+        SELECT e.n, e.publication, e.position, e.topic, e.at
+        FROM json_each(NEW.ids) AS j CROSS JOIN event_index AS e
+        WHERE e.id = unhex(j.value) AND e.publication <> NEW.id
+        UNION ALL
+        SELECT e.n, NEW.id, j.key, NEW.topic, NEW.at + j.key
+        FROM json_each(NEW.ids) AS j CROSS JOIN event_index AS e
+        WHERE e.id = unhex(j.value) AND e.publication <> NEW.id
+        ON CONFLICT DO NOTHING;
+    INSERT INTO event_index (id, publication, position, topic, at)
+        SELECT unhex(j.value), NEW.id, j.key, NEW.topic, NEW.at + j.key
+        FROM json_each(NEW.ids) AS j WHERE length(unhex(j.value)) = 16
+        ON CONFLICT (id) DO UPDATE SET
+            publication = excluded.publication, position = excluded.position, topic = excluded.topic, at = excluded.at
+        WHERE publication IS NULL OR (excluded.at, excluded.publication) < (at, publication);
+END;
+CREATE TRIGGER publications_inserted AFTER INSERT ON publications WHEN NEW.body <> '{}' BEGIN
+    INSERT INTO absorb_publication VALUES (
+        NEW.id, unhex(NEW.body ->> '$.topic_id'), CAST(NEW.body ->> '$.at' AS INTEGER), NEW.body -> '$.ids');
+END;
+CREATE TRIGGER publications_updated AFTER UPDATE ON publications WHEN NEW.body <> '{}' BEGIN
+    INSERT INTO absorb_publication VALUES (
+        NEW.id, unhex(NEW.body ->> '$.topic_id'), CAST(NEW.body ->> '$.at' AS INTEGER), NEW.body -> '$.ids');
+END;
+-- A deleted topic takes its events with it. An event that another publication also carries falls back to that one; one that is
+-- claimed keeps its row, without content.
+CREATE TRIGGER publications_deleted AFTER DELETE ON publications BEGIN
+    DELETE FROM event_copies WHERE publication = OLD.id AND event IN (
+        SELECT e.n FROM json_each(OLD.body, '$.ids') AS j CROSS JOIN event_index AS e WHERE e.id = unhex(j.value));
+    UPDATE event_index SET (publication, position, topic, at) = (
+        SELECT c.publication, c.position, c.topic, c.at FROM event_copies AS c
+        WHERE c.event = event_index.n ORDER BY c.at, c.publication LIMIT 1)
+    WHERE publication = OLD.id AND id IN (SELECT unhex(value) FROM json_each(OLD.body, '$.ids'));
+    DELETE FROM event_index
+    WHERE publication IS NULL AND id IN (SELECT unhex(value) FROM json_each(OLD.body, '$.ids'))
+        AND NOT EXISTS (SELECT 1 FROM claims WHERE claims.event = event_index.n);
+END;
+
+CREATE VIEW absorb_reservation AS SELECT NULL AS id, NULL AS node, NULL AS state, NULL AS at, NULL AS events;
+CREATE TRIGGER absorb_reservation INSTEAD OF INSERT ON absorb_reservation BEGIN
+    UPDATE hybrid_clock SET latest = NEW.at WHERE NEW.at > latest AND NEW.at < latest + (604800000 << 16);
+    INSERT INTO run_index (id, node, state, at) VALUES (
+        NEW.id, NEW.node,
+        CASE NEW.state WHEN 'held' THEN 0 WHEN 'lost' THEN 2 WHEN 'consumed' THEN 3
+            WHEN 'skipped' THEN 4 WHEN 'dead' THEN 5 ELSE 1 END,
+        NEW.at)
+        ON CONFLICT (id) DO UPDATE SET node = excluded.node, state = excluded.state, at = excluded.at;
+    -- NEW.events is NULL when only the state changed: the claims stand already.
+    INSERT INTO event_index (id)
+        SELECT unhex(substr(j.value, 1, 32)) FROM json_each(NEW.events) AS j
+        WHERE length(unhex(substr(j.value, 1, 32))) = 16
+        ON CONFLICT DO NOTHING;
+    INSERT INTO claims (event, run, epoch)
+        SELECT e.n, (SELECT n FROM run_index WHERE id = NEW.id), CAST(substr(j.value, 34) AS INTEGER)
+        FROM json_each(NEW.events) AS j CROSS JOIN event_index AS e
+        WHERE e.id = unhex(substr(j.value, 1, 32)) AND CAST(substr(j.value, 34) AS INTEGER) BETWEEN 1 AND 1000000
+        ON CONFLICT DO NOTHING;
+    INSERT INTO derive_status SELECT event FROM claims WHERE run = (SELECT n FROM run_index WHERE id = NEW.id);
+    INSERT INTO duplicates
+        SELECT mine.event FROM claims AS mine
+        JOIN claims AS other ON other.event = mine.event AND other.run <> mine.run
+        JOIN run_index AS r ON r.n = other.run AND r.state = 3
+        WHERE NEW.state = 'consumed' AND mine.run = (SELECT n FROM run_index WHERE id = NEW.id)
+        ON CONFLICT DO NOTHING;
+    INSERT INTO absorb_outcome SELECT work FROM mutations WHERE id = NEW.id AND work IS NOT NULL;
+END;
+CREATE TRIGGER reservations_inserted AFTER INSERT ON reservations WHEN NEW.body <> '{}' BEGIN
+    INSERT INTO absorb_reservation VALUES (
+        NEW.id, unhex(NEW.body ->> '$.node'), NEW.body ->> '$.state', CAST(NEW.body ->> '$.at' AS INTEGER), NEW.body -> '$.events');
+END;
+CREATE TRIGGER reservations_updated AFTER UPDATE ON reservations WHEN NEW.body <> '{}' BEGIN
+    -- The claims of a run never change; should a row that says otherwise arrive, the last one counts, on every device.
+    INSERT INTO forget_claims SELECT OLD.id, OLD.body -> '$.events'
+        WHERE OLD.body <> '{}' AND NEW.body -> '$.events' IS NOT OLD.body -> '$.events';
+    INSERT INTO absorb_reservation VALUES (
+        NEW.id, unhex(NEW.body ->> '$.node'), NEW.body ->> '$.state', CAST(NEW.body ->> '$.at' AS INTEGER),
+        CASE WHEN NEW.body -> '$.events' IS NOT OLD.body -> '$.events' THEN NEW.body -> '$.events' END);
+END;
+CREATE TRIGGER reservations_deleted AFTER DELETE ON reservations BEGIN
+    INSERT INTO forget_claims VALUES (OLD.id, OLD.body -> '$.events');
+    DELETE FROM run_index WHERE id = OLD.id;
+END;
+CREATE VIEW forget_claims AS SELECT NULL AS id, NULL AS events;
+CREATE TRIGGER forget_claims INSTEAD OF INSERT ON forget_claims BEGIN
+    DELETE FROM claims WHERE run = (SELECT n FROM run_index WHERE id = NEW.id);
+    UPDATE event_index SET status = 0, epoch = 0, run = NULL
+        WHERE id IN (SELECT unhex(substr(value, 1, 32)) FROM json_each(NEW.events));
+    INSERT INTO derive_status
+        SELECT e.n FROM json_each(NEW.events) AS j CROSS JOIN event_index AS e
+        WHERE e.id = unhex(substr(j.value, 1, 32)) AND EXISTS (SELECT 1 FROM claims WHERE claims.event = e.n);
+    DELETE FROM duplicates WHERE event IN (
+        SELECT e.n FROM json_each(NEW.events) AS j CROSS JOIN event_index AS e
+        WHERE e.id = unhex(substr(j.value, 1, 32))
+            AND 2 > (SELECT count(*) FROM claims AS c JOIN run_index AS r ON r.n = c.run WHERE c.event = e.n AND r.state = 3));
+END;
+
+-- An effect in flight or unknown keeps its events reserved, whatever the claims say; see work_outcomes.
+CREATE VIEW absorb_outcome AS SELECT NULL AS work;
+CREATE TRIGGER absorb_outcome INSTEAD OF INSERT ON absorb_outcome BEGIN
+    UPDATE run_index SET unknown = (
+        SELECT coalesce(max(w.outcome = 'unknown'), 0) FROM work_outcomes AS w WHERE w.work = NEW.work)
+    WHERE id IN (SELECT id FROM mutations WHERE work = NEW.work);
+    INSERT INTO derive_status
+        SELECT DISTINCT c.event FROM mutations AS m JOIN run_index AS r ON r.id = m.id JOIN claims AS c ON c.run = r.n
+        WHERE m.work = NEW.work;
+END;
+CREATE TRIGGER mutations_inserted AFTER INSERT ON mutations WHEN NEW.work IS NOT NULL BEGIN
+    INSERT INTO absorb_outcome VALUES (NEW.work);
+END;
+CREATE TRIGGER mutations_updated AFTER UPDATE ON mutations WHEN NEW.work IS NOT NULL BEGIN
+    INSERT INTO absorb_outcome VALUES (NEW.work);
+END;
+CREATE TRIGGER verdicts_inserted AFTER INSERT ON verdicts WHEN NEW.work IS NOT NULL BEGIN
+    INSERT INTO absorb_outcome VALUES (NEW.work);
+END;
+CREATE TRIGGER verdicts_updated AFTER UPDATE ON verdicts WHEN NEW.work IS NOT NULL BEGIN
+    INSERT INTO absorb_outcome VALUES (NEW.work);
+END;
+
+-- Since when this device itself has seen another node's claims unchanged (its own monotonic clock, for one boot of the machine).
+CREATE TABLE claim_watches (
+    run BLOB NOT NULL PRIMARY KEY,
+    boot TEXT NOT NULL,
+    since_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;

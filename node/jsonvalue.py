@@ -1,0 +1,75 @@
+"""JSON as leasemesh stores it: checked on the way in, compact, UTF-8, no NaN."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from node.errors import InvalidInput
+
+Json = Any
+"""None, bool, int, float, str, list and dict of these. `Any`, because a recursive alias helps no caller."""
+
+TEXT_CHARACTERS_MAX = 512
+"""For names and message ids: long enough for an RFC 5322 Message-ID (998 is the line limit, 250 the longest seen in
+practice)."""
+
+TITLE_CHARACTERS_MAX = 1_000
+PAYLOAD_BYTES_MAX = 1024 * 1024
+"""One event must fit a wire message several times over; files belong elsewhere, with their address in the payload."""
+
+_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def encode(name: str, value: Json, bytes_max: int = PAYLOAD_BYTES_MAX) -> str:
+    """Return `value` as compact JSON.
+
+    Raises:
+        InvalidInput: naming `name`, when it is not JSON, not encodable as UTF-8, or longer than `bytes_max`.
+    """
+    try:
+        text = _encoder.encode(value)
+        size = len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidInput(name, "contains text that is not valid Unicode") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(name, f"is not JSON ({error})") from error
+    if size > bytes_max:
+        raise InvalidInput(
+            name, f"has {size:,} bytes as JSON, the limit is {bytes_max:,}; store large content elsewhere"
+        )
+    return text
+
+
+def check_text(name: str, value: object, *, characters_max: int = TEXT_CHARACTERS_MAX, empty: bool = False) -> str:
+    """Return `value` when it is text of a permitted length.
+
+    Raises:
+        InvalidInput: naming `name`.
+    """
+    if not isinstance(value, str):
+        raise InvalidInput(name, f"must be text, not {type(value).__name__}")
+    if not value and not empty:
+        raise InvalidInput(name, "must not be empty")
+    if len(value) > characters_max:
+        raise InvalidInput(name, f"has {len(value):,} characters, the limit is {characters_max:,}")
+    if "\x00" in value:
+        raise InvalidInput(name, "contains a NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(name, "is not valid Unicode text") from error
+    return value
+
+
+def check_whole(name: str, value: object, *, least: int, most: int) -> int:
+    """Return `value` when it is a whole number in the range.
+
+    Raises:
+        InvalidInput: naming `name`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidInput(name, f"must be a whole number, not {type(value).__name__}")
+    if not least <= value <= most:
+        raise InvalidInput(name, f"is {value:,}; it must be between {least:,} and {most:,}")
+    return value

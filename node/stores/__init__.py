@@ -1,0 +1,36 @@
+"""The stores: all SQL over the execution model's tables. Synchronous, explicit transactions, no sockets."""
+
+from node.stores.events import ClaimInfo, EventStore, Explanation, PublishCounts, Published
+from node.stores.leasing import ReservationInfo
+from node.stores.mutations import Mutation, MutationStore, VerdictInfo
+from node.stores.publications import NewEvent
+from node.stores.reading import Event, TopicCounts
+from node.stores.runs import HandlerRun, HandlerRunStore
+from node.stores.states import HandlerState, HandlerStateStore
+from node.stores.topics import Topic, TopicStore
+from node.stores.workflows import ScriptRun, ScriptRunStore, Workflow, WorkflowStore
+
+__all__ = [
+    "ClaimInfo",
+    "Event",
+    "EventStore",
+    "Explanation",
+    "HandlerRun",
+    "HandlerRunStore",
+    "HandlerState",
+    "HandlerStateStore",
+    "Mutation",
+    "MutationStore",
+    "NewEvent",
+    "PublishCounts",
+    "Published",
+    "ReservationInfo",
+    "ScriptRun",
+    "ScriptRunStore",
+    "Topic",
+    "TopicCounts",
+    "TopicStore",
+    "VerdictInfo",
+    "Workflow",
+    "WorkflowStore",
+]

@@ -1,0 +1,308 @@
+"""Reserving events and settling them: every operation is one transaction that ends with exactly what it returned, or
+with nothing.
+
+A reservation is one replicated row for a run, however many events it claims; the node of the run is its only writer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from node import ids
+from node.clock import next_hybrid_time
+from node.database import Transaction
+from node.errors import IllegalState, InvalidInput, LeaseLost, NotAvailable, NotFound
+from node.ids import EventId, NodeId, RunId
+from node.jsonvalue import check_text, check_whole
+from node.leases import EPOCH_MAX, EventStatus
+from node.stores.base import blob_of
+from node.stores.reading import Event, EventReader, status_name
+
+Outcome = Literal["consumed", "skipped", "dead"]
+CLAIMS_MAX = 1_000
+"""Events in one reservation: it is one row, and settling it is one transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationInfo:
+    """A reservation as its row says.
+
+    Attributes:
+        run: its run.
+        node: the node that made it.
+        incarnation: the process of that node that did.
+        workflow, handler: what for.
+        at: hybrid time.
+        state: held, released, lost, consumed, skipped or dead.
+        claims: event id -> epoch.
+    """
+
+    run: RunId
+    node: NodeId
+    incarnation: str
+    workflow: str
+    handler: str
+    at: int
+    state: str
+    claims: dict[EventId, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    id: EventId
+    status: int
+    epoch: int
+    run: str
+
+
+class Leasing(EventReader):
+    """The part of the event store that hands out work."""
+
+    def reserve(
+        self,
+        run: str,
+        workflow: str,
+        wanted: Sequence[tuple[str, Sequence[str]]],
+        *,
+        partial: bool = False,
+        handler: str = "manual",
+    ) -> list[Event]:
+        """Claim the named events for `run`, all or nothing.
+
+        Args:
+            run: a new run id; a run reserves once.
+            workflow: the events' workflow.
+            wanted: (topic, message ids) pairs; at most 1,000 events together.
+            partial: take what is pending and return exactly that, which may be nothing.
+            handler: the handler the run belongs to.
+
+        Raises:
+            NotFound: naming the events that do not exist.
+            NotAvailable: naming the events that are not pending (not with `partial`).
+            IllegalState: the run has reserved before.
+            InvalidInput: nothing, or too much, was asked for.
+        """
+        names = {
+            identifier: f"{topic}/{message_id}"
+            for topic, message_ids in wanted
+            for message_id, identifier in zip(
+                message_ids, ids.event_ids(ids.topic_id(workflow, topic), message_ids), strict=True
+            )
+        }
+        check_whole("number of events to reserve", len(names), least=1, most=CLAIMS_MAX)
+        with self._database.transaction() as transaction:
+            found = self._candidates(list(names))
+            missing = [name for identifier, name in names.items() if identifier not in found]
+            if missing:
+                raise NotFound("event", missing, f"workflow {workflow} has no such message ids; nothing was reserved")
+            free = [candidate for candidate in found.values() if candidate.status == EventStatus.PENDING]
+            if len(free) < len(found) and not partial:
+                raise NotAvailable(
+                    {names[one.id]: self._holder(one) for one in found.values() if one.status != EventStatus.PENDING}
+                )
+            return self._claim(transaction, run, workflow, handler, free)
+
+    def reserve_next(
+        self, run: str, workflow: str, topic: str, *, limit: int = 100, handler: str = "manual"
+    ) -> list[Event]:
+        """Claim the oldest pending events of a topic for `run`; returns them, an empty list when there are none.
+
+        Raises:
+            InvalidInput: `limit` is not within 1..1,000.
+            IllegalState: the run has reserved before.
+        """
+        check_whole("limit", limit, least=1, most=CLAIMS_MAX)
+        with self._database.transaction() as transaction:
+            rows = self._database.query(
+                "SELECT e.id, e.status, e.epoch, NULL FROM event_index AS e "
+                "WHERE e.topic = ? AND e.status = 0 ORDER BY e.at, e.id LIMIT ?",
+                (blob_of(ids.topic_id(workflow, topic)), limit),
+            )
+            return self._claim(transaction, run, workflow, handler, [_candidate(row) for row in rows])
+
+    def reservation(self, run: str) -> ReservationInfo | None:
+        """Return the reservation of a run."""
+        body = self._body("reservations", run)
+        if body is None:
+            return None
+        pairs = (claim.split("@") for claim in body["events"])
+        return ReservationInfo(
+            run=RunId(run),
+            node=NodeId(body["node"]),
+            incarnation=body["incarnation"],
+            workflow=body["workflow"],
+            handler=body["handler"],
+            at=body["at"],
+            state=body["state"],
+            claims={EventId(event): int(epoch) for event, epoch in pairs},
+        )
+
+    def find_run(self, prefix: str) -> RunId | None:
+        """Return the id of the run with a reservation whose id begins with `prefix`; raises as `find` does."""
+        found = self._by_prefix("run_index", "run", prefix)
+        return RunId(found) if found else None
+
+    def held_runs(self, *, own: bool) -> list[RunId]:
+        """Return the runs whose reservations are held, oldest first: this node's, or those of all others."""
+        rows = self._database.query(
+            f"SELECT id FROM run_index WHERE state = 0 AND node {'=' if own else '<>'} ? ORDER BY n",
+            (self._database.site_id,),
+        )
+        return [RunId(row[0].hex()) for row in rows]
+
+    def consume(self, run: str, *, effect_happened: bool = False) -> int:
+        """Settle all events of `run` as consumed and return how many; 0 when they were before.
+
+        Args:
+            run: a run of this node.
+            effect_happened: record the outcome even if the lease was lost. Use it only when something irrevocable
+                was done for
+                these events: what happened must be known everywhere, and shows as a duplicate when another run did
+                    it too.
+
+        Raises:
+            LeaseLost: naming the events that the run no longer owns; nothing is settled.
+            NotFound, NotOwner, IllegalState: no such reservation, another node's, or already ended otherwise.
+        """
+        return self._settle(run, "consumed", effect_happened)
+
+    def skip(self, run: str) -> int:
+        """Settle all events of `run` as skipped: never to be done. Returns and raises as `consume` does."""
+        return self._settle(run, "skipped", False)
+
+    def bury(self, run: str) -> int:
+        """Settle all events of `run` as dead: given up after too many failures. Returns and raises as `consume`
+        does."""
+        return self._settle(run, "dead", False)
+
+    def release(self, run: str) -> int:
+        """Give the events of `run` back: they become pending with the next attempt number.
+
+        Returns how many events it gave up, 0 when the reservation had ended by release before.
+
+        Raises:
+            NotFound, NotOwner, IllegalState: no such reservation, another node's, or settled.
+        """
+        with self._database.transaction() as transaction:
+            state = self._own_state(run)
+            if state in ("released", "lost"):
+                return 0
+            if state != "held":
+                raise IllegalState(f"the reservation of run {run}", state, "what is settled cannot be released")
+            owned = len(self.reserved_by(run))
+            lost = bool(self._not_owned(run))
+            _set_state(transaction, run, "lost" if lost else "released")
+            return owned
+
+    def take_over(self, run: str, events: Sequence[str], *, handler: str = "manual") -> list[Event]:
+        """Claim events that other runs hold for `run`, at the next epoch. All or nothing.
+
+        Whether the holders have been silent for long enough is decided by `node.staleness` before this is called.
+
+        Raises:
+            NotFound: an event does not exist.
+            IllegalState: an event is not reserved (reserve it instead), is settled, or its effect's outcome is unknown.
+        """
+        check_whole("number of events to take over", len(events), least=1, most=CLAIMS_MAX)
+        with self._database.transaction() as transaction:
+            found = self._candidates([EventId(event) for event in events])
+            missing = [event for event in events if event not in found]
+            if missing:
+                raise NotFound("event", missing)
+            for one in found.values():
+                if one.status != EventStatus.RESERVED:
+                    raise IllegalState(
+                        f"event {one.id}", status_name(one.status), "only a reserved event can be taken over"
+                    )
+            loaded = self.get(events[0])
+            return self._claim(transaction, run, loaded.workflow if loaded else "", handler, list(found.values()))
+
+    def _claim(
+        self, transaction: Transaction, run: str, workflow: str, handler: str, candidates: Sequence[_Candidate]
+    ) -> list[Event]:
+        if not candidates:
+            return []
+        if max(candidate.epoch for candidate in candidates) >= EPOCH_MAX:
+            raise InvalidInput("event", f"was claimed {EPOCH_MAX:,} times; that is a fault and not work")
+        blob = blob_of(run)
+        if self._database.query("SELECT 1 FROM run_index WHERE id = ?", (blob,)):
+            raise IllegalState(f"run {run}", "used", "a run reserves once; take a new run id")
+        body = {
+            "node": self._node,
+            "incarnation": self._database.incarnation.hex(),
+            "workflow": workflow,
+            "handler": check_text("handler", handler),
+            "at": self._issue_time(transaction, 1),
+            "state": "held",
+            "events": [f"{candidate.id}@{candidate.epoch + 1}" for candidate in candidates],
+        }
+        transaction.execute("INSERT INTO reservations (id, body) VALUES (?, ?)", (blob, json.dumps(body)))
+        return self.reserved_by(run)
+
+    def _issue_time(self, transaction: Transaction, count: int) -> int:
+        """Return the first of `count` consecutive hybrid times, later than all seen."""
+        latest = transaction.execute("SELECT latest FROM hybrid_clock")[0][0]
+        first = next_hybrid_time(self._database.clock_ms(), latest)
+        transaction.execute("UPDATE hybrid_clock SET latest = ?", (first + count - 1,))
+        return first
+
+    def _candidates(self, identifiers: Sequence[EventId]) -> dict[EventId, _Candidate]:
+        rows = self._database.query(
+            "SELECT e.id, e.status, e.epoch, (SELECT lower(hex(r.id)) FROM run_index AS r WHERE r.n = e.run) "
+            "FROM json_each(?) AS j CROSS JOIN event_index AS e "
+            "WHERE e.id = unhex(j.value) AND e.publication IS NOT NULL ORDER BY j.key",
+            (json.dumps(identifiers),),
+        )
+        return {candidate.id: candidate for candidate in map(_candidate, rows)}
+
+    def _holder(self, candidate: _Candidate) -> str:
+        return status_name(candidate.status) + (f" by run {ids.short(candidate.run)}" if candidate.run else "")
+
+    def _own_state(self, run: str) -> str:
+        rows = self._database.query(
+            "SELECT body ->> '$.node', body ->> '$.state' FROM reservations WHERE id = ?", (blob_of(run),)
+        )
+        if not rows:
+            raise NotFound("reservation of run", [run], "`leasemesh status` lists the held ones")
+        self._refuse_other_writer(run, rows[0][0])
+        return str(rows[0][1])
+
+    def _not_owned(self, run: str) -> dict[str, str]:
+        """Return event id -> owner for each event that `run` claimed and does not own."""
+        rows = self._database.query(
+            "SELECT lower(hex(e.id)), (SELECT lower(hex(o.id)) FROM run_index AS o WHERE o.n = e.run) "
+            "FROM run_index AS r CROSS JOIN claims AS c ON c.run = r.n CROSS JOIN event_index AS e ON e.n = c.event "
+            "WHERE r.id = ? AND NOT (e.status IN (1, 2) AND e.run = c.run) ORDER BY e.at, e.id",
+            (blob_of(run),),
+        )
+        return {event: owner or "" for event, owner in rows}
+
+    def _settle(self, run: str, outcome: Outcome, effect_happened: bool) -> int:
+        with self._database.transaction() as transaction:
+            state = self._own_state(run)
+            if state == outcome:
+                return 0
+            if state != "held" and not (effect_happened and state in ("released", "lost")):
+                raise IllegalState(f"the reservation of run {run}", state, f"it cannot become {outcome}")
+            lost = self._not_owned(run)
+            if lost and not effect_happened:
+                raise LeaseLost(run, lost)
+            _set_state(transaction, run, outcome)
+            rows = self._database.query(
+                "SELECT count(*) FROM run_index AS r CROSS JOIN claims AS c ON c.run = r.n WHERE r.id = ?",
+                (blob_of(run),),
+            )
+            return int(rows[0][0])
+
+
+def _set_state(transaction: Transaction, run: str, state: str) -> None:
+    transaction.execute(
+        "UPDATE reservations SET body = json_set(body, '$.state', ?) WHERE id = ?", (state, blob_of(run))
+    )
+
+
+def _candidate(row: tuple[Any, ...]) -> _Candidate:
+    return _Candidate(id=EventId(row[0].hex()), status=row[1], epoch=row[2], run=row[3] or "")

@@ -1,0 +1,134 @@
+"""Publications: how events travel. A publication is one immutable row with a batch of events of one topic.
+
+A hundred events published together cost one replicated row: that is what makes publishing, catching up and merging
+fast. Which events exist, in which order and in which status is derived into the local table event_index.
+"""
+
+from __future__ import annotations
+
+import json
+import marshal
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from node.clock import HybridTime
+from node.database import Database
+from node.ids import EventId, TopicId
+from node.jsonvalue import TITLE_CHARACTERS_MAX, Json, check_text, encode
+
+EVENTS_MAX = 128
+"""Events in one publication. Reading one event parses its publication: more would make single reads slow."""
+
+BYTES_TARGET = 64 * 1024
+"""A publication is closed when it has grown to this; only a single large event makes a larger one."""
+
+CACHED_MAX = 64
+"""Parsed publications kept by a reader: a few hundred kilobytes, at the worst 64 large events."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event to publish.
+
+    Attributes:
+        message_id: identity within the topic; publishing the same one again changes nothing.
+        title: for people.
+        payload: any JSON value, at most 1 MiB as text.
+    """
+
+    message_id: str
+    title: str = ""
+    payload: Json = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What all events of one call have in common."""
+
+    workflow: str
+    topic: str
+    topic_id: TopicId
+    run: str | None
+    caused_by: str | None
+
+
+def encode_event(event: NewEvent) -> str:
+    """Return an event as it stands in a publication.
+
+    Raises:
+        InvalidInput: naming the part that cannot be accepted.
+    """
+    message_id = check_text("message_id", event.message_id)
+    title = check_text(f"title of {message_id}", event.title, characters_max=TITLE_CHARACTERS_MAX, empty=True)
+    payload = encode(f"payload of {message_id}", event.payload)
+    return f'{{"message_id":{json.dumps(message_id)},"title":{json.dumps(title)},"payload":{payload}}}'
+
+
+def cut(events: Sequence[tuple[EventId, str]]) -> Iterator[Sequence[tuple[EventId, str]]]:
+    """Cut encoded events, in order, into the contents of publications."""
+    start = 0
+    size = 0
+    for index, (_, text) in enumerate(events):
+        if index > start and (size + len(text) > BYTES_TARGET or index - start == EVENTS_MAX):
+            yield events[start:index]
+            start, size = index, 0
+        size += len(text)
+    if start < len(events):
+        yield events[start:]
+
+
+def encode_publication(origin: Origin, at: HybridTime, events: Sequence[tuple[EventId, str]]) -> str:
+    """Return the body of a publication. Event number i has the hybrid time `at + i`."""
+    head: dict[str, Any] = {"workflow": origin.workflow, "topic": origin.topic, "topic_id": origin.topic_id, "at": at}
+    if origin.run is not None:
+        head["run"] = origin.run
+    if origin.caused_by is not None:
+        head["caused_by"] = origin.caused_by
+    ids = '","'.join(identifier for identifier, _ in events)
+    texts = ",".join(text for _, text in events)
+    return f'{json.dumps(head)[:-1]},"ids":["{ids}"],"events":[{texts}]}}'
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A parsed publication.
+
+    Attributes:
+        head: its body without ids and events.
+        events: each event's fields, marshalled: callers get their own objects to change, at a tenth of the price of
+            a deep copy.
+    """
+
+    head: dict[str, Any]
+    events: list[bytes]
+
+    def event(self, position: int) -> dict[str, Any]:
+        """Return the fields of one event, {} when there is none at that position."""
+        fields: dict[str, Any] = marshal.loads(self.events[position]) if position < len(self.events) else {}
+        return fields
+
+
+class PublicationReader:
+    """Reads publications and keeps the last ones: they never change, and events are mostly read in the order of
+    publishing."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._parsed: OrderedDict[bytes, Publication] = OrderedDict()
+
+    def get(self, identifier: bytes) -> Publication:
+        """Return a publication; an empty one when it has been deleted."""
+        parsed = self._parsed.get(identifier)
+        if parsed is not None:
+            self._parsed.move_to_end(identifier)
+            return parsed
+        rows = self._database.query("SELECT body FROM publications WHERE id = ?", (identifier,))
+        body = json.loads(rows[0][0]) if rows else {}
+        events = body.pop("events", [])
+        parsed = Publication(body, [marshal.dumps(event) for event in events])
+        self._parsed[identifier] = parsed
+        if len(self._parsed) > CACHED_MAX:
+            self._parsed.popitem(last=False)
+        return parsed

@@ -1,0 +1,217 @@
+"""Reading events: what an event looks like to a caller, lists, look-ups by id, message id or a short form, and
+counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from node import ids
+from node.clock import unix_ms
+from node.database import Database
+from node.errors import Ambiguous, InvalidInput
+from node.ids import EventId, RunId
+from node.jsonvalue import Json, check_whole
+from node.leases import EventStatus
+from node.stores.base import Store, blob_of
+from node.stores.publications import PublicationReader
+
+StatusName = Literal["pending", "reserved", "unknown", "consumed", "skipped", "dead"]
+LIST_MAX = 10_000
+"""Events that one call returns at the most; a caller who wants more asks again."""
+
+_COLUMNS = (
+    "e.id, e.publication, e.position, e.at, e.status, e.epoch, (SELECT r.id FROM run_index AS r WHERE r.n = e.run)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event as this device knows it.
+
+    Attributes:
+        id: 32 hexadecimal characters, the same on every device.
+        workflow, topic, message_id: its identity for people.
+        title: for people.
+        payload: the JSON value that was published.
+        created_at: Unix milliseconds of the first publication.
+        created_by_run: the run that published it, if one did.
+        caused_by: the event whose processing published it, if any.
+        status: pending, reserved, unknown (reserved; the outcome of an effect is not known), consumed, skipped or dead.
+        epoch: how often it has been claimed anew; the attempt number is this + 1.
+        run: the run that holds or settled it, None when pending.
+    """
+
+    id: EventId
+    workflow: str
+    topic: str
+    message_id: str
+    title: str
+    payload: Json
+    created_at: int
+    created_by_run: str | None
+    caused_by: str | None
+    status: StatusName
+    epoch: int
+    run: RunId | None
+
+
+@dataclass(frozen=True, slots=True)
+class TopicCounts:
+    """How many events of a topic have which status; statuses that no event has are absent."""
+
+    topic: str
+    by_status: dict[StatusName, int]
+
+    @property
+    def total(self) -> int:
+        """All events of the topic."""
+        return sum(self.by_status.values())
+
+
+class EventReader(Store):
+    """The read half of the event store."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self._publications = PublicationReader(database)
+
+    def peek(self, workflow: str, topic: str, *, limit: int = 100, status: StatusName = "pending") -> list[Event]:
+        """Return the oldest events of a topic that have `status`, by creation time. Changes nothing.
+
+        Costs the same whatever number of events has been settled.
+
+        Raises:
+            InvalidInput: `limit` is not within 1..10,000 or `status` is not a status.
+        """
+        check_whole("limit", limit, least=1, most=LIST_MAX)
+        topic_id = ids.topic_id(workflow, topic)
+        return self._events(
+            f"SELECT {_COLUMNS} FROM event_index AS e WHERE e.topic = ? AND e.status = ? ORDER BY e.at, e.id LIMIT ?",
+            (blob_of(topic_id), status_number(status), limit),
+        )
+
+    def get(self, event: str) -> Event | None:
+        """Return the event with this id (32 hexadecimal characters)."""
+        found = self._events(
+            f"SELECT {_COLUMNS} FROM event_index AS e WHERE e.id = ? AND e.publication IS NOT NULL", (blob_of(event),)
+        )
+        return found[0] if found else None
+
+    def get_by_message_id(self, workflow: str, topic: str, message_id: str) -> Event | None:
+        """Return the event that a topic has under this message id."""
+        return self.get(ids.event_id(ids.topic_id(workflow, topic), message_id))
+
+    def get_many(self, workflow: str, topic: str, message_ids: Sequence[str]) -> list[Event]:
+        """Return those of the named events that exist, in the order of the names, whatever their status."""
+        identifiers = ids.event_ids(ids.topic_id(workflow, topic), message_ids)
+        return self._events(
+            f"SELECT {_COLUMNS} FROM json_each(?) AS j CROSS JOIN event_index AS e "
+            "WHERE e.id = unhex(j.value) AND e.publication IS NOT NULL ORDER BY j.key",
+            (json.dumps(identifiers),),
+        )
+
+    def find(self, prefix: str) -> Event | None:
+        """Return the event whose id begins with `prefix` (at least 4 hexadecimal characters), as tables show it.
+
+        Raises:
+            Ambiguous: more than one does.
+            InvalidInput: not hexadecimal, or too short.
+        """
+        found = self._by_prefix("event_index", "event", prefix)
+        return self.get(found) if found else None
+
+    def reserved_by(self, run: str) -> list[Event]:
+        """Return the events that a run owns now, oldest first."""
+        return self._events(
+            f"SELECT {_COLUMNS} FROM run_index AS r CROSS JOIN claims AS c ON c.run = r.n "
+            "CROSS JOIN event_index AS e ON e.n = c.event "
+            "WHERE r.id = ? AND e.run = c.run AND e.status IN (1, 2) ORDER BY e.at, e.id",
+            (blob_of(run),),
+        )
+
+    def count_pending(self, workflow: str, topic: str) -> int:
+        """Return how many events of a topic are pending."""
+        rows = self._database.query(
+            "SELECT count(*) FROM event_index WHERE topic = ? AND status = 0", (blob_of(ids.topic_id(workflow, topic)),)
+        )
+        return int(rows[0][0])
+
+    def counts(self, workflow: str) -> list[TopicCounts]:
+        """Return the counts of every topic of a workflow, by topic name. Reads an index entry for each event."""
+        rows = self._database.query(
+            "SELECT t.name, (SELECT json_group_array(json_array(status, n)) FROM ("
+            "SELECT e.status, count(*) AS n FROM event_index AS e WHERE e.topic = t.id GROUP BY e.status)) "
+            "FROM topics AS t WHERE t.workflow = ? ORDER BY t.name",
+            (workflow,),
+        )
+        return [
+            TopicCounts(name, {status_name(status): n for status, n in json.loads(counts)}) for name, counts in rows
+        ]
+
+    def duplicates(self, *, limit: int = 100) -> list[Event]:
+        """Return events that two runs consumed, the newest first."""
+        check_whole("limit", limit, least=1, most=LIST_MAX)
+        return self._events(
+            f"SELECT {_COLUMNS} FROM (SELECT event FROM duplicates ORDER BY event DESC LIMIT ?) AS d "
+            "CROSS JOIN event_index AS e ON e.n = d.event WHERE e.publication IS NOT NULL",
+            (limit,),
+        )
+
+    def count_duplicates(self) -> int:
+        """Return how many events two runs consumed."""
+        return int(self._database.query("SELECT count(*) FROM duplicates")[0][0])
+
+    def _by_prefix(self, table: str, kind: str, prefix: str) -> str | None:
+        prefix = prefix.lower()
+        if not 4 <= len(prefix) <= 2 * ids.ID_BYTES or prefix.strip("0123456789abcdef"):
+            raise InvalidInput(kind, f"{prefix!r} is not the beginning of an id (4 to 32 hexadecimal characters)")
+        low, high = bytes.fromhex(prefix.ljust(32, "0")), bytes.fromhex(prefix.ljust(32, "f"))
+        rows = self._database.query(f"SELECT lower(hex(id)) FROM {table} WHERE id BETWEEN ? AND ? LIMIT 4", (low, high))
+        if len(rows) > 1:
+            raise Ambiguous(kind, prefix, [row[0] for row in rows])
+        return str(rows[0][0]) if rows else None
+
+    def _events(self, sql: str, parameters: tuple[object, ...]) -> list[Event]:
+        return list(self._loaded(self._database.query(sql, parameters)))
+
+    def _loaded(self, rows: Iterable[tuple[Any, ...]]) -> Iterable[Event]:
+        for identifier, publication, position, at, status, epoch, run in rows:
+            content = self._publications.get(publication)
+            head, fields = content.head, content.event(position)
+            yield Event(
+                id=EventId(identifier.hex()),
+                workflow=head.get("workflow", ""),
+                topic=head.get("topic", ""),
+                message_id=fields.get("message_id", ""),
+                title=fields.get("title", ""),
+                payload=fields.get("payload"),
+                created_at=unix_ms(at),
+                created_by_run=head.get("run"),
+                caused_by=head.get("caused_by"),
+                status=status_name(status),
+                epoch=epoch,
+                run=None if run is None else RunId(run.hex()),
+            )
+
+
+_NAMES: tuple[StatusName, ...] = ("pending", "reserved", "unknown", "consumed", "skipped", "dead")
+
+
+def status_name(number: int) -> StatusName:
+    """Return the name of a status."""
+    return _NAMES[number]
+
+
+def status_number(name: str) -> EventStatus:
+    """Return the status of that name.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    try:
+        return EventStatus[name.upper()]
+    except KeyError as error:
+        raise InvalidInput("status", f"{name!r} is not one of {', '.join(_NAMES)}") from error

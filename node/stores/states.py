@@ -1,0 +1,113 @@
+"""Handler state: what a handler remembers between runs. Each node writes a row of its own; the current one wins by
+version."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from node import ids
+from node.errors import StaleVersion
+from node.ids import HandlerId, NodeId
+from node.jsonvalue import Json, check_text, check_whole, encode
+from node.stores.base import Store, blob_of
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerState:
+    """The state of a handler.
+
+    Attributes:
+        workflow, handler: whose.
+        version: 1, 2, 3...; 0 is "never written".
+        state: the JSON value.
+        run: the run that wrote it.
+        node: the device that wrote it.
+        at: Unix milliseconds.
+    """
+
+    workflow: str
+    handler: str
+    version: int
+    state: Json
+    run: str
+    node: NodeId
+    at: int
+
+
+class HandlerStateStore(Store):
+    """Current states, and this device's wake-up times."""
+
+    def get(self, workflow: str, handler: str) -> HandlerState | None:
+        """Return the current state: the highest (version, time, run) of all nodes' rows."""
+        rows = self._database.query(
+            "SELECT body FROM handler_state WHERE handler_id = ?", (blob_of(ids.handler_id(workflow, handler)),)
+        )
+        return max((_state(row[0]) for row in rows), key=_rank, default=None)
+
+    def set(self, workflow: str, handler: str, state: Json, *, run: str, expected_version: int) -> HandlerState:
+        """Write the next version of a handler's state.
+
+        Args:
+            workflow, handler: whose.
+            state: the JSON value.
+            run: the run that returns it.
+            expected_version: the version that the run began with, 0 for none.
+
+        Raises:
+            StaleVersion: the current version is another one; nothing is written.
+            InvalidInput: the state is not JSON or over 1 MiB.
+        """
+        handler_id = ids.handler_id(check_text("workflow", workflow), check_text("handler", handler))
+        with self._database.transaction() as transaction:
+            current = self.get(workflow, handler)
+            version = current.version if current else 0
+            if version != expected_version:
+                raise StaleVersion(f"{workflow}/{handler}", expected_version, version)
+            written = HandlerState(
+                workflow, handler, version + 1, state, check_text("run", run), self._node, self._database.clock_ms()
+            )
+            body = {"handler_id": handler_id, **{name: getattr(written, name) for name in written.__slots__}}
+            transaction.execute(
+                "INSERT INTO handler_state (id, body) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET body = ?2",
+                (blob_of(ids.state_id(handler_id, self._node)), encode("state", body)),
+            )
+        return written
+
+    def list(self, workflow: str) -> list[HandlerState]:
+        """Return the current states of a workflow's handlers, by handler."""
+        rows = self._database.query("SELECT body FROM handler_state WHERE workflow = ?", (workflow,))
+        current: dict[str, HandlerState] = {}
+        for state in sorted((_state(row[0]) for row in rows), key=_rank):
+            current[state.handler] = state
+        return [current[handler] for handler in sorted(current)]
+
+    def wake_at(self, workflow: str, handler: str) -> int | None:
+        """Return when this device is to run the handler next (Unix ms), None when nothing is planned."""
+        rows = self._database.query(
+            "SELECT wake_at FROM wake_ups WHERE handler_id = ?", (blob_of(ids.handler_id(workflow, handler)),)
+        )
+        return int(rows[0][0]) if rows else None
+
+    def set_wake_at(self, workflow: str, handler: str, at: int | None) -> None:
+        """Plan when this device is to run the handler next (Unix ms); None cancels. Local: other devices plan their
+        own."""
+        handler_id: HandlerId = ids.handler_id(workflow, handler)
+        with self._database.transaction(replicated=False) as transaction:
+            if at is None:
+                transaction.execute("DELETE FROM wake_ups WHERE handler_id = ?", (blob_of(handler_id),))
+            else:
+                transaction.execute(
+                    "INSERT INTO wake_ups VALUES (?1, ?2) ON CONFLICT DO UPDATE SET wake_at = ?2",
+                    (blob_of(handler_id), check_whole("at", at, least=0, most=2**53)),
+                )
+
+
+def _state(body: str) -> HandlerState:
+    fields = json.loads(body)
+    del fields["handler_id"]
+    return HandlerState(**fields)
+
+
+def _rank(state: HandlerState) -> tuple[int, int, str]:
+    return state.version, state.at, state.run
