@@ -13,9 +13,9 @@ The engine never waits. Each input returns at once; the answer to an effect come
 | ComputeDigest | `digest_done` or `digest_failed` |
 | Reidentify | `reidentified` |
 
-Answers about a link that is gone may still be given; the engine takes from them what is about the database and forgets the rest.
-Order matters for Send (within a link), for BeginRead, ContinueRead and EndRead (within a link: one after another, in the order
-given) and for Apply (in the order given, over all links).
+Answers about a link that is gone may still be given; the engine takes from them what is about the database and forgets
+the rest. Order matters for Send (within a link), for BeginRead, ContinueRead and EndRead (within a link: one after
+another, in the order given) and for Apply (in the order given, over all links).
 """
 
 from __future__ import annotations

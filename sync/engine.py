@@ -1,19 +1,18 @@
 """The engine of one node: every decision about every link, with no socket, no clock, no SQL and no chance of its own.
 
-Inputs are method calls, each with the monotonic time; outputs are the effects that `take_effects` returns (sync/effects.py).
+Inputs are method calls, each with the monotonic time; outputs are the effects that `take_effects` returns
+(sync/effects.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 from sync.effects import Effect, LinkId
 from sync.knowledge import Era, Point, SiteId
+from sync.messages import Purpose as Purpose
 from sync.ports import Applied, DatabaseDigest, LocalState, ReadResult
-
-Purpose = Literal["sync", "inspect"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """What can go wrong between two nodes. Programs read the attributes, people read the sentence; nobody parses text.
 
-`LocalProtocolError` means that this side asked for something it may not; `RemoteProtocolError` that the peer did. A `Refused`
-is a peer that speaks well but may not join; which of its kinds it is says what a person has to change.
+`LocalProtocolError` means that this side asked for something it may not; `RemoteProtocolError` that the peer did. A
+`Refused` is a peer that speaks well but may not join; which of its kinds it is says what a person has to change.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """What a node has absorbed, as pure values: points, knowledge vectors, lineages and the ranges still to send.
 
-A *point* is a position in one site's history: its version and the era that the version was written in. *Knowledge* maps a
-site to the point up to which this database includes everything that the site had. A *lineage* is a node's own list of
-eras; it tells whether a point that somebody reports about us really belongs to our history (a restored backup or a copied
-file uses versions again, so a version alone proves nothing).
+A *point* is a position in one site's history: its version and the era that the version was written in. *Knowledge*
+maps a site to the point up to which this database includes everything that the site had. A *lineage* is a node's own
+list of eras; it tells whether a point that somebody reports about us really belongs to our history (a restored backup
+or a copied file uses versions again, so a version alone proves nothing).
 
-Everything here is immutable and free of I/O; `ranges_to_send` is what the whole replication rests on, and the tests check
-it against brute force.
+Everything here is immutable and free of I/O; `ranges_to_send` is what the whole replication rests on, and the tests
+check it against brute force.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ class Lineage:
     def owns(self, point: Point, own_version: int) -> bool:
         """Tell whether `point`, reported by a peer about this node, belongs to this node's history.
 
-        False means that this file is an older copy of itself or a clone: somebody wrote more, or something else, under the
-        same site id.
+        False means that this file is an older copy of itself or a clone: somebody wrote more, or something else, under
+        the same site id.
         """
         return point.version == 0 or (point.version <= own_version and self.era_at(point.version) == point.era)
 

@@ -1,7 +1,8 @@
-"""What the sync engine needs from a database, as protocols: `node.changes` implements them, the loop and the simulator use them.
+"""What the sync engine needs from a database, as protocols: `node.changes` implements them, the loop and the simulator
+use them.
 
-All methods block and are called from worker threads, one call at a time for each object. No SQL is visible here, and no socket
-there.
+All methods block and are called from worker threads, one call at a time for each object. No SQL is visible here, and
+no socket there.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ Value = int | float | str | bytes | None
 """A SQLite value."""
 
 Change = tuple[str, bytes, str, Value, int, int, bytes, int, int]
-"""One cell: table, packed primary key, column name (or "-1"), value, col_version, db_version, site_id, causal length, seq.
+"""One cell: table, packed primary key, column name (or "-1"), value, col_version, db_version, site_id, causal length,
+seq.
 
-A bare tuple because hundreds of thousands of them pass from SQLite to the wire codec and back: it is what APSW yields and takes.
+A bare tuple because hundreds of thousands of them pass from SQLite to the wire codec and back: it is what APSW yields
+and takes.
 """
 
 
@@ -73,7 +76,8 @@ class ReadResult:
         first: this is the transfer's first piece.
         rows: changes ordered by (db_version, seq).
         upto: all that the transfer has to say up to this point was delivered, when `whole`.
-        whole: the piece ends at a version's border (it may be applied); False: the next piece continues the same version.
+        whole: the piece ends at a version's border (it may be applied); False: the next piece continues the same
+            version.
         last: the transfer ends with this piece (always whole); the snapshot is released.
         parked_upto: number of the last parked row delivered; pass it as `parked_after` with the next request.
     """

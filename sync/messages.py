@@ -1,0 +1,138 @@
+"""The messages of the protocol as values. What they look like on the wire, and when they come, is told in
+sync/wire.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sync.knowledge import Era, Knowledge, Point, SiteId
+from sync.ports import Change, DatabaseDigest, TransferHeader
+
+Purpose = Literal["sync", "inspect"]
+"""What a link is for: exchanging changes, or only comparing."""
+
+Role = Literal["dialer", "listener"]
+"""Which side of a link a node is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """Opens a link. The nonce is new for each link."""
+
+    nonce: bytes
+    site: SiteId
+
+
+@dataclass(frozen=True, slots=True)
+class SealedHello:
+    """A Hello as it arrives: its body is not decoded before its proof was verified."""
+
+    proof: bytes
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Who a node is and what it has.
+
+    Attributes:
+        workspace: the workspace's id.
+        name: the node's name for people.
+        incarnation: tells this start of the node's process from others.
+        purpose: "inspect" for a link that only compares; the answer repeats the dialling side's purpose.
+        schema: component -> number of its last migration.
+        knowledge: what the node includes.
+        resume: how far an unfinished transfer from the receiver of this Hello came.
+    """
+
+    workspace: str
+    name: str
+    incarnation: Era
+    purpose: Purpose
+    schema: dict[str, int]
+    knowledge: Knowledge
+    resume: Point
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """One piece of a transfer.
+
+    Attributes:
+        header: of the transfer; in its first message only.
+        rows: ordered by db_version.
+        upto: the sender's history is delivered up to here, once a message is `whole`.
+        whole: no version continues in the next message.
+        last: the transfer is complete.
+        cost: what a received message takes of the flow window: the size of its rows before compression.
+    """
+
+    header: TransferHeader | None
+    rows: list[Change]
+    upto: Point
+    whole: bool
+    last: bool
+    cost: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """All Changes messages up to this number (the first is 1) are stored."""
+
+    messages: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeardNode:
+    """A node that somebody heard of: its beat counts its presence frames, so that old news is not taken for new."""
+
+    incarnation: Era
+    beat: int
+    age_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """A sign of life.
+
+    Attributes:
+        beat: counts the sender's presence frames, over all its links, from 1.
+        probe: above 0: answer at once with a Presence whose `answer` is this number.
+        answer: the number of the probe that this frame answers, or 0.
+        heard: other nodes that the sender heard of, directly or through others.
+        knowledge: what the sender includes; None: nothing new since it last said.
+    """
+
+    beat: int
+    probe: int
+    answer: int
+    heard: dict[SiteId, HeardNode]
+    knowledge: Knowledge | None
+
+
+@dataclass(frozen=True, slots=True)
+class DigestRequest:
+    """Asks for the digest of all replicated tables."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """Answers a DigestRequest."""
+
+    number: int
+    digest: DatabaseDigest
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """The sender closes the link, and why."""
+
+    code: int
+    sentence: str
+    retry: bool
+
+
+Message = Greeting | SealedHello | Changes | Ack | Presence | DigestRequest | Digest | Goodbye
