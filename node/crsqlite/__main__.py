@@ -11,7 +11,7 @@ from .ways import acquire, build_anew
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one action and return the exit code: 0, or 1 with one sentence on standard error."""
+    """Run one action and return the exit code: 0, 1 with one sentence on standard error, or 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
         if options.action == "path":
@@ -25,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     except CrsqliteError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except KeyboardInterrupt:
+        return 130
     if not options.quiet:
         sys.stdout.write(f"{path}\n")
     return 0

@@ -20,12 +20,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import tools
 from .errors import WayFailed
 from .locate import VERSION, library_name
-from .tools import CRATE_PACKAGES, Tell, apt_install, c_compiler, can_install, cargo, run
-
-DEBIAN_CRATES = Path("/usr/share/cargo/registry")
-_DEBIAN_CRATE_NAMES = ("bytes-1*", "num-traits-0.2*", "num-derive-0.*")
+from .tools import CRATE_PACKAGES, Tell, apt_install, c_compiler, can_install, cargo, debian_has_crates, run
 
 _SHIPPED_BINDINGS = "rs/bundle_static/target/release/build/sqlite3_capi-*/out/bindings.rs"
 _CAPI = "rs/sqlite-rs-embedded/sqlite3_capi"
@@ -131,15 +129,15 @@ def _compile_rust(source: Path, target: Path, *, install_tools: bool, tell: Tell
         return _run_cargo(source, target, ())
     except WayFailed as error:
         from_default_registry = error
-    if not _debian_has_crates() and install_tools and can_install():
+    if not debian_has_crates() and install_tools and can_install():
         apt_install(CRATE_PACKAGES, tell)
-    if not _debian_has_crates():
+    if not debian_has_crates():
         hint = f"Debian: apt-get install {' '.join(CRATE_PACKAGES)}"
         raise WayFailed(f"{from_default_registry} (where cargo's registry cannot be reached, {hint})")
     tell("cargo's own registry did not serve; using Debian's crates ...")
     directory_source = (
         'source.crates-io.replace-with = "debian"',
-        f'source.debian.directory = "{DEBIAN_CRATES}"',
+        f'source.debian.directory = "{tools.DEBIAN_CRATES}"',
     )
     return _run_cargo(source, target, directory_source)
 
@@ -168,10 +166,6 @@ def _cargo_environment() -> Mapping[str, str | None]:
         "CARGO_BUILD_TARGET": None,  # It would move what comes out to another folder.
         "RUSTFLAGS": f"-Clinker={_compiler()}",
     }
-
-
-def _debian_has_crates() -> bool:
-    return all(any(DEBIAN_CRATES.glob(name)) for name in _DEBIAN_CRATE_NAMES)
 
 
 def _compiler() -> str:

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +18,8 @@ CARGO_VERSION_MIN = (1, 75)
 COMPILER_PACKAGES = ("gcc", "libc6-dev")
 CARGO_PACKAGES = ("cargo-web", "rustc-web")
 CRATE_PACKAGES = ("librust-bytes-dev", "librust-num-traits-dev", "librust-num-derive-dev")
+DEBIAN_CRATES = Path("/usr/share/cargo/registry")
+_DEBIAN_CRATE_PATTERNS = ("bytes-1*", "num-traits-0.2*", "num-derive-0.*")
 
 _OUTPUT_LINES_SHOWN = 6
 _COMMAND_SECONDS_MAX = 900
@@ -45,15 +46,20 @@ def require_build_tools(*, install: bool, tell: Tell) -> None:
     Raises:
         WayFailed: something is missing, with the command that installs it.
     """
-    missing = [] if c_compiler() else [*COMPILER_PACKAGES]
-    missing += [] if cargo() else [*CARGO_PACKAGES]
+    missing = _missing_tools()
     if missing and install and can_install():
-        apt_install(missing, tell)
-    if not c_compiler():
-        raise WayFailed(f"it needs a C compiler ({_how_to_install(*COMPILER_PACKAGES)})")
-    if not cargo():
-        version = ".".join(map(str, CARGO_VERSION_MIN))
-        raise WayFailed(f"it needs cargo and rustc {version} or newer ({_how_to_install(*CARGO_PACKAGES)})")
+        apt_install([package for packages in missing.values() for package in packages], tell)
+        missing = _missing_tools()
+    if missing:
+        packages = [package for packages in missing.values() for package in packages]
+        # Named with the rest, so that nobody has to come back a second time where cargo's registry cannot be reached.
+        packages += [] if debian_has_crates() else CRATE_PACKAGES
+        raise WayFailed(f"it needs {' and '.join(missing)} (Debian: apt-get install {' '.join(packages)})")
+
+
+def debian_has_crates() -> bool:
+    """Whether the crates that the build needs are here as Debian packages."""
+    return all(any(DEBIAN_CRATES.glob(pattern)) for pattern in _DEBIAN_CRATE_PATTERNS)
 
 
 def can_install() -> bool:
@@ -126,7 +132,11 @@ def _cargo_version(path: str) -> tuple[int, int]:
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
-def _how_to_install(*packages: str) -> str:
-    if sys.platform == "linux":
-        return f"Debian: apt-get install {' '.join(packages)}"
-    return "install it and put it on PATH"
+def _missing_tools() -> dict[str, tuple[str, ...]]:
+    """What is missing, with the Debian packages that bring it."""
+    missing: dict[str, tuple[str, ...]] = {}
+    if not c_compiler():
+        missing["a C compiler"] = COMPILER_PACKAGES
+    if not cargo():
+        missing[f"cargo and rustc {'.'.join(map(str, CARGO_VERSION_MIN))} or newer"] = CARGO_PACKAGES
+    return missing
