@@ -39,6 +39,7 @@ CREATE TABLE resume (
 -- Changes that came from peers and cannot be merged yet: a table or column that is unknown here, or a row that some
 -- constraint or trigger of this file refuses. `number` never comes back, so that "parked after number N" stays true.
 -- `fingerprint` is a hash of the change without its place in the sender's history: one change is parked once.
+-- `schema_version` is SQLite's number for the schema under which it was last tried.
 CREATE TABLE parked (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     fingerprint BLOB NOT NULL UNIQUE CHECK (length(fingerprint) = 16),
@@ -46,6 +47,7 @@ CREATE TABLE parked (
     sender BLOB NOT NULL CHECK (length(sender) = 16),
     at INTEGER NOT NULL,
     bytes INTEGER NOT NULL,
+    schema_version INTEGER NOT NULL,
     table_name TEXT NOT NULL,
     pk BLOB NOT NULL,
     cid TEXT NOT NULL,

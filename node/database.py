@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +26,12 @@ from typing import Any, Literal
 import apsw
 
 from node.connection import BUSY_SECONDS_MAX, DatabaseError, connect, disconnect, explain
+from node.versions import StoredVersions
 from sync.knowledge import Era, SiteId
 
 Value = int | float | str | bytes | None
 Row = tuple[Any, ...]
+Parameters = Sequence[Any] | Mapping[str, Any]
 CommitSource = Literal["local", "peer"]
 """Where a committed change came from: this process's app, or a transfer that this process merged."""
 
@@ -46,13 +48,30 @@ class Transaction:
         self._connection = connection
         self._open = True
 
-    def execute(self, sql: str, parameters: Sequence[Value] | dict[str, Value] = ()) -> list[Row]:
+    def execute(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Run SQL and return all its rows."""
         return self._alive().execute(sql, parameters).fetchall()
 
-    def execute_many(self, sql: str, parameters: Iterable[Sequence[Value]]) -> None:
+    def execute_many(self, sql: str, parameters: Iterable[Parameters]) -> None:
         """Run one statement for each set of parameters."""
         self._alive().executemany(sql, parameters).fetchall()
+
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Run a block as a part: an error undoes the part alone, and whoever catches it may go on."""
+        connection = self._alive()
+        # Parts may have equal names: a name means the innermost.
+        connection.execute("SAVEPOINT part")
+        try:
+            yield
+            self._alive()
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK TO part")
+            raise
+        finally:
+            if connection.in_transaction:
+                connection.execute("RELEASE part")
 
     @property
     def changes(self) -> int:
@@ -92,9 +111,8 @@ class Database:
         self._writing = threading.RLock()
         self._reading = threading.RLock()
         self._owner: int | None = None
-        self._depth = 0
         self._snapshot_owner: int | None = None
-        self._version_sql: tuple[int, str] | None = None
+        self._versions = StoredVersions()
         self._data_version = 0
         self._closed = False
         self._writer, self._reader = self._connect()
@@ -181,8 +199,12 @@ class Database:
             DatabaseError: locked by another process for too long, disk full, file damaged. Nothing is written then.
         """
         if self._owner == threading.get_ident():
-            with self._part() as part:
-                yield part
+            transaction = Transaction(self._writer)
+            try:
+                with transaction.part():
+                    yield transaction
+            finally:
+                transaction._end()
             return
         with self._writing:
             self._check_open()
@@ -193,7 +215,7 @@ class Database:
         if changed:
             self.notify(source)
 
-    def query(self, sql: str, parameters: Sequence[Value] | dict[str, Value] = ()) -> list[Row]:
+    def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Return all rows of a SELECT.
 
         Inside a transaction of this thread it sees what the transaction has written so far, otherwise what is
@@ -228,19 +250,17 @@ class Database:
         again later. A peer that had been told it would miss what comes under it then.
         """
         with self.snapshot():
-            ((schema_version,),) = self.query("PRAGMA schema_version")
-            known = self._version_sql
-            if known is None or known[0] != schema_version:
-                assert isinstance(schema_version, int)
-                known = (schema_version, self._compose_version_sql())
-                self._version_sql = known
-            ((version,),) = self.query(known[1])
-        assert isinstance(version, int)
-        return version
+            return self._versions.version(self.query)
 
-    def replicated_tables(self) -> list[str]:
+    def replicated_tables(self) -> tuple[str, ...]:
         """Return the names of the tables that replicate, sorted."""
-        return replicated_tables(self.query)
+        with self.snapshot():
+            return self._versions.tables(self.query)
+
+    def tables_changed_since(self, version: int) -> frozenset[str]:
+        """Return the replicated tables that have a change above `version`, from whomever."""
+        with self.snapshot():
+            return self._versions.tables_changed_since(self.query, version)
 
     def data_version(self) -> int:
         """Return a number that differs from the last one when another process has committed in between.
@@ -250,8 +270,7 @@ class Database:
         if self._writing.acquire(blocking=False):
             try:
                 self._check_open()
-                ((version,),) = self._writer.execute("PRAGMA data_version").fetchall()
-                self._data_version = version
+                self._data_version = self._writer.pragma("data_version")
             finally:
                 self._writing.release()
         return self._data_version
@@ -293,26 +312,6 @@ class Database:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
 
-    @contextmanager
-    def _part(self) -> Iterator[Transaction]:
-        connection = self._writer
-        transaction = Transaction(connection)
-        self._depth += 1
-        name = f"part_{self._depth}"
-        connection.execute(f"SAVEPOINT {name}")
-        try:
-            yield transaction
-            transaction._alive()
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute(f"ROLLBACK TO {name}")
-            raise
-        finally:
-            transaction._end()
-            self._depth -= 1
-            if connection.in_transaction:
-                connection.execute(f"RELEASE {name}")
-
     def _begin_era(self) -> None:
         """Record that from the next version on this process writes, unless it is so already.
 
@@ -327,13 +326,6 @@ class Database:
         if last != [(self.incarnation,)]:
             first_version = self.version() + 1
             self._writer.execute("INSERT OR REPLACE INTO eras VALUES (?, ?)", (first_version, self.incarnation))
-
-    def _compose_version_sql(self) -> str:
-        terms = [f'SELECT max(db_version) AS version FROM "{table}__crsql_clock"' for table in self.replicated_tables()]
-        # Compacting after a schema change can remove the rows with the greatest version; cr-sqlite keeps the number
-        # here.
-        terms.append("SELECT CAST(value AS INTEGER) FROM crsql_master WHERE key = 'pre_compact_dbversion'")
-        return f"SELECT coalesce(max(version), 0) FROM (SELECT 0 AS version UNION ALL {' UNION ALL '.join(terms)})"
 
     def _connect(self) -> tuple[apsw.Connection, apsw.Connection]:
         writer = connect(self.path, random_bytes=self.random_bytes)
@@ -359,19 +351,13 @@ class Database:
             raise DatabaseError(f"Cannot {action} {self.path} inside a transaction; end the transaction first.")
 
 
-def replicated_tables(query: Callable[[str], Iterable[Row]]) -> list[str]:
-    """Return the names of the tables that replicate, sorted, as `query` sees them."""
-    sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name GLOB '*__crsql_clock' ORDER BY name"
-    return [str(name).removesuffix("__crsql_clock") for (name,) in query(sql)]
-
-
 __all__ = [
     "BUSY_SECONDS_MAX",
     "CommitSource",
     "Database",
     "DatabaseError",
+    "Parameters",
     "Row",
     "Transaction",
     "Value",
-    "replicated_tables",
 ]

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 
-from node.database import Database, DatabaseError, Transaction, replicated_tables
+from node.database import Database, DatabaseError, Transaction
+from node.versions import replicated_tables
 
 OWN_COMPONENT = "leasemesh"
 

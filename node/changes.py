@@ -1,0 +1,501 @@
+"""Replication's view of a database: reading its changes for a peer, merging a peer's changes, the digest.
+
+The one module that names cr-sqlite's table of changes. It implements `sync.ports`; why nothing is lost is argued in
+`sync.knowledge`, and holds here by these rules:
+
+1. A transfer is read in one snapshot: version, knowledge, the log of absorbed ranges and the rows belong to one moment.
+2. A piece is merged in one transaction with the resume point or the knowledge that it brings, and with its entry in the
+   log of absorbed ranges. That entry spans the local versions of exactly this transaction.
+3. A piece ends at a version's border. What is larger is staged until its end has come; then it is merged as a whole.
+4. What cannot be merged is parked (`node.parking`), never dropped, and goes along to other peers: the knowledge that
+   this node tells them includes it.
+5. Whatever cr-sqlite could stumble over is checked before: known tables and columns, well-formed keys, bounded
+   versions.
+
+Merging uses the database's writer: its page cache is warm, and writers queue for the file anyway. The app's reads have
+a connection of their own and do not wait.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from typing import Final
+
+import apsw
+import msgpack
+
+from node.connection import connect, disconnect
+from node.database import Database, Transaction
+from node.identity import reidentify
+from node.knowledge_store import (
+    StateReader,
+    append_absorbed,
+    delete_resume,
+    raise_knowledge,
+    read_absorbed,
+    read_resume,
+    write_heard,
+    write_point,
+)
+from node.packed_keys import find_malformed
+from node.parking import finish_retries, park, read_parked, read_retries
+from node.versions import Query, replicated_tables
+from sync import limits
+from sync.errors import RemoteProtocolError, StorageLimit
+from sync.knowledge import Absorbed, Era, Knowledge, Point, SiteId, ranges_to_send
+from sync.ports import (
+    Applied,
+    Change,
+    DatabaseDigest,
+    Incoming,
+    LocalState,
+    ReadRequest,
+    ReadResult,
+    TableDigest,
+    TransferHeader,
+)
+
+STAGED_BYTES_MAX = 512 * limits.MIB
+"""What may wait in temporary files for the end of its transaction, of all peers together. Nobody writes half a gigabyte
+in one transaction by hand."""
+
+ESTIMATE_ROWS_MAX = 100_000
+"""A table's changes are counted up to here for the progress display (some 3 ms); beyond that "many" is good enough."""
+
+ESTIMATE_RANGES_MAX = 64
+"""Ranges of versions that are counted for it; what lies beyond is taken to be like them."""
+
+_COLUMNS = '"table", pk, cid, val, col_version, db_version, site_id, cl, seq'
+# All columns by name, and one direction of order only: the virtual table applies the last one to all.
+_SELECT = f"SELECT {_COLUMNS} FROM crsql_changes WHERE db_version > ? AND db_version <= ? ORDER BY db_version, seq"
+_INSERT = f"INSERT INTO crsql_changes ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+_VERSION: Final = 5  # The index of db_version in a change.
+_ROW_BYTES = 40  # What a change takes besides its key and value, about.
+
+_STAGED_ROWS_AT_ONCE = 4096
+_STAGED = """
+CREATE TEMP TABLE IF NOT EXISTS staged (
+    number INTEGER PRIMARY KEY, sender BLOB, table_name TEXT, pk BLOB, cid TEXT, val ANY, col_version INTEGER,
+    db_version INTEGER, site_id BLOB, cl INTEGER, seq INTEGER
+) STRICT
+"""
+
+# Errors that say nothing about the row, but about the disk, the file or a lock. Any other is the row's own.
+_NOT_THE_ROWS_FAULT = (
+    apsw.BusyError,
+    apsw.CantOpenError,
+    apsw.CorruptError,
+    apsw.FullError,
+    apsw.InterruptError,
+    apsw.IOError,
+    apsw.LockedError,
+    apsw.NoMemError,
+    apsw.NotADBError,
+    apsw.ReadOnlyError,
+)
+
+
+class _Poisoned(Exception):
+    """Some row of the piece fails. The transaction is rolled back, to be repeated with care."""
+
+
+class ChangeReader:
+    """Reads transfers for one peer, on a connection of its own. Used by one thread at a time."""
+
+    def __init__(self, database: Database) -> None:
+        self._path = database.path
+        self._connection = self._connect()
+        self._schema_version: int | None = None
+        self._states = StateReader()
+        self._header: TransferHeader | None = None
+        self._state: LocalState | None = None
+        self._parked: list[tuple[int, Change]] = []
+        self._parked_after = 0
+        # Changes still to come, each with whether a piece may end before it; those taken too many go in front again.
+        self._stream: Iterator[tuple[Change, bool]] = iter(())
+        self._carried: deque[tuple[Change, bool]] = deque()
+
+    def begin(self, request: ReadRequest, rows_bytes_max: int) -> ReadResult:
+        """Drop an unfinished transfer, take a snapshot and return the first piece (about `rows_bytes_max` at most)."""
+        self.end()
+        self._open_snapshot()
+        try:
+            self._prepare(request)
+        except BaseException:
+            self.end()
+            raise
+        return self._read(rows_bytes_max, first=True)
+
+    def read(self, rows_bytes_max: int) -> ReadResult:
+        """Return the next piece of the transfer begun before."""
+        return self._read(rows_bytes_max, first=False)
+
+    def end(self) -> None:
+        """Release the snapshot of an unfinished transfer. No effect otherwise."""
+        self._stream = iter(())
+        self._carried.clear()
+        self._parked = []
+        self._header = None
+        if self._connection.in_transaction:
+            self._connection.execute("COMMIT")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.end()
+        disconnect(self._connection)
+
+    def digest(self) -> DatabaseDigest:
+        """Compute the digest of every replicated table, in one snapshot."""
+        self.end()
+        self._open_snapshot()
+        try:
+            state = self._states.read(self._query)
+            return DatabaseDigest(state.knowledge, self._table_digests(state.version))
+        finally:
+            self.end()
+
+    def _connect(self) -> apsw.Connection:
+        return connect(self._path, readonly=True, crsqlite=True)
+
+    def _query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[object, ...]]:
+        return self._connection.execute(sql, parameters).fetchall()
+
+    def _open_snapshot(self) -> None:
+        """Begin a read transaction on a connection that knows all tables.
+
+        A connection that has read changes once does not notice a table that became replicated since then, and leaves
+        its rows out without a word. So it is opened anew when the schema has moved.
+        """
+        self._connection.execute("BEGIN")
+        schema_version = self._connection.pragma("schema_version")
+        if self._schema_version not in (None, schema_version):
+            self._connection.execute("COMMIT")
+            disconnect(self._connection)
+            self._connection = self._connect()
+            self._connection.execute("BEGIN")
+            schema_version = self._connection.pragma("schema_version")
+        self._schema_version = schema_version
+
+    def _prepare(self, request: ReadRequest) -> None:
+        state = self._states.read(self._query)
+        self._state = state
+        knowledge = state.knowledge
+        ranges = ranges_to_send(
+            after=request.after,
+            upto=state.version,
+            absorbed=read_absorbed(self._query, request.after),
+            peer_knowledge=request.peer_knowledge,
+        )
+        if state.version:
+            self._parked = read_parked(self._query, request.parked_after)
+        else:
+            # A parked row travels under the version of the snapshot, and there is none yet: tell of nothing, then.
+            knowledge = Knowledge({state.site: state.lineage.point(0)})
+        rows_estimate = self._estimate(ranges) + len(self._parked)
+        self._header = TransferHeader(state.lineage.point(state.version), knowledge, rows_estimate)
+        self._parked_after = request.parked_after
+        self._stream = self._changes(ranges, state.version)
+
+    def _changes(self, ranges: Iterable[tuple[int, int]], version: int) -> Iterator[tuple[Change, bool]]:
+        """Yield what the transfer consists of: the changes of all ranges, then what is parked.
+
+        Parked rows are given the version of the snapshot. Their own is a number of the node that once sent them, and
+        the receiver needs no more than an order in which none comes too early.
+        """
+        before = 0
+        for start, end in ranges:
+            for row in self._connection.execute(_SELECT, (start, end)):
+                yield row, row[_VERSION] != before
+                before = row[_VERSION]
+        for _, (table, pk, cid, value, col_version, _, site, cl, seq) in self._parked:
+            yield (table, pk, cid, value, col_version, version, site, cl, seq), True
+
+    def _read(self, rows_bytes_max: int, *, first: bool) -> ReadResult:
+        header, state = self._header, self._state
+        assert header is not None and state is not None, "begin was not called, or the transfer is over"
+        try:
+            rows, whole = self._next_piece(rows_bytes_max)
+        except BaseException:
+            self.end()
+            raise
+        last = not self._carried
+        upto = header.point if last else state.lineage.point(rows[-1][_VERSION])
+        parked_upto = self._parked_after
+        if last:
+            parked_upto = self._parked[-1][0] if self._parked else parked_upto
+            self.end()
+        return ReadResult(header, first, rows, upto, whole, last, parked_upto)
+
+    def _next_piece(self, rows_bytes_max: int) -> tuple[list[Change], bool]:
+        """Take rows up to the size; end at a border if there was one since the piece began."""
+        rows: list[Change] = []
+        size = border = 0
+        for row, is_border in iter(self._next_change, None):
+            if is_border:
+                border = len(rows)
+            if rows and (size >= rows_bytes_max or len(rows) >= limits.ROWS_MAX):
+                self._carried.appendleft((row, is_border))
+                if border:
+                    self._carried.extendleft((row, False) for row in reversed(rows[border:]))
+                return (rows[:border], True) if border else (rows, False)
+            rows.append(row)
+            size += _size(row)
+        return rows, True
+
+    def _next_change(self) -> tuple[Change, bool] | None:
+        return self._carried.popleft() if self._carried else next(self._stream, None)
+
+    def _estimate(self, ranges: Sequence[tuple[int, int]]) -> int:
+        """Count about how many changes the ranges hold, for little."""
+        counted = ranges[:ESTIMATE_RANGES_MAX]
+        count = 0
+        for table in replicated_tables(self._query):
+            sql = (
+                f'SELECT count(*) FROM (SELECT 1 FROM "{table}__crsql_clock" '
+                f"WHERE db_version > ? AND db_version <= ? LIMIT {ESTIMATE_ROWS_MAX})"
+            )
+            for start, end in counted:
+                count += self._connection.execute(sql, (start, end)).get
+        return count * len(ranges) // max(len(counted), 1)
+
+    def _table_digests(self, version: int) -> dict[str, TableDigest]:
+        cells = dict.fromkeys(replicated_tables(self._query), 0)
+        sums = dict.fromkeys(cells, 0)
+        for table, pk, cid, value, col_version, _, _, cl, _ in self._connection.execute(_SELECT, (0, version)):
+            content = msgpack.packb((table, pk, cid, 0.0 if value == 0.0 else value, col_version, cl))
+            cells[table] += 1
+            sums[table] += int.from_bytes(hashlib.blake2b(content, digest_size=limits.DIGEST_BYTES).digest())
+        modulus = 1 << 8 * limits.DIGEST_BYTES
+        return {
+            table: TableDigest(cells[table], (sums[table] % modulus).to_bytes(limits.DIGEST_BYTES)) for table in cells
+        }
+
+
+class ChangeStorage:
+    """A node's database as the sync loop and the simulator use it (`sync.ports.Storage`). One call at a time."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._states = StateReader()
+        self._schema_version = -1
+        # What a change may name here: (table, column or "-1", number of key columns).
+        self._known: frozenset[tuple[str, str, int]] = frozenset()
+        # Bytes that each sender has in the temporary table.
+        self._staged: dict[SiteId, int] = {}
+
+    def state(self) -> LocalState:
+        """Read the local state."""
+        with self._database.snapshot():
+            return self._states.read(self._database.query)
+
+    def resume_point(self, site: SiteId) -> Point:
+        """Return how far an unfinished transfer from `site` came (START when there is none)."""
+        return read_resume(self._database.query, site)
+
+    def open_reader(self) -> ChangeReader:
+        """Open a reader for one peer."""
+        return ChangeReader(self._database)
+
+    def digest(self) -> DatabaseDigest:
+        """Compute the digest of every replicated table, in one snapshot."""
+        with closing(self.open_reader()) as reader:
+            return reader.digest()
+
+    def record_heard(self, heard: dict[SiteId, tuple[Era, int]]) -> None:
+        """Remember when each node was last heard of: site -> (incarnation, monotonic milliseconds)."""
+        write_heard(self._database, heard)
+
+    def reidentify(self) -> LocalState:
+        """Give this file a new site id (it is an older copy, or a clone, of another) and return the new state."""
+        reidentify(self._database)
+        self._staged.clear()
+        return self.state()
+
+    def apply(self, incoming: Incoming) -> Applied:
+        """Merge a piece, or stage it when it ends inside a version.
+
+        Raises:
+            RemoteProtocolError: the piece holds what no honest node sends; nothing of it is kept.
+            StorageLimit: this node may not hold as much; nothing of it is kept.
+        """
+        _refuse_malformed(incoming)
+        if not incoming.whole:
+            return self._stage(incoming)
+        self.retry_parked()
+        try:
+            return self._merge(incoming, careful=False)
+        except _Poisoned:
+            return self._merge(incoming, careful=True)
+
+    def retry_parked(self) -> frozenset[str]:
+        """Merge the parked changes that the schema knows now; call it after a migration. Costs nothing otherwise.
+
+        Returns:
+            The tables that changed.
+        """
+        ((schema_version,),) = self._database.query("PRAGMA schema_version")
+        if schema_version == self._schema_version:
+            return frozenset()
+        with self._database.transaction(source="peer") as transaction:
+            before = self._states.version(transaction.execute)
+            self._refresh_schema(transaction)
+            # A transaction of its own: these changes are no part of what the next piece's sender knows.
+            while rows := read_retries(transaction.execute, self._schema_version):
+                failed = self._insert_known(transaction, [row for _, row in rows], careful=True)
+                finish_retries(
+                    transaction.execute,
+                    [number for number, _ in rows],
+                    {rows[index][0]: reason for index, reason in failed},
+                    self._schema_version,
+                )
+            return self._states.tables_changed_since(transaction.execute, before)
+
+    def _stage(self, incoming: Incoming) -> Applied:
+        kept = 0 if incoming.first else self._staged.get(incoming.site, 0)
+        added = sum(_size(row) for row in incoming.rows)
+        others = sum(self._staged.values()) - self._staged.get(incoming.site, 0)
+        if others + kept + added > STAGED_BYTES_MAX:
+            raise StorageLimit(
+                f"a peer sends a transaction of more than {STAGED_BYTES_MAX:,} bytes",
+                hint="write the data in several transactions",
+            )
+        with self._database.transaction(replicated=False) as transaction:
+            transaction.execute(_STAGED)
+            if incoming.first:
+                transaction.execute("DELETE FROM staged WHERE sender = ?", (incoming.site,))
+            sql = "INSERT INTO staged VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            transaction.execute_many(sql, ((incoming.site, *row) for row in incoming.rows))
+        self._staged[incoming.site] = kept + added
+        return Applied(self.state(), rows=0, parked=0, tables=frozenset())
+
+    def _merge(self, incoming: Incoming, *, careful: bool) -> Applied:
+        with self._database.transaction(source="peer") as transaction:
+            query = transaction.execute
+            before = self._states.version(query)
+            self._refresh_schema(transaction)
+            rows = parked = 0
+            for chunk in self._chunks(transaction, incoming):
+                failed = self._insert_known(transaction, chunk, careful)
+                rows += len(chunk)
+                parked += park(
+                    query,
+                    ((chunk[index], reason) for index, reason in failed),
+                    sender=incoming.site,
+                    at_ms=self._database.clock_ms(),
+                    schema_version=self._schema_version,
+                )
+            after = self._states.version(query)
+            if after > before:
+                append_absorbed(query, Absorbed(before + 1, after, incoming.header.knowledge))
+            self._advance(query, incoming)
+            state = self._states.read(query)
+            tables = self._states.tables_changed_since(query, before)
+        self._staged.pop(incoming.site, None)
+        return Applied(state, rows, parked, tables)
+
+    def _advance(self, query: Query, incoming: Incoming) -> None:
+        if incoming.last:
+            ((own_site,),) = query("SELECT site_id FROM crsql_site_id WHERE ordinal = 0")
+            raise_knowledge(query, incoming.header.knowledge, own_site)
+            delete_resume(query, incoming.site)
+        else:
+            write_point(query, "resume", incoming.site, incoming.upto)
+
+    def _chunks(self, transaction: Transaction, incoming: Incoming) -> Iterator[list[Change]]:
+        """Yield what was staged of this transfer, then the piece itself."""
+        if incoming.site in self._staged:
+            if not incoming.first:
+                yield from self._staged_chunks(transaction, incoming.site)
+            transaction.execute("DELETE FROM staged WHERE sender = ?", (incoming.site,))
+        yield incoming.rows
+
+    def _staged_chunks(self, transaction: Transaction, site: SiteId) -> Iterator[list[Change]]:
+        sql = f"SELECT * FROM staged WHERE number > ? AND sender = ? ORDER BY number LIMIT {_STAGED_ROWS_AT_ONCE}"
+        number = 0
+        while rows := transaction.execute(sql, (number, site)):
+            number = rows[-1][0]
+            yield [row[2:] for row in rows]
+
+    def _insert_known(self, transaction: Transaction, rows: list[Change], careful: bool) -> list[tuple[int, str]]:
+        """Merge rows; return the index of each that was not merged, with the reason."""
+        failed = self._refusals(rows)
+        if failed:
+            refused = {index for index, _ in failed}
+            indices = [index for index in range(len(rows)) if index not in refused]
+        else:
+            indices = list(range(len(rows)))
+        if careful:
+            return failed + _insert_carefully(transaction, rows, indices)
+        try:
+            transaction.execute_many(_INSERT, (rows[index] for index in indices) if failed else rows)
+        except apsw.Error as error:
+            if isinstance(error, _NOT_THE_ROWS_FAULT):
+                raise
+            raise _Poisoned from error
+        return failed
+
+    def _refusals(self, rows: list[Change]) -> list[tuple[int, str]]:
+        """Find what the schema here does not know. In nearly every piece that is nothing, and one set tells so."""
+        if {(row[0], row[2], row[1][0]) for row in rows} <= self._known:
+            return []
+        tables = {table for table, _, _ in self._known}
+        columns = {(table, cid) for table, cid, _ in self._known}
+        refused = []
+        for index, (table, pk, cid, *_) in enumerate(rows):
+            if table not in tables:
+                refused.append((index, f"unknown table {table}"))
+            elif (table, cid) not in columns:
+                refused.append((index, f"unknown column {table}.{cid}"))
+            elif (table, cid, pk[0]) not in self._known:
+                refused.append((index, f"table {table} has another primary key here"))
+        return refused
+
+    def _refresh_schema(self, transaction: Transaction) -> None:
+        ((schema_version,),) = transaction.execute("PRAGMA schema_version")
+        if schema_version == self._schema_version:
+            return
+        known: set[tuple[str, str, int]] = set()
+        for table in replicated_tables(transaction.execute):
+            # Generated columns are not in table_info, and are no columns for replication either.
+            columns = transaction.execute("SELECT name, pk FROM pragma_table_info(?)", (table,))
+            keys = sum(1 for _, pk in columns if pk)
+            known.update((table, name, keys) for name, pk in columns if not pk)
+            known.add((table, "-1", keys))
+        self._known = frozenset(known)
+        self._schema_version = schema_version
+
+
+def _insert_carefully(transaction: Transaction, rows: list[Change], indices: Sequence[int]) -> list[tuple[int, str]]:
+    """Merge rows by halves, and halves of what fails, down to the rows that fail alone."""
+    try:
+        with transaction.part():
+            transaction.execute_many(_INSERT, (rows[index] for index in indices))
+        return []
+    except apsw.Error as error:
+        if isinstance(error, _NOT_THE_ROWS_FAULT):
+            raise
+        if len(indices) == 1:
+            return [(indices[0], f"refused by table {rows[indices[0]][0]}: {error}")]
+    middle = len(indices) // 2
+    first = _insert_carefully(transaction, rows, indices[:middle])
+    return first + _insert_carefully(transaction, rows, indices[middle:])
+
+
+def _refuse_malformed(incoming: Incoming) -> None:
+    """Check what would harm the database, or the process: cr-sqlite aborts on some malformed keys."""
+    version = incoming.header.point.version
+    if version > limits.VERSION_MAX:
+        raise RemoteProtocolError(f"a peer claims version {version}, beyond the greatest allowed")
+    if incoming.rows and max(row[_VERSION] for row in incoming.rows) > version:
+        raise RemoteProtocolError(f"a peer sends a change above its own version {version}")
+    if find_malformed(row[1] for row in incoming.rows) is not None:
+        raise RemoteProtocolError("a peer sends a malformed primary key")
+
+
+def _size(row: Change) -> int:
+    value = row[3]
+    return _ROW_BYTES + len(row[1]) + (len(value) if isinstance(value, (str, bytes)) else 0)
