@@ -21,8 +21,8 @@ _FACTS = (
     ),
     (
         "reservations",
-        "INSERT INTO absorb_reservation SELECT id, unhex(body ->> '$.node'), body ->> '$.state', "
-        "CAST(body ->> '$.at' AS INTEGER), body -> '$.events' FROM reservations WHERE id = ? AND body <> '{}'",
+        "INSERT INTO absorb_reservation SELECT id, unhex(body ->> '$.node'), CAST(body ->> '$.at' AS INTEGER), state, "
+        "body -> '$.events' FROM reservations WHERE id = ? AND body <> '{}'",
     ),
     ("mutations", "INSERT INTO absorb_outcome SELECT work FROM mutations WHERE id = ? AND work IS NOT NULL"),
 )

@@ -125,9 +125,10 @@ class Leasing(EventReader):
 
     def reservation(self, run: str) -> ReservationInfo | None:
         """Return the reservation of a run."""
-        body = self._body("reservations", run)
-        if body is None:
+        rows = self._database.query("SELECT body, state FROM reservations WHERE id = ?", (blob_of(run),))
+        if not rows:
             return None
+        body = json.loads(rows[0][0])
         pairs = (claim.split("@") for claim in body["events"])
         return ReservationInfo(
             run=RunId(run),
@@ -136,7 +137,7 @@ class Leasing(EventReader):
             workflow=body["workflow"],
             handler=body["handler"],
             at=body["at"],
-            state=body["state"],
+            state=rows[0][1],
             claims={EventId(event): int(epoch) for event, epoch in pairs},
         )
 
@@ -236,7 +237,6 @@ class Leasing(EventReader):
             "workflow": workflow,
             "handler": check_text("handler", handler),
             "at": self._issue_time(transaction, 1),
-            "state": "held",
             "events": [f"{candidate.id}@{candidate.epoch + 1}" for candidate in candidates],
         }
         transaction.execute("INSERT INTO reservations (id, body) VALUES (?, ?)", (blob, json.dumps(body)))
@@ -262,9 +262,7 @@ class Leasing(EventReader):
         return status_name(candidate.status) + (f" by run {ids.short(candidate.run)}" if candidate.run else "")
 
     def _own_state(self, run: str) -> str:
-        rows = self._database.query(
-            "SELECT body ->> '$.node', body ->> '$.state' FROM reservations WHERE id = ?", (blob_of(run),)
-        )
+        rows = self._database.query("SELECT body ->> '$.node', state FROM reservations WHERE id = ?", (blob_of(run),))
         if not rows:
             raise NotFound("reservation of run", [run], "`leasemesh status` lists the held ones")
         self._refuse_other_writer(run, rows[0][0])
@@ -299,9 +297,7 @@ class Leasing(EventReader):
 
 
 def _set_state(transaction: Transaction, run: str, state: str) -> None:
-    transaction.execute(
-        "UPDATE reservations SET body = json_set(body, '$.state', ?) WHERE id = ?", (state, blob_of(run))
-    )
+    transaction.execute("UPDATE reservations SET state = ? WHERE id = ?", (state, blob_of(run)))
 
 
 def _candidate(row: tuple[Any, ...]) -> _Candidate:
