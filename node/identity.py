@@ -12,7 +12,7 @@ from node.connection import connect, disconnect
 from node.database import Database
 from node.knowledge_store import StateReader, insert_absorbed, read_absorbed, write_point
 from node.versions import Query, replicated_tables
-from sync.knowledge import Absorbed, SiteId
+from sync.knowledge import Absorbed, Knowledge, SiteId
 from sync.limits import SITE_BYTES
 from sync.ports import LocalState
 
@@ -58,15 +58,14 @@ def _change_identity(query: Query, site: SiteId, database: Database) -> None:
 
 
 def _log_own_history(query: Query, state: LocalState) -> None:
-    """Log what this file wrote itself as absorbed from its old id: peers who know the old id need none of it again.
+    """Log what no transfer brought as absorbed from the old id: peers who know the old id need none of it again.
 
-    Holds only when nothing came from an unfinished transfer: those rows are in no knowledge yet.
+    Whoever includes what the old id had at some version includes all that this file had then.
     """
-    if query("SELECT 1 FROM resume LIMIT 1"):
-        return
     start = 0
     spans = [(entry.first, entry.last) for entry in read_absorbed(query, 0)]
     for first, last in [*spans, (state.version + 1, state.version + 1)]:
         if first - 1 > start:
-            insert_absorbed(query, Absorbed(start + 1, first - 1, state.knowledge))
+            knowledge = Knowledge({state.site: state.lineage.point(first - 1)})
+            insert_absorbed(query, Absorbed(start + 1, first - 1, knowledge))
         start = last

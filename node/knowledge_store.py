@@ -5,12 +5,11 @@ Every function takes the `query` of a connection, so that it reads and writes in
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgpack
 
+from node.boot import boot_id
 from node.database import Database
 from node.versions import Query, StoredVersions
 from sync.knowledge import START, Absorbed, Era, Knowledge, Lineage, Point, SiteId
@@ -135,7 +134,7 @@ def unpack_knowledge(packed: bytes) -> Knowledge:
 
 def write_heard(database: Database, heard: dict[SiteId, tuple[Era, int]]) -> None:
     """Remember when nodes were last heard of: site -> (incarnation, monotonic milliseconds)."""
-    boot = boot_id(database)
+    boot = boot_id()
     with database.transaction(replicated=False) as transaction:
         transaction.execute_many(
             "INSERT OR REPLACE INTO heard VALUES (?, ?, ?, ?)",
@@ -145,17 +144,5 @@ def write_heard(database: Database, heard: dict[SiteId, tuple[Era, int]]) -> Non
 
 def read_heard(database: Database) -> dict[SiteId, tuple[Era, int]]:
     """Return when nodes were last heard of since this machine booted: a monotonic clock says nothing across a boot."""
-    rows = database.query("SELECT site, incarnation, monotonic_ms FROM heard WHERE boot = ?", (boot_id(database),))
+    rows = database.query("SELECT site, incarnation, monotonic_ms FROM heard WHERE boot = ?", (boot_id(),))
     return {SiteId(site): (Era(incarnation), at) for site, incarnation, at in rows}
-
-
-def boot_id(database: Database, read: Callable[[Path], str] = Path.read_text) -> str:
-    """Return what names this run of the machine, within which processes share one monotonic clock.
-
-    Where the system has no such name each opening of the database counts as a boot: then waiting starts again with each
-    start of the program, which is safe.
-    """
-    try:
-        return read(Path("/proc/sys/kernel/random/boot_id")).strip()
-    except OSError:
-        return f"process {database.incarnation.hex()}"

@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from node.boot import boot_id
 from node.database import Database
 from node.errors import IllegalState, NotFound
 from node.ids import RunId, short
@@ -23,15 +23,6 @@ from node.stores.events import EventStore
 def monotonic_ms() -> int:
     """Return this machine's monotonic clock in milliseconds; processes of one boot share it."""
     return time.monotonic_ns() // 1_000_000
-
-
-def boot_id() -> str:
-    """Return a name of this boot of the machine, so that monotonic times are never compared across boots."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        # Elsewhere: the wall-clock time of the boot, to the minute, for it is the difference of two clocks.
-        return str(int((time.time() - time.monotonic()) // 60))
 
 
 @dataclass(frozen=True, slots=True)
