@@ -178,7 +178,8 @@ def load_crsqlite(connection: apsw.Connection, random_bytes: Callable[[int], byt
 
 def _create_site_id(connection: apsw.Connection, random_bytes: Callable[[int], bytes]) -> None:
     """Create cr-sqlite's table of site ids as it would itself, but with randomness that was lent."""
-    if connection.table_exists("main", "crsql_site_id"):
+    # Asked of the file: `table_exists` answers from what this connection has read before it got the lock.
+    if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'crsql_site_id'").fetchall():
         return  # Another process was faster.
     for _ in connection.execute(
         "CREATE TABLE crsql_site_id (site_id BLOB NOT NULL, ordinal INTEGER PRIMARY KEY);"
@@ -192,8 +193,8 @@ def disconnect(connection: apsw.Connection) -> None:
     """Close a connection. cr-sqlite's prepared statements go first, or SQLite refuses to close."""
     try:
         connection.execute("SELECT crsql_finalize()").fetchall()
-    except apsw.SQLError:
-        pass  # The extension is not loaded in this connection.
+    except apsw.Error:
+        pass  # The extension is not loaded in this connection, or the file is not even a database.
     connection.close()
 
 
