@@ -20,6 +20,10 @@ CACHE_KIBIBYTES_MAX = 32 * 1024
 """Page cache of a connection. The inner pages of all indexes of a million events fit; a node has a handful of
 connections and should stay well under 150 MB in all."""
 
+LOG_PAGES_MAX = 4096
+"""Pages of 4 KiB in the write-ahead log before a commit folds it into the file. More measured a little faster, but
+the log is read at the next open and takes disk space."""
+
 LOG_BYTES_MAX = 64 * 2**20
 """What is left of the write-ahead log's file after one very large transaction."""
 
@@ -60,6 +64,12 @@ def log_ahead(connection: apsw.Connection) -> None:
 def bound_log(connection: apsw.Connection) -> None:
     """Give the disk space of an unusually long log back."""
     connection.pragma("journal_size_limit", LOG_BYTES_MAX)
+
+
+def fold_log_seldom(connection: apsw.Connection) -> None:
+    """Fold the log into the file at 16 MiB instead of SQLite's 4: ids are hashes, so each commit touches pages all over
+    their index, and most of those are touched again soon. Publishing in batches of 100 measured 20 to 30 % faster."""
+    connection.pragma("wal_autocheckpoint", LOG_PAGES_MAX)
 
 
 def sync_at_checkpoints(connection: apsw.Connection) -> None:
@@ -106,6 +116,7 @@ SETTINGS: tuple[Callable[[apsw.Connection], None], ...] = (
     wait_when_locked,
     log_ahead,
     bound_log,
+    fold_log_seldom,
     sync_at_checkpoints,
     leave_foreign_keys_off,
     leave_recursive_triggers_off,
