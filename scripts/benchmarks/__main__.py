@@ -40,7 +40,10 @@ def main(
     wanted = only or [*BENCHMARKS, *YIELDS]
     unknown = [name for name in wanted if name not in BENCHMARKS and name not in YIELDS]
     if unknown:
-        print(f"bench: no benchmark is called {unknown[0]}; there are {', '.join([*BENCHMARKS, *YIELDS])}", file=sys.stderr)  # noqa: T201
+        print(
+            f"bench: no benchmark is called {unknown[0]}; there are {', '.join([*BENCHMARKS, *YIELDS])}",
+            file=sys.stderr,
+        )
         raise typer.Exit(2)
     progress = Console(stderr=True)
     results: list[Measurement] = []
@@ -52,7 +55,7 @@ def main(
                 if result.name in wanted:
                     results.append(result)
                     if as_json:
-                        print(json.dumps(result.as_json()), flush=True)  # noqa: T201
+                        print(json.dumps(result.as_json()), flush=True)
     if not as_json:
         Console().print(_table(results))
 

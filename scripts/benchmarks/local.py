@@ -29,7 +29,8 @@ def publish(batch: int, quick: bool) -> Iterator[Measurement]:
             raw.append(per_round / timed(lambda firsts=firsts: [queue.publish(first, batch) for first in firsts]))
             chunks = [new_events(first, batch) for first in firsts]
             ours.append(
-                per_round / timed(lambda chunks=chunks: [store.publish_many(WORKFLOW, TOPIC, chunk) for chunk in chunks])
+                per_round
+                / timed(lambda chunks=chunks: [store.publish_many(WORKFLOW, TOPIC, chunk) for chunk in chunks])
             )
         queue.close()
     yield rate(f"publish_{batch}", "events/s", ours, raw, PUBLISH_NOTE)

@@ -1,8 +1,9 @@
 """The limits: plain APSW with cr-sqlite and the same pragmas, and no leasemesh code.
 
-Publishing: the narrowest replicated row there is, (id, body), one for each event. Reserving and consuming: one replicated row for
-each batch, inserted and then updated, and a local table with the status of each event, all by hand-written SQL: no claims, no
-ownership, no checks. Catching up and merging: select from crsql_changes in one process and insert into another database, no network.
+Publishing: the narrowest replicated row there is, (id, body), one for each event. Reserving and consuming: one
+replicated row for each batch, inserted and then updated, and a local table with the status of each event, all by
+hand-written SQL: no claims, no ownership, no checks. Catching up and merging: select from crsql_changes in one
+process and insert into another database, no network.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import apsw
 
@@ -63,7 +65,9 @@ class RawQueue:
         """Reserve `count` events in one transaction and consume them in another."""
         run = os.urandom(16)
         self._connection.execute("BEGIN IMMEDIATE")
-        rows = self._connection.execute("SELECT n, id FROM status WHERE status = 0 ORDER BY n LIMIT ?", (count,)).fetchall()
+        rows = self._connection.execute(
+            "SELECT n, id FROM status WHERE status = 0 ORDER BY n LIMIT ?", (count,)
+        ).fetchall()
         body = {"state": "held", "events": [identifier.hex() for _, identifier in rows]}
         self._connection.execute("INSERT INTO runs VALUES (?, ?)", (run, json.dumps(body)))
         self._connection.executemany("UPDATE status SET status = 1, run = ? WHERE n = ?", [(run, n) for n, _ in rows])
@@ -75,15 +79,37 @@ class RawQueue:
         return len(rows)
 
 
-def copy_changes(source: Path, target: Path, after: int = 0) -> None:
-    """Merge all changes of one database into another, in one transaction, without network."""
-    reading, writing = connect(source), connect(target)
-    try:
-        rows: Iterable[tuple[object, ...]] = reading.execute(
-            f"SELECT {CHANGES} FROM crsql_changes WHERE db_version > ? ORDER BY db_version, seq", (after,)
+class Copier:
+    """Merges one file's changes into another, each time what is new. A context manager."""
+
+    def __init__(self, source: Path, target: Path) -> None:
+        self._reading, self._writing = connect(source), connect(target)
+        self._after = 0
+
+    def __enter__(self) -> Copier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        disconnect(self._reading)
+        disconnect(self._writing)
+
+    def copy(self) -> None:
+        """Merge all changes since the last time, in one transaction."""
+        rows = self._reading.execute(
+            f"SELECT {CHANGES} FROM crsql_changes WHERE db_version > ? ORDER BY db_version, seq", (self._after,)
         )
-        with writing:
-            writing.executemany(f"INSERT INTO crsql_changes ({CHANGES}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-    finally:
-        disconnect(reading)
-        disconnect(writing)
+        with self._writing:
+            self._writing.executemany(
+                f"INSERT INTO crsql_changes ({CHANGES}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self._noting_version(rows)
+            )
+
+    def _noting_version(self, rows: Iterable[tuple[Any, ...]]) -> Iterable[tuple[Any, ...]]:
+        for row in rows:
+            self._after = row[5]
+            yield row
+
+
+def copy_changes(source: Path, target: Path) -> None:
+    """Merge all changes of one database into another, in one transaction, without network."""
+    with Copier(source, target) as copier:
+        copier.copy()
