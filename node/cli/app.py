@@ -1,0 +1,222 @@
+"""The frame of all commands: common options, the database, and errors as one sentence with an exit code."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, get_type_hints
+
+import typer
+
+from node.cli.output import ExitCode, Screen
+from node.errors import (
+    Ambiguous,
+    IllegalState,
+    InvalidInput,
+    LeaseLost,
+    LeasemeshError,
+    NotAvailable,
+    NotFound,
+    NotOwner,
+    StaleVersion,
+    StillReserved,
+    TooEarly,
+)
+from sync.errors import SyncError
+
+if TYPE_CHECKING:
+    from node.service import Node
+
+DEFAULT_DATABASE = Path("leasemesh.db")
+DATABASE_VARIABLE = "LEASEMESH_DB"
+
+DatabaseOption = Annotated[
+    Path,
+    typer.Option("--db", envvar=DATABASE_VARIABLE, help="The database file.", show_default=True, metavar="PATH"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one document a line.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="On an error, print the traceback too.")]
+
+EPILOG = """\b
+Exit codes:
+  0  done
+  1  failed; the sentence on standard error says why
+  2  wrong usage or input
+  3  no such database, event, topic or run
+  4  not available: held by somebody else, lease lost, settled, too early
+  5  the peer cannot be reached, or refuses
+  6  the peer differs (verify), or the database is damaged (doctor)"""
+
+app = typer.Typer(
+    name="leasemesh",
+    help="One workspace of events and work on every device, offline or not; each piece of work has exactly one owner.",
+    epilog=EPILOG,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Arguments = ParamSpec("Arguments")
+
+
+class CommandError(LeasemeshError):
+    """A command cannot do what it is asked to.
+
+    Attributes:
+        code: the exit code.
+    """
+
+    def __init__(self, text: str, code: ExitCode = ExitCode.FAILED) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Session:
+    """What a command works with.
+
+    Attributes:
+        path: the database file.
+        screen: where it prints.
+        now_ms: the wall clock when the command began, for "3 min ago".
+    """
+
+    def __init__(self, path: Path, screen: Screen, resources: ExitStack) -> None:
+        self.path = path
+        self.screen = screen
+        self.now_ms = time.time_ns() // 1_000_000
+        self._resources = resources
+        self._node: Node | None = None
+
+    @property
+    def node(self) -> Node:
+        """The node of the database, opened when first asked for.
+
+        Raises:
+            CommandError: there is no such file.
+        """
+        if self._node is None:
+            from node.service import Node
+
+            if not self.path.exists():
+                raise CommandError(
+                    f"there is no database {self.path}; make one with `leasemesh init`, or name another with --db or "
+                    f"{DATABASE_VARIABLE}",
+                    ExitCode.NOT_FOUND,
+                )
+            self._node = self._resources.enter_context(Node.open(self.path))
+        return self._node
+
+    def device_name(self, node: str) -> str:
+        """Return the name of a device, or the short form of its id when its name is not known here."""
+        from node.ids import short
+        from node.stores.peers import PeerStore
+
+        if node == self.node.site_id:
+            return self.node.name
+        for peer in PeerStore(self.node.database).list():
+            if peer.node == node and peer.name:
+                return peer.name
+        return short(node)
+
+
+def command(
+    group: typer.Typer, name: str, *, panel: str, examples: Sequence[str]
+) -> Callable[[Callable[Concatenate[Session, Arguments], None]], Callable[..., None]]:
+    """Register a function as a command. It gets a `Session` and its own options; --db, --json and --debug come with it.
+
+    Args:
+        group: the app or a group of commands.
+        name: the command's name.
+        panel: under which heading --help lists it.
+        examples: whole command lines, shown by --help and run by the tests.
+    """
+
+    def register(function: Callable[Concatenate[Session, Arguments], None]) -> Callable[..., None]:
+        hints = get_type_hints(function, include_extras=True)
+        session, *own = inspect.signature(function).parameters.values()
+        common = {
+            "db": (DatabaseOption, DEFAULT_DATABASE),
+            "as_json": (JsonOption, False),
+            "debug": (DebugOption, False),
+        }
+        parameters = [parameter.replace(annotation=hints[parameter.name]) for parameter in own] + [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+            for name, (annotation, default) in common.items()
+        ]
+
+        @functools.wraps(function)
+        def run_command(*, db: Path, as_json: bool, debug: bool, **options: Any) -> None:
+            # `debug` is read by `run`, which also has to know about errors that come before this.
+            with ExitStack() as resources:
+                function(Session(db, Screen(as_json=as_json), resources), **options)  # type: ignore[call-arg]
+
+        del run_command.__wrapped__  # or its signature would be taken for the command's
+        run_command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run_command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        epilog = "\b\n" + "\n".join(["Examples:", *(f"  {example}" for example in examples)])
+        summary = inspect.cleandoc(function.__doc__ or "").partition(". ")[0].partition("\n\n")[0].rstrip(".")
+        group.command(name, epilog=epilog, short_help=summary, rich_help_panel=panel)(run_command)
+        return run_command
+
+    return register
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code; nothing is raised."""
+    screen = Screen(as_json="--json" in arguments)
+    try:
+        code = int(app(args=list(arguments) or ["--help"], prog_name="leasemesh", standalone_mode=False) or 0)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read our output has gone (`leasemesh peek | head`). Python would complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.FAILED
+    except typer.Abort:
+        return ExitCode.INTERRUPTED
+    except Exception as error:
+        if "--debug" in arguments:
+            sys.excepthook(type(error), error, error.__traceback__)
+        text, code = explain(error)
+        screen.error(text, code)
+        return code
+
+
+_CODES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], ExitCode], ...] = (
+    ((InvalidInput, Ambiguous), ExitCode.USAGE),
+    (NotFound, ExitCode.NOT_FOUND),
+    (
+        (NotAvailable, LeaseLost, NotOwner, IllegalState, StaleVersion, StillReserved, TooEarly),
+        ExitCode.NOT_AVAILABLE,
+    ),
+    (SyncError, ExitCode.PEER),
+    (LeasemeshError, ExitCode.FAILED),
+)
+
+
+def explain(error: Exception) -> tuple[str, ExitCode]:
+    """Return an error as one sentence and the exit code for it."""
+    if isinstance(error, CommandError):
+        return str(error), error.code
+    if isinstance(error, typer.TyperException):
+        return _usage_sentence(error), ExitCode.USAGE
+    for kinds, code in _CODES:
+        if isinstance(error, kinds):
+            return str(error), code
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the system'}: {error.strerror or error}", ExitCode.FAILED
+    return f"internal error: {type(error).__name__}: {error}; --debug shows where", ExitCode.FAILED
+
+
+def _usage_sentence(error: typer.TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "leasemesh"
+    text = error.format_message().rstrip(".")
+    return f"{text[:1].lower()}{text[1:]}; `{path} --help` shows what is possible"

@@ -1,0 +1,89 @@
+"""What people type for topics, events and runs: WORKFLOW/TOPIC, WORKFLOW/TOPIC/MESSAGE_ID, ids or their beginnings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from node.errors import InvalidInput, NotFound
+
+if TYPE_CHECKING:
+    from node.ids import RunId
+    from node.service import Node
+    from node.stores import Event
+
+RUN_CHARACTERS = 16
+"""Twelve of them are milliseconds; the others tell the runs of one millisecond apart."""
+
+
+def short_run(run: str) -> str:
+    """Return the short form of a run's id: it begins with the time, so it takes more characters than other ids do."""
+    return run[:RUN_CHARACTERS]
+
+
+def split_topic(text: str) -> tuple[str, str]:
+    """Return workflow and topic of WORKFLOW/TOPIC. The workflow ends at the first slash.
+
+    Raises:
+        InvalidInput: there is no slash, or nothing on one side of it.
+    """
+    workflow, _, topic = text.partition("/")
+    if not workflow or not topic:
+        raise InvalidInput("topic", f"{text!r} is not of the form WORKFLOW/TOPIC, such as shop/orders")
+    return workflow, topic
+
+
+def existing_topic(node: Node, text: str) -> tuple[str, str]:
+    """Return workflow and topic of WORKFLOW/TOPIC, wherever the slash is that makes it a topic of this workspace.
+
+    Raises:
+        InvalidInput: it is not of that form.
+        NotFound: this device knows no such topic.
+    """
+    split_topic(text)
+    for workflow, topic in _splits(text):
+        if node.topics.get_by_name(workflow, topic) is not None:
+            return workflow, topic
+    raise NotFound("topic", [text], "`leasemesh topics` lists them; a topic that was published elsewhere comes by sync")
+
+
+def find_event(node: Node, text: str) -> Event:
+    """Return the event that `text` names: WORKFLOW/TOPIC/MESSAGE_ID, an id or the beginning of one.
+
+    Raises:
+        InvalidInput: it is none of these.
+        NotFound, Ambiguous: it names no event, or several.
+    """
+    found = _event_by_key(node, text) if "/" in text else node.events.find(text)
+    if found is None:
+        raise NotFound("event", [text], "`leasemesh peek WORKFLOW/TOPIC` lists events with their ids")
+    return found
+
+
+def find_run(node: Node, text: str) -> RunId:
+    """Return the id of the run whose reservation `text` names by id or the beginning of one.
+
+    Raises:
+        InvalidInput: it is no id.
+        NotFound, Ambiguous: it names no run, or several.
+    """
+    found = node.events.find_run(text)
+    if found is None:
+        raise NotFound("run", [text], "`leasemesh status` lists the runs that hold events")
+    return found
+
+
+def _event_by_key(node: Node, text: str) -> Event | None:
+    for workflow, rest in _splits(text):
+        for topic, message_id in _splits(rest):
+            found = node.events.get_by_message_id(workflow, topic, message_id)
+            if found is not None:
+                return found
+    return None
+
+
+def _splits(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the two sides of each slash, the first one first."""
+    for index, character in enumerate(text):
+        if character == "/" and 0 < index < len(text) - 1:
+            yield text[:index], text[index + 1 :]

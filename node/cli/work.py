@@ -1,0 +1,164 @@
+"""Commands that hand out work and settle it: reserve, consume, skip, release, take-over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from node.cli.app import CommandError, Session, app, command
+from node.cli.events import TopicArgument, event_document, event_table
+from node.cli.naming import existing_topic, find_event, find_run, short_run
+from node.cli.output import ExitCode, count_of, styled
+from node.errors import TooEarly
+from node.service import Reservation
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+WAIT_STEP_S = 1.0
+"""A waiting take-over looks again this often: the wait is a minute or more."""
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run that `leasemesh reserve` named.")]
+HandlerOption = Annotated[str, typer.Option(help="Who works on them, for people.")]
+
+
+@command(
+    app,
+    "reserve",
+    panel="Work",
+    examples=[
+        "leasemesh reserve shop/orders --limit 10",
+        "leasemesh reserve shop/orders --id order-17 --id order-18",
+        "leasemesh reserve shop/orders --limit 1 --json",
+    ],
+)
+def reserve(
+    session: Session,
+    topic: TopicArgument,
+    limit: Annotated[int | None, typer.Option(help="Take the oldest pending ones, so many at most (10).")] = None,
+    message_ids: Annotated[
+        list[str] | None, typer.Option("--id", help="Take the event with this message id; may be given again.")
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="With --id: take those that are free. Without it, all or none.")
+    ] = False,
+    handler: HandlerOption = "manual",
+) -> None:
+    """Reserve pending events for a new run of this device. Settle the run with consume, skip or release."""
+    node = session.node
+    if message_ids and limit is not None:
+        raise CommandError("--limit and --id exclude each other", ExitCode.USAGE)
+    workflow, name = existing_topic(node, topic)
+    if message_ids:
+        reservation = node.reserve(workflow, name, message_ids=message_ids, partial=partial, handler=handler)
+    else:
+        reservation = node.reserve(workflow, name, limit=10 if limit is None else limit, handler=handler)
+    if not reservation.events:
+        raise CommandError(f"nothing is pending in {topic}; nothing was reserved", ExitCode.NOT_AVAILABLE)
+    _show_reservation(session, reservation, "reserved")
+
+
+def _show_reservation(session: Session, reservation: Reservation, verb: str) -> None:
+    document = {"run": reservation.run, "events": [event_document(event) for event in reservation.events]}
+
+    def draw() -> list[RenderableType]:
+        head = f"run {reservation.run} {verb} {count_of(len(reservation), 'event')}:"
+        next_step = f"when the work is done: leasemesh consume {reservation.run}"
+        return [styled(head, "bold"), event_table(session, reservation.events), styled(next_step, "dim")]
+
+    session.screen.show(document, draw)
+
+
+@command(
+    app,
+    "consume",
+    panel="Work",
+    examples=["leasemesh consume 019a2b3c4d5e", "leasemesh consume 019a2b3c4d5e --effect-happened"],
+)
+def consume(
+    session: Session,
+    run: RunArgument,
+    effect_happened: Annotated[
+        bool,
+        typer.Option(
+            "--effect-happened",
+            help="Record the outcome even if the lease was lost: what was done cannot be undone.",
+        ),
+    ] = False,
+) -> None:
+    """Settle all events of a run as done, for ever. Fails as a whole when another run owns one of them now."""
+    _settle(session, run, "consumed", lambda found: session.node.events.consume(found, effect_happened=effect_happened))
+
+
+@command(app, "skip", panel="Work", examples=["leasemesh skip 019a2b3c4d5e"])
+def skip(session: Session, run: RunArgument) -> None:
+    """Settle all events of a run as never to be done. Fails as a whole when another run owns one of them now."""
+    _settle(session, run, "skipped", session.node.events.skip)
+
+
+@command(app, "release", panel="Work", examples=["leasemesh release 019a2b3c4d5e"])
+def release(session: Session, run: RunArgument) -> None:
+    """Give the events of a run back: they are pending again, for anybody."""
+    _settle(session, run, "released", session.node.events.release)
+
+
+def _settle(session: Session, run: str, outcome: str, settle: Callable[[str], int]) -> None:
+    found = find_run(session.node, run)
+    count = settle(found)
+    text = f"{outcome} {count_of(count, 'event')} of run {short_run(found)}"
+    if not count:
+        text = f"run {short_run(found)} had nothing left to be {outcome}"
+    session.screen.show({"run": found, outcome: count}, lambda: [styled(text)])
+
+
+@command(
+    app,
+    "take-over",
+    panel="Work",
+    examples=[
+        "leasemesh take-over 3f2a91c07b",
+        "leasemesh take-over shop/orders/order-17 --wait",
+        "leasemesh take-over 3f2a91c07b 77b0c2d4e1 --force",
+    ],
+)
+def take_over(
+    session: Session,
+    events: Annotated[list[str], typer.Argument(metavar="EVENT...", help="Ids, or WORKFLOW/TOPIC/MESSAGE_ID.")],
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until the holders have been silent for long enough.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Do not wait: you know that the holders will not go on.")
+    ] = False,
+    handler: HandlerOption = "manual",
+) -> None:
+    """Reserve events that another device holds and has been silent about, for a new run of this device.
+
+    How long a holder has been silent is what this machine has seen itself, with `leasemesh serve` or --wait running.
+    """
+    node = session.node
+    identifiers = [find_event(node, text).id for text in events]
+    if force:
+        run = node.handler_runs.new_id()
+        reservation = Reservation(node.events, run, node.events.take_over(run, identifiers, handler=handler))
+    else:
+        if wait:
+            _wait_for_silence(session, identifiers)
+        try:
+            reservation = node.take_over(identifiers, handler=handler)
+        except TooEarly as error:
+            raise CommandError(f"{error}; --wait waits for it, --force does not", ExitCode.NOT_AVAILABLE) from error
+    _show_reservation(session, reservation, "took over")
+
+
+def _wait_for_silence(session: Session, events: Sequence[str]) -> None:
+    """Return when the events may be taken over. Raises as `StalenessWatch.holder`."""
+    longest_ms = session.node.staleness.longest_wait_ms(events)
+    with session.screen.progress("waiting for the holder to stay silent", longest_ms) as show:
+        while (left_ms := session.node.staleness.longest_wait_ms(events)) > 0:
+            longest_ms = max(longest_ms, left_ms)
+            show(longest_ms - left_ms)
+            time.sleep(min(WAIT_STEP_S, left_ms / 1000))
