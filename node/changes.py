@@ -322,7 +322,7 @@ class ChangeStorage:
             RemoteProtocolError: the piece holds what no honest node sends; nothing of it is kept.
             StorageLimit: this node may not hold as much; nothing of it is kept.
         """
-        _refuse_malformed(incoming)
+        _refuse_malformed(incoming, self._database.version())
         if not incoming.whole:
             return self._stage(incoming)
         self.retry_parked()
@@ -485,11 +485,11 @@ def _insert_carefully(transaction: Transaction, rows: list[Change], indices: Seq
     return first + _insert_carefully(transaction, rows, indices[middle:])
 
 
-def _refuse_malformed(incoming: Incoming) -> None:
+def _refuse_malformed(incoming: Incoming, own_version: int) -> None:
     """Check what would harm the database, or the process: cr-sqlite aborts on some malformed keys."""
     version = incoming.header.point.version
-    if version > limits.VERSION_MAX:
-        raise RemoteProtocolError(f"a peer claims version {version}, beyond the greatest allowed")
+    if version > min(limits.VERSION_MAX, own_version + limits.VERSION_JUMP_MAX):
+        raise RemoteProtocolError(f"a peer claims version {version}, which no honest history has reached")
     if incoming.rows and max(row[_VERSION] for row in incoming.rows) > version:
         raise RemoteProtocolError(f"a peer sends a change above its own version {version}")
     if find_malformed(row[1] for row in incoming.rows) is not None:

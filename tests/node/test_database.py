@@ -7,11 +7,11 @@ from pathlib import Path
 
 import apsw
 import pytest
+from replicas import NOTES, Replica, write_migrations
 
 from node.connection import connect, disconnect
 from node.database import Database, DatabaseError
 from node.migrate import own_migrations, upgrade
-from replicas import NOTES, Replica, write_migrations
 
 
 def open_database(path: Path) -> Database:
