@@ -170,6 +170,7 @@ Effect = (
     Send
     | Close
     | LoadResume
+    | LoadState
     | BeginRead
     | ContinueRead
     | EndRead

@@ -1,63 +1,70 @@
 """The engine of one node: every decision about every link, with no socket, no clock, no SQL and no chance of its own.
 
 Inputs are method calls, each with the monotonic time; outputs are the effects that `take_effects` returns
-(sync/effects.py).
+(sync/effects.py). Given the same inputs it gives the same outputs, in the same order: nothing here is iterated in the
+order of a set.
+
+What holds at any time (cited as E1 to E6 below):
+
+E1 An error of a peer ends its link and changes nothing else.
+E2 Nothing of the database is told to a peer that has not proven to hold the token.
+E3 At most one link to a site has `started` for syncing. Two processes with one site id are a clone, never two peers.
+E4 While a peer's claim about this node's own history is in doubt, that peer is sent no rows; when the claim is true and
+   this file does not know of it, the file takes a new site id before anything else happens.
+E5 Whatever is committed here, locally or from a peer, is read for every other started link.
+E6 Every link either brings something every SILENCE_MS or is closed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from sync.effects import Effect, LinkId
+from sync import limits
+from sync.effects import (
+    Close,
+    ComputeDigest,
+    Effect,
+    EndRead,
+    Hear,
+    LinkId,
+    LoadResume,
+    LoadState,
+    Reidentify,
+    SetTimer,
+    Tell,
+)
+from sync.errors import (
+    BusyRefused,
+    CloneRefused,
+    CloseCode,
+    DuplicateRefused,
+    LocalProtocolError,
+    SelfRefused,
+    SyncError,
+    TimedOut,
+    WorkspaceRefused,
+)
 from sync.knowledge import Era, Point, SiteId
+from sync.link import Link
+from sync.link import PeerStatus as PeerStatus
+from sync.messages import (
+    Ack,
+    Changes,
+    Digest,
+    DigestRequest,
+    Goodbye,
+    Greeting,
+    Hello,
+    Presence,
+)
 from sync.messages import Purpose as Purpose
 from sync.ports import Applied, DatabaseDigest, LocalState, ReadResult
+from sync.presence import Heard, PresenceBoard
+from sync.session import EngineConfig as EngineConfig
+from sync.session import Session
+from sync.transfer import SendingHalf
 
-
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """What a node is besides its database.
-
-    Attributes:
-        workspace: the workspace's id.
-        name: the node's name for people.
-        incarnation: a random token of 8 bytes, new for each start of the process.
-        token: the workspace's shared secret; None: links need no proof. Never sent, never shown.
-    """
-
-    workspace: str
-    name: str
-    incarnation: Era
-    token: str | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class PeerStatus:
-    """One link as people see it.
-
-    Attributes:
-        link: the link's number.
-        dialed: this node dialled; False: it was dialled.
-        purpose: "inspect" for a link that only compares.
-        state: the state of the link's session.
-        site, name, incarnation: who is there (site and incarnation empty as long as it has not said).
-        schema: the peer's migrations.
-        ahead: how many versions of this node the peer may still lack.
-        behind: how many versions of the peer this node still lacks, as far as the peer has told.
-        knowledge: what the peer is known to have.
-    """
-
-    link: LinkId
-    dialed: bool
-    purpose: Purpose
-    state: str
-    site: SiteId
-    name: str
-    incarnation: Era
-    schema: dict[str, int]
-    ahead: int
-    behind: int
+ENDED_BY_PEER = "the connection ended"
 
 
 class Engine:
@@ -69,16 +76,34 @@ class Engine:
         random_bytes: source of nonces: called with a length, returns as many bytes (`secrets.token_bytes`, or seeded).
     """
 
-    def __init__(self, state: LocalState, config: EngineConfig, random_bytes: Callable[[int], bytes]) -> None: ...
+    def __init__(self, state: LocalState, config: EngineConfig, random_bytes: Callable[[int], bytes]) -> None:
+        self._state = state
+        self._config = config
+        self._random_bytes = random_bytes
+        self._effects: list[Effect] = []
+        self._links: dict[LinkId, Link] = {}
+        self._board = PresenceBoard()
+        self._beat = 0
+        self._presence_timed = False
+        self._probes = 0
+        self._digests = 0
+        self._states_asked = 0
+        self._states_loaded = 0
+        self._reidentifying = False
 
     @property
     def state(self) -> LocalState:
         """This node as last heard from the database."""
+        return self._state
 
     def take_effects(self) -> list[Effect]:
         """Return the effects asked for since the last call, in order, and forget them."""
+        # The sessions hold the same list, so it is emptied and not replaced.
+        effects = self._effects.copy()
+        self._effects.clear()
+        return effects
 
-    # Links.
+    # --- Links -------------------------------------------------------------------------------------------------------
 
     def connected(
         self, link: LinkId, *, dialed: bool, now_ms: int, purpose: Purpose = "sync", compress: bool = True
@@ -92,52 +117,292 @@ class Engine:
             purpose: "inspect" for a link that only asks for digests. Only whoever dials decides; ignored otherwise.
             compress: compress large messages sent over this link (a loopback link is faster without).
         """
+        session = Session(
+            link,
+            self._effects,
+            role="dialer" if dialed else "listener",
+            purpose=purpose,
+            compress=compress,
+            config=self._config,
+            local=lambda: self._state,
+            nonce=self._random_bytes(limits.NONCE_BYTES),
+            now_ms=now_ms,
+        )
+        entry = self._links[link] = Link(session, self._effects)
+        if self._reidentifying:
+            self._end(entry, _identity_changes(), now_ms)
+            return
+        session.greet()
+        self._effects.append(SetTimer(("handshake", link), now_ms + limits.HANDSHAKE_MS))
+        self._time_presence(now_ms)
 
     def received(self, link: LinkId, data: bytes, now_ms: int) -> None:
         """One whole binary message arrived."""
+        entry = self._links.get(link)
+        if entry is None:
+            return
+        try:
+            self._take(entry, entry.session.receive(data, now_ms), now_ms)
+        except SyncError as error:
+            self._end(entry, error, now_ms)
 
     def disconnected(self, link: LinkId, now_ms: int) -> None:
         """The link is gone, by whomever. Also expected after a Close effect (and harmless then)."""
+        entry = self._links.get(link)
+        if entry is not None:
+            self._drop(entry, ENDED_BY_PEER, now_ms)
 
     def close_all(self, now_ms: int) -> None:
         """Take leave of every peer (the node is stopping): a Goodbye and a Close for each link."""
+        for entry in list(self._links.values()):
+            self._end(entry, SyncError(f"{self._config.name} is being stopped", close_code=CloseCode.STOPPING), now_ms)
 
-    # Answers to effects.
+    def _take(self, entry: Link, message: object, now_ms: int) -> None:
+        session = entry.session
+        match message:
+            case Greeting():
+                self._meet(entry, message, now_ms)
+            case Hello():
+                self._admit(entry, message, now_ms)
+            case Changes():
+                self._take_changes(entry, message)
+            case Ack():
+                assert session.sending is not None
+                if session.sending.acknowledged(message):
+                    entry.sent()
+            case Presence():
+                self._take_presence(entry, message, now_ms)
+            case DigestRequest():
+                entry.digest_requested(message)
+                self._effects.append(ComputeDigest(entry.id, message.number))
+            case Digest():
+                entry.digest_came(message)
+            case Goodbye():
+                reason = f"closed by the peer: {message.sentence}"
+                self._effects.append(Close(session.link, message.code, reason, message.retry))
+                self._drop(entry, reason, now_ms)
+
+    # --- Who may join ------------------------------------------------------------------------------------------------
+
+    def _meet(self, entry: Link, greeting: Greeting, now_ms: int) -> None:
+        """The peer's Greeting came: it claims a site, no more."""
+        session = entry.session
+        if greeting.site == self._state.site:
+            for other in list(self._links.values()):
+                if other.session.nonce == greeting.nonce:
+                    if other is not entry:
+                        self._end(other, SelfRefused("this node reached itself"), now_ms)
+                    raise SelfRefused("this node reached itself")
+            raise CloneRefused(f"the peer has this node's own site id {greeting.site.hex()}")
+        if not session.dialed:
+            return
+        if session.purpose == "inspect":
+            session.introduce(Point(0, Era(b"")))
+            return
+        for other in self._links.values():
+            rival = other.session
+            if other is not entry and rival.dialed and rival.purpose == "sync" and rival.peer_site == greeting.site:
+                # Said before the peer hears our Hello: it would take the newer link for the better one.
+                self._probe(other, now_ms)
+                raise DuplicateRefused(f"this node has dialled {rival.name} under another address already")
+        self._effects.append(LoadResume(session.link, session.peer_site))
+
+    def _admit(self, entry: Link, hello: Hello, now_ms: int) -> None:
+        """The peer's Hello came, and its proof was right."""
+        if hello.workspace != self._config.workspace:
+            raise WorkspaceRefused(
+                f"{hello.name} belongs to the workspace {hello.workspace}, "
+                f"{self._config.name} to {self._config.workspace}"
+            )
+        if hello.purpose == "sync":
+            self._settle_rivals(entry, now_ms)
+            self._doubt(entry, [hello.knowledge.point(self._state.site), hello.resume])
+        self._proceed(entry, now_ms)
+
+    def _settle_rivals(self, entry: Link, now_ms: int) -> None:
+        """Keep E3: of two links to one site keep one, and have the older one probed when they are two processes."""
+        newcomer = entry.session
+        known = [other for other in self._links.values() if other is not entry and other.session.sending is not None]
+        rivals = [other for other in known if other.session.peer_site == newcomer.peer_site]
+        if not rivals:
+            if len(known) >= limits.PEERS_MAX:
+                raise BusyRefused(f"{self._config.name} has {limits.PEERS_MAX} peers, and takes no more")
+            return
+        older = rivals[0].session
+        if older.incarnation == newcomer.incarnation:
+            if len(rivals) == 1 and _newcomer_wins(self._state.site, older, newcomer):
+                self._end(rivals[0], DuplicateRefused(f"a newer link to {newcomer.name} takes its place"), now_ms)
+                return
+        elif len(rivals) == 1 and older.started:
+            entry.waits_for = older.link
+            self._probe(rivals[0], now_ms)
+            return
+        self._probe(rivals[0], now_ms)
+        raise DuplicateRefused(f"{self._config.name} has another link to {newcomer.name}")
+
+    def _probe(self, entry: Link, now_ms: int) -> None:
+        """Make sure that a link is alive, within PROBE_MS."""
+        if entry.session.started and not entry.probe:
+            self._probes += 1
+            entry.probe = self._probes
+            self._send_presence(entry, now_ms, probe=entry.probe)
+            self._effects.append(SetTimer(("probe", entry.id), now_ms + limits.PROBE_MS))
+
+    def _probe_answered(self, entry: Link, now_ms: int) -> None:
+        entry.probe = 0
+        for other in list(self._links.values()):
+            if other.waits_for == entry.id:
+                site = entry.session.peer_site.hex()
+                self._end(
+                    other,
+                    CloneRefused(f"{entry.session.name} and {other.session.name} both run with the site id {site}"),
+                    now_ms,
+                )
+
+    def _doubt(self, entry: Link, claims: list[Point]) -> None:
+        """Keep E4: compare what a peer says of this node's history with it; when in doubt, ask the database again."""
+        doubtful = self._not_owned(claims)
+        if not doubtful:
+            return
+        entry.claims += doubtful
+        self._states_asked += 1
+        entry.doubt_number = self._states_asked
+        if entry.session.started and entry.session.sending is not None:
+            entry.session.sending.allow(False)
+        self._effects.append(LoadState())
+
+    def _not_owned(self, claims: list[Point]) -> list[Point]:
+        state = self._state
+        return [claim for claim in claims if not state.lineage.owns(claim, state.version)]
+
+    def _proceed(self, entry: Link, now_ms: int) -> None:
+        """Go on with the opening, unless something still stands against the peer."""
+        session = entry.session
+        if entry.claims or entry.waits_for is not None:
+            return
+        if session.state != "answering":
+            self._start(entry, now_ms)
+        elif session.purpose == "sync":
+            self._effects.append(LoadResume(session.link, session.peer_site))
+        else:
+            session.introduce(Point(0, Era(b"")))
+            self._start(entry, now_ms)
+
+    def _start(self, entry: Link, now_ms: int) -> None:
+        session = entry.session
+        session.start()
+        entry.tell_connected(self._state.schema)
+        if session.purpose == "sync":
+            self._hear(session.peer_site, Heard(session.incarnation, 0, now_ms), {})
+
+    # --- Answers to effects ------------------------------------------------------------------------------------------
 
     def resume_loaded(self, link: LinkId, point: Point, now_ms: int) -> None:
         """Answers LoadResume."""
+        entry = self._links.get(link)
+        if entry is None:
+            return
+        answering = entry.session.state == "answering"
+        entry.session.introduce(point)
+        if answering:
+            self._start(entry, now_ms)
 
     def state_loaded(self, state: LocalState, now_ms: int) -> None:
         """Answers LoadState."""
+        self._refresh(state)
+        self._states_loaded += 1
+        for entry in list(self._links.values()):
+            if not entry.claims or entry.doubt_number > self._states_loaded:
+                continue
+            claims = self._not_owned(entry.claims)
+            if claims:
+                self._reidentify(entry, claims[0], now_ms)
+                return
+            entry.claims.clear()
+            if entry.session.started:
+                self._send(entry, lambda sending: sending.allow(True), now_ms)
+            else:
+                self._proceed(entry, now_ms)
+        self._poke()
 
     def read_done(self, link: LinkId, result: ReadResult, now_ms: int) -> None:
         """Answers BeginRead and ContinueRead."""
+        entry = self._links.get(link)
+        if entry is None:
+            return
+        if self._send(entry, lambda sending: sending.read_done(result), now_ms):
+            entry.read(result.first, result.last)
 
     def read_failed(self, link: LinkId, error: Exception, now_ms: int) -> None:
         """Answers BeginRead and ContinueRead; ends the link."""
+        self._failed(link, error, now_ms, "could not read its changes")
 
     def applied(self, link: LinkId, applied: Applied, now_ms: int) -> None:
         """Answers Apply."""
+        self._refresh(applied.state)
+        entry = self._links.get(link)
+        if entry is not None:
+            entry.stored(applied, now_ms)
+        # The peer that the rows came from has them (E5): its own session only owes it a checkpoint some time.
+        self._poke(but=link, parked=applied.parked > 0)
 
     def apply_failed(self, link: LinkId, error: Exception, now_ms: int) -> None:
         """Answers Apply; ends the link. A `SyncError` decides by its attributes whether dialling again can help."""
+        self._failed(link, error, now_ms, "could not store the changes")
 
     def digest_done(self, link: LinkId, request: int, digest: DatabaseDigest, now_ms: int) -> None:
         """Answers ComputeDigest."""
+        entry = self._links.get(link)
+        if entry is not None:
+            entry.digest_owed = 0
+            entry.session.send(Digest(request, digest))
 
     def digest_failed(self, link: LinkId, request: int, error: Exception, now_ms: int) -> None:
         """Answers ComputeDigest; ends the link."""
+        self._failed(link, error, now_ms, "could not compute its digest")
 
     def reidentified(self, state: LocalState, now_ms: int) -> None:
         """Answers Reidentify. (When it fails the node cannot go on: the caller stops the engine.)"""
+        self._reidentifying = False
+        self._state = state
+        self._effects.append(Tell("identity", f"this node has the new site id {state.site.hex()}"))
 
-    # Everything else.
+    def _failed(self, link: LinkId, error: Exception, now_ms: int, what: str) -> None:
+        entry = self._links.get(link)
+        if entry is None:
+            return
+        # What went wrong inside is for this node's log; the peer learns no more than that something did.
+        if not isinstance(error, SyncError):
+            entry.tell("refused", f"{what}: {error}")
+            error = SyncError(f"{self._config.name} {what}")
+        self._end(entry, error, now_ms)
+
+    # --- Everything else ---------------------------------------------------------------------------------------------
 
     def local_commit(self, state: LocalState, now_ms: int) -> None:
         """Something was committed here, by this process or another; `state` is the database's state read after it."""
+        self._refresh(state)
+        self._poke()
 
     def timer_fired(self, key: tuple[str, int], now_ms: int) -> None:
         """A timer asked for by SetTimer is due. A timer that is no longer wanted is harmless."""
+        kind, number = key
+        if kind == "presence":
+            self._beat_presence(now_ms)
+            return
+        entry = self._links.get(LinkId(number))
+        if entry is None:
+            return
+        session = entry.session
+        if kind == "probe" and entry.probe:
+            self._end(entry, TimedOut(f"no answer within {limits.PROBE_MS} ms"), now_ms)
+        elif kind == "handshake" and not session.started:
+            if session.peer is not None or session.state == "introducing":  # It is this node that takes its time.
+                self._effects.append(SetTimer(key, now_ms + limits.HANDSHAKE_MS))
+            else:
+                self._end(entry, TimedOut(f"no valid Hello within {limits.HANDSHAKE_MS} ms"), now_ms)
+        elif kind == "checkpoint":
+            entry.checkpoint_timer_fired()
 
     def request_digest(self, link: LinkId, now_ms: int) -> None:
         """Ask the peer for its digest; the answer comes as a Tell of kind "digest". The link must be open.
@@ -145,6 +410,155 @@ class Engine:
         Raises:
             LocalProtocolError: the link is not open, or an earlier request is not answered yet.
         """
+        entry = self._links.get(link)
+        if entry is None or not entry.session.started:
+            raise LocalProtocolError(f"link {link} is not open")
+        if entry.digest_asked:
+            raise LocalProtocolError(f"{entry.session.name} was asked for its digest and has not answered yet")
+        self._digests += 1
+        entry.digest_asked = self._digests
+        entry.session.send(DigestRequest(self._digests))
 
     def peers(self) -> list[PeerStatus]:
         """Return all links, in the order they were opened."""
+        return [entry.status() for entry in self._links.values()]
+
+    # --- Changes -----------------------------------------------------------------------------------------------------
+
+    def _take_changes(self, entry: Link, changes: Changes) -> None:
+        session = entry.session
+        assert session.receiving is not None
+        session.receiving.receive(changes)
+        if changes.header is not None:
+            session.learn(changes.header.knowledge)
+            self._doubt(entry, [changes.header.knowledge.point(self._state.site)])
+
+    def _poke(self, *, but: LinkId | None = None, parked: bool = False) -> None:
+        """Keep E5: have what is new read for every link but the one that brought it."""
+        for entry in self._links.values():
+            sending = entry.session.sending
+            if sending is None or not entry.session.started or entry.id == but:
+                continue
+            if parked:
+                sending.want_parked()
+            sending.want(self._state.version)
+
+    def _send(self, entry: Link, action: Callable[[SendingHalf], None], now_ms: int) -> bool:
+        """Let the sending half do something; end the link and return False when that fails (E1)."""
+        try:
+            entry.send(action, now_ms)
+        except SyncError as error:
+            self._end(entry, error, now_ms)
+            return False
+        return True
+
+    def _refresh(self, state: LocalState) -> None:
+        """Take in a state of the database. Readings of several threads may come out of their order."""
+        if self._reidentifying or state.site != self._state.site:
+            return
+        newest = state if state.version >= self._state.version else self._state
+        knowledge = self._state.knowledge.merged(state.knowledge)
+        self._state = LocalState(state.site, newest.version, newest.lineage, knowledge, newest.schema)
+
+    def _reidentify(self, entry: Link, claim: Point, now_ms: int) -> None:
+        """Keep E4: this file is an older copy of one that has written on."""
+        own = self._state
+        text = (
+            f"{entry.session.name} knows this node at version {claim.version}, which is not in this file's history "
+            f"up to version {own.version}: the file is an older copy, and takes a new site id"
+        )
+        self._reidentifying = True
+        for other in list(self._links.values()):
+            self._end(other, _identity_changes(), now_ms)
+        self._effects.append(Tell("identity", text))
+        self._effects.append(Reidentify(text))
+
+    # --- Presence ----------------------------------------------------------------------------------------------------
+
+    def _time_presence(self, now_ms: int) -> None:
+        if not self._presence_timed:
+            self._presence_timed = True
+            self._effects.append(SetTimer(("presence", 0), now_ms + limits.PRESENCE_MS))
+
+    def _beat_presence(self, now_ms: int) -> None:
+        """Keep E6, and tell every peer who is alive."""
+        self._presence_timed = False
+        self._board.forget_old(now_ms)
+        for entry in list(self._links.values()):
+            if not entry.session.started:
+                continue
+            if now_ms - entry.session.heard_at_ms >= limits.SILENCE_MS:
+                self._end(entry, TimedOut(f"nothing came for {limits.SILENCE_MS // 1000} s"), now_ms)
+            else:
+                self._send_presence(entry, now_ms)
+        if self._links:
+            self._time_presence(now_ms)
+
+    def _send_presence(self, entry: Link, now_ms: int, *, probe: int = 0, answer: int = 0) -> None:
+        session = entry.session
+        self._beat += 1
+        if session.purpose == "sync":
+            heard = self._board.tell(but=session.peer_site, now_ms=now_ms)
+            session.send_presence(Presence(self._beat, probe, answer, heard, self._state.knowledge))
+        else:
+            session.send_presence(Presence(self._beat, probe, answer, {}, None))
+
+    def _take_presence(self, entry: Link, presence: Presence, now_ms: int) -> None:
+        session = entry.session
+        if presence.probe:
+            self._send_presence(entry, now_ms, answer=presence.probe)
+        if presence.answer and presence.answer == entry.probe:
+            self._probe_answered(entry, now_ms)
+        if session.purpose != "sync" or not session.started:
+            return
+        own = self._state.site
+        news = self._board.note_all(presence.heard, own_site=own, now_ms=now_ms)
+        self._hear(session.peer_site, Heard(session.incarnation, presence.beat, now_ms), news)
+        if presence.knowledge is not None:
+            session.learn(presence.knowledge)
+            self._doubt(entry, [presence.knowledge.point(own)])
+
+    def _hear(self, site: SiteId, direct: Heard, news: dict[SiteId, Heard]) -> None:
+        """Take in news that a peer brought of itself, and pass on all news that came with them."""
+        if self._board.note(site, direct):
+            news[site] = direct
+        if news:
+            self._effects.append(Hear({site: (heard.incarnation, heard.at_ms) for site, heard in news.items()}))
+
+    # --- Ends --------------------------------------------------------------------------------------------------------
+
+    def _end(self, entry: Link, error: SyncError, now_ms: int) -> None:
+        """Keep E1: say why, close the link and forget it."""
+        session = entry.session
+        session.say_goodbye(Goodbye(error.close_code, str(error), error.retryable))
+        self._effects.append(Close(session.link, error.close_code, str(error), error.retryable))
+        if session.started and (error.close_code == CloseCode.PROTOCOL or not error.retryable):
+            entry.tell("refused", str(error))
+        self._drop(entry, str(error), now_ms)
+
+    def _drop(self, entry: Link, reason: str, now_ms: int) -> None:
+        session = entry.session
+        del self._links[session.link]
+        session.state = "closed"
+        if session.sending is not None:
+            self._effects.append(EndRead(session.link))
+        entry.tell("disconnected" if session.started else "refused", reason)
+        for other in list(self._links.values()):
+            if other.waits_for == session.link:
+                other.waits_for = None
+                self._proceed(other, now_ms)
+
+
+def _newcomer_wins(own_site: SiteId, older: Session, newcomer: Session) -> bool:
+    """Decide between two links to one and the same process, alike on both ends.
+
+    When one side dialled both it has given up the older one: it would not have said Hello on the newer one otherwise
+    (see `_meet`). When each side dialled one, the link that the smaller site dialled stays.
+    """
+    if older.dialed == newcomer.dialed:
+        return not newcomer.dialed
+    return newcomer.dialed == (own_site < newcomer.peer_site)
+
+
+def _identity_changes() -> SyncError:
+    return SyncError("this node is taking a new site id, dial it again", close_code=CloseCode.IDENTITY)

@@ -1,0 +1,270 @@
+"""The two halves of an open session: what goes to the peer, and what comes from it.
+
+Both move knowledge only at a checkpoint, the end of a transfer. Before it, "the peer has everything of mine up to
+version v" would be wrong in both directions: a cell that was overwritten after v is not in the stream at v any more,
+it comes later, with its newest value. Until the last piece is stored there is only a resume position, which is good
+for continuing with the same sender and says nothing to a third node.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from sync import limits, wire
+from sync.effects import Apply, BeginRead, ContinueRead, Effect, LinkId, Send
+from sync.errors import RemoteProtocolError
+from sync.knowledge import Knowledge, SiteId
+from sync.messages import Ack, Changes
+from sync.ports import Incoming, ReadRequest, ReadResult, TransferHeader
+
+
+class SendingHalf:
+    """Reads what the peer may lack and sends it, at most a window ahead of the peer's acknowledgements.
+
+    One transfer after another; a transfer is begun when something may be there to send (`want`), and is a checkpoint
+    without rows when it turns out that the peer has it all. Such a checkpoint is worth a message only now and then:
+    `checkpoint_due` tells the owner to call `want_checkpoint` some time later.
+
+    Attributes:
+        peer_knowledge: what the peer is known to have.
+        read_upto: this node's version up to which everything was read for the peer.
+        allowed: False: send nothing yet.
+        checkpoint_due: a checkpoint was left out.
+        rows, rows_total: progress of the transfer that is under way, or of the last one.
+        transfers: how many transfers were acknowledged whole.
+    """
+
+    def __init__(self, link: LinkId, effects: list[Effect], *, peer_knowledge: Knowledge, compress: bool) -> None:
+        self.peer_knowledge = peer_knowledge
+        self.read_upto = 0
+        self.allowed = False
+        self.checkpoint_due = False
+        self.rows = 0
+        self.rows_total = 0
+        self.transfers = 0
+        self._link = link
+        self._effects = effects
+        self._compress = compress
+        self._wanted_version = 0
+        self._read_wanted = False
+        # The first transfer ends with its checkpoint, rows or not: that is how the peer learns that it has caught up.
+        self._checkpoint_wanted = True
+        self._awaiting_read = False
+        self._in_transfer = False
+        self._kept_result: ReadResult | None = None
+        self._parked_upto = 0
+        # For each message its cost, and its transfer's header if it is the last one.
+        self._unacknowledged: deque[tuple[int, TransferHeader | None]] = deque()
+        self._unacknowledged_bytes = 0
+        self._messages_sent = 0
+        self._messages_acknowledged = 0
+
+    def want(self, version: int) -> None:
+        """This node has reached `version`: read what the peer may lack of it, unless that was done already."""
+        self._wanted_version = max(self._wanted_version, version)
+        self.pump()
+
+    def want_parked(self) -> None:
+        """There are new parked rows, which no version tells of."""
+        self._read_wanted = True
+        self.pump()
+
+    def want_checkpoint(self) -> None:
+        """Send a checkpoint if it tells the peer anything, even without rows."""
+        self.checkpoint_due = False
+        self._checkpoint_wanted = True
+        self._read_wanted = True
+        self.pump()
+
+    def allow(self, allowed: bool) -> None:
+        """Let messages go, or hold them back."""
+        self.allowed = allowed
+        if allowed and self._kept_result is not None:
+            result, self._kept_result = self._kept_result, None
+            self.read_done(result)
+        else:
+            self.pump()
+
+    def pump(self) -> None:
+        """Ask for the next piece if one is due."""
+        if self._awaiting_read or not self.allowed or self._unacknowledged_bytes >= limits.WINDOW_BYTES:
+            return
+        if self._in_transfer:
+            self._effects.append(ContinueRead(self._link, limits.ROWS_BYTES_MAX))
+        elif self._read_wanted or self._wanted_version > self.read_upto:
+            self._read_wanted = False
+            self._in_transfer = True
+            request = ReadRequest(self.read_upto, self.peer_knowledge, self._parked_upto)
+            self._effects.append(BeginRead(self._link, request, limits.ROWS_BYTES_MAX))
+        else:
+            return
+        self._awaiting_read = True
+
+    def read_done(self, result: ReadResult) -> None:
+        """Send a piece.
+
+        Raises:
+            LocalProtocolError: a row is larger than peers accept.
+        """
+        if not self.allowed:
+            self._kept_result = result
+            return
+        self._awaiting_read = False
+        if result.last:
+            self._in_transfer = False
+            self.read_upto = result.header.point.version
+            self._parked_upto = result.parked_upto
+        if self._says_something(result):
+            self._send(result)
+        self.pump()
+
+    def _says_something(self, result: ReadResult) -> bool:
+        if result.rows or not result.first or not result.last:
+            return True
+        if not self._checkpoint_wanted:
+            self.checkpoint_due = True
+            return False
+        self._checkpoint_wanted = False
+        return self._messages_sent == 0 or not self.peer_knowledge.covers(result.header.knowledge)
+
+    def _send(self, result: ReadResult) -> None:
+        if result.first:
+            self.rows = 0
+            self.rows_total = result.header.rows_estimate
+        message = Changes(result.header if result.first else None, result.rows, result.upto, result.whole, result.last)
+        data, cost = wire.encode_changes(message, compress=self._compress)
+        self.rows += len(result.rows)
+        if result.last:
+            self._checkpoint_wanted = self.checkpoint_due = False
+        self._unacknowledged.append((cost, result.header if result.last else None))
+        self._unacknowledged_bytes += cost
+        self._messages_sent += 1
+        self._effects.append(Send(self._link, data))
+
+    def acknowledged(self, ack: Ack) -> bool:
+        """Take an acknowledgement; return whether it completed a transfer.
+
+        Raises:
+            RemoteProtocolError: it is for messages that were never sent, or not a new one.
+        """
+        if not self._messages_acknowledged < ack.messages <= self._messages_sent:
+            raise RemoteProtocolError(
+                f"Ack: of message {ack.messages}, but {self._messages_sent} were sent and "
+                f"{self._messages_acknowledged} acknowledged"
+            )
+        completed = False
+        while self._messages_acknowledged < ack.messages:
+            cost, header = self._unacknowledged.popleft()
+            self._unacknowledged_bytes -= cost
+            self._messages_acknowledged += 1
+            if header is not None:
+                self.peer_knowledge = self.peer_knowledge.merged(header.knowledge)
+                self.transfers += 1
+                completed = True
+        self.pump()
+        return completed
+
+
+class ReceivingHalf:
+    """Checks what comes in the context of its transfer, and has it applied, one piece at a time.
+
+    Attributes:
+        rows, rows_total: progress of the transfer that is being applied, or of the last one.
+        transfers: how many transfers were applied whole.
+        allowed: False: apply nothing yet.
+    """
+
+    def __init__(self, link: LinkId, effects: list[Effect], *, site: SiteId, own_version: Callable[[], int]) -> None:
+        self.rows = 0
+        self.rows_total = 0
+        self.transfers = 0
+        self.allowed = False
+        self._link = link
+        self._effects = effects
+        self._site = site
+        self._own_version = own_version
+        self._header: TransferHeader | None = None  # of the transfer that has begun to come and has not ended
+        self._row_version = 0  # of its last row
+        self._border = 0  # its last `upto`
+        self._queue: deque[tuple[Incoming, int]] = deque()
+        self._queued_bytes = 0
+        self._applying = False
+        self._messages_applied = 0
+
+    def receive(self, changes: Changes) -> None:
+        """Take a message in.
+
+        Raises:
+            RemoteProtocolError: it does not fit its transfer, or is more than the window allows.
+        """
+        # The sender counts everything that we have not acknowledged, which is at least what we have queued.
+        if self._queued_bytes >= limits.WINDOW_BYTES:
+            raise RemoteProtocolError(f"Changes: more than {limits.WINDOW_BYTES} bytes without waiting for an Ack")
+        header = self._begin(changes)
+        self._check(changes, header)
+        incoming = Incoming(
+            self._site, header, changes.header is not None, changes.rows, changes.upto, changes.whole, changes.last
+        )
+        if changes.last:
+            self._header = None
+        self._queue.append((incoming, changes.cost))
+        self._queued_bytes += changes.cost
+        self.pump()
+
+    def _begin(self, changes: Changes) -> TransferHeader:
+        if changes.header is None:
+            if self._header is None:
+                raise RemoteProtocolError("Changes: a transfer that did not begin with a header")
+            return self._header
+        if self._header is not None:
+            raise RemoteProtocolError("Changes: a transfer within a transfer")
+        header = changes.header
+        if header.knowledge.point(self._site) != header.point and header.point.version > 0:
+            raise RemoteProtocolError("Changes: the header's knowledge does not include its own point")
+        if header.point.version > self._own_version() + limits.VERSION_JUMP_MAX:
+            raise RemoteProtocolError(
+                f"Changes: version {header.point.version} is more than {limits.VERSION_JUMP_MAX} ahead of this node"
+            )
+        self._header = header
+        self._row_version = self._border = 0
+        return header
+
+    def _check(self, changes: Changes, header: TransferHeader) -> None:
+        upto = changes.upto.version
+        if not self._border <= upto <= header.point.version or (changes.last and changes.upto != header.point):
+            raise RemoteProtocolError("Changes: delivered up to a point that is not of this transfer")
+        if changes.rows:
+            first, last = changes.rows[0][5], changes.rows[-1][5]
+            if first < self._row_version or last > (upto if changes.whole else header.point.version):
+                raise RemoteProtocolError("Changes: rows out of the order of their transfer")
+            self._row_version = last
+        elif not changes.whole:
+            raise RemoteProtocolError("Changes: a piece of a version without rows")
+        self._border = upto
+
+    def pump(self) -> None:
+        """Have the next piece applied if none is under way."""
+        if self._queue and self.allowed and not self._applying:
+            self._applying = True
+            self._effects.append(Apply(self._link, self._queue[0][0]))
+
+    def allow(self, allowed: bool) -> None:
+        """Let pieces be applied, or hold them back."""
+        self.allowed = allowed
+        self.pump()
+
+    def applied(self, rows: int) -> Incoming:
+        """The piece under way is stored: acknowledge it, go on with the next, and return it."""
+        incoming, cost = self._queue.popleft()
+        self._queued_bytes -= cost
+        self._applying = False
+        self._messages_applied += 1
+        self._effects.append(Send(self._link, wire.encode(Ack(self._messages_applied))))
+        if incoming.first:
+            self.rows = 0
+            self.rows_total = incoming.header.rows_estimate
+        self.rows += rows
+        self.transfers += incoming.last
+        self.pump()
+        return incoming
