@@ -1,1 +1,102 @@
-"""The device: one SQLite file, its tables, and the rules by which work in it has one owner."""
+"""The device: one SQLite file, its tables, and the rules by which work in it has one owner.
+
+What an app needs is here: `from node import Node`. Names are imported when they are first used, because most commands
+need few of them, and because getting the extension (`node.crsqlite`) must work before the rest of node can.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from node.connection import DatabaseBusy, DatabaseError
+    from node.database import Transaction
+    from node.errors import (
+        Ambiguous,
+        IllegalState,
+        InvalidInput,
+        LeaseLost,
+        LeasemeshError,
+        NotAvailable,
+        NotFound,
+        NotOwner,
+        StaleVersion,
+        StillReserved,
+        TooEarly,
+    )
+    from node.migrate import MigrationError
+    from node.service import Node, Reservation, WorkspaceMismatch
+    from node.stores import Event, Explanation, NewEvent, PublishCounts, Published
+    from node.stores.peers import Peer
+    from node.syncing import Comparison, Syncing, SyncRefused
+    from node.watch import Changed
+    from sync.websocket import AddressError
+
+_MODULE_BY_NAME = {
+    "AddressError": "sync.websocket",
+    "Ambiguous": "node.errors",
+    "Changed": "node.watch",
+    "Comparison": "node.syncing",
+    "DatabaseBusy": "node.connection",
+    "DatabaseError": "node.connection",
+    "Event": "node.stores",
+    "Explanation": "node.stores",
+    "IllegalState": "node.errors",
+    "InvalidInput": "node.errors",
+    "LeaseLost": "node.errors",
+    "LeasemeshError": "node.errors",
+    "MigrationError": "node.migrate",
+    "NewEvent": "node.stores",
+    "Node": "node.service",
+    "NotAvailable": "node.errors",
+    "NotFound": "node.errors",
+    "NotOwner": "node.errors",
+    "Peer": "node.stores.peers",
+    "PublishCounts": "node.stores",
+    "Published": "node.stores",
+    "Reservation": "node.service",
+    "StaleVersion": "node.errors",
+    "StillReserved": "node.errors",
+    "SyncRefused": "node.syncing",
+    "Syncing": "node.syncing",
+    "TooEarly": "node.errors",
+    "Transaction": "node.database",
+    "WorkspaceMismatch": "node.service",
+}
+
+__all__ = [
+    "AddressError",
+    "Ambiguous",
+    "Changed",
+    "Comparison",
+    "DatabaseBusy",
+    "DatabaseError",
+    "Event",
+    "Explanation",
+    "IllegalState",
+    "InvalidInput",
+    "LeaseLost",
+    "LeasemeshError",
+    "MigrationError",
+    "NewEvent",
+    "Node",
+    "NotAvailable",
+    "NotFound",
+    "NotOwner",
+    "Peer",
+    "PublishCounts",
+    "Published",
+    "Reservation",
+    "StaleVersion",
+    "StillReserved",
+    "SyncRefused",
+    "Syncing",
+    "TooEarly",
+    "Transaction",
+    "WorkspaceMismatch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_BY_NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULE_BY_NAME[name]), name)

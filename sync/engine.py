@@ -64,7 +64,7 @@ from sync.session import EngineConfig as EngineConfig
 from sync.session import Session
 from sync.transfer import SendingHalf
 
-ENDED_BY_PEER = "the connection ended"
+CONNECTION_ENDED = "the connection ended"
 
 
 class Engine:
@@ -146,11 +146,17 @@ class Engine:
         except SyncError as error:
             self._end(entry, error, now_ms)
 
-    def disconnected(self, link: LinkId, now_ms: int) -> None:
-        """The link is gone, by whomever. Also expected after a Close effect (and harmless then)."""
+    def disconnected(self, link: LinkId, now_ms: int, reason: str = CONNECTION_ENDED) -> None:
+        """The link is gone, by whomever. Also expected after a Close effect (and harmless then).
+
+        Args:
+            link: the link.
+            now_ms: see `connected`.
+            reason: one sentence, where the transport knows more.
+        """
         entry = self._links.get(link)
         if entry is not None:
-            self._drop(entry, ENDED_BY_PEER, now_ms)
+            self._drop(entry, reason, now_ms)
 
     def close_all(self, now_ms: int) -> None:
         """Take leave of every peer (the node is stopping): a Goodbye and a Close for each link."""

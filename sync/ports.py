@@ -1,8 +1,8 @@
 """What the sync engine needs from a database, as protocols: `node.changes` implements them, the loop and the simulator
 use them.
 
-All methods block and are called from worker threads, one call at a time for each object. No SQL is visible here, and
-no socket there.
+All methods block and are called from worker threads, one call at a time for each object; `Storage.open_reader` and
+`Storage.digest` may run beside any other call. No SQL is visible here, and no socket there.
 """
 
 from __future__ import annotations

@@ -1,0 +1,441 @@
+"""The node: one file with everything that belongs to it, put together.
+
+Nothing is decided here. The stores say what may be written, the engine what is sent; this is where an app gets hold of
+them:
+
+    with Node.open("app.db") as node:
+        node.publish("inbox", "mail", "message-1", title="Hello")
+        async with node.syncing(peers=["hub.example:8787"], token=token):
+            async for change in node.changes():
+                ...
+
+Everything but sync is synchronous and may be called from any thread. `changes`, `syncing` and what belongs to them are
+used in one event loop at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import ssl as ssl_module
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from node import ids, migrate
+from node.changes import ChangeStorage
+from node.database import Database, Row, Transaction, Value
+from node.errors import IllegalState, InvalidInput, LeasemeshError, NotFound, TooEarly
+from node.ids import RunId
+from node.jsonvalue import Json, check_text
+from node.staleness import StalenessWatch
+from node.stores import (
+    Event,
+    EventStore,
+    Explanation,
+    HandlerRunStore,
+    HandlerStateStore,
+    MutationStore,
+    NewEvent,
+    PublishCounts,
+    Published,
+    ScriptRunStore,
+    TopicStore,
+    WorkflowStore,
+)
+from node.stores.peers import Peer, PeerStore
+from node.stores.reading import StatusName
+from node.stores.settings import SettingStore
+from node.syncing import Comparison, Syncing, SyncOptions, compare
+from node.watch import ChangeWatch, Subscription
+from sync.engine import EngineConfig
+from sync.limits import NAME_BYTES_MAX
+from sync.ports import DatabaseDigest
+
+OWN_COMPONENT_OF_APPS = "app"
+"""The name under which an app's migrations are recorded."""
+
+
+class WorkspaceMismatch(LeasemeshError):
+    """The file belongs to another workspace than the one asked for.
+
+    Attributes:
+        actual: the file's workspace.
+        wanted: the one asked for.
+    """
+
+    def __init__(self, path: Path, actual: str, wanted: str) -> None:
+        super().__init__(
+            f"{path} belongs to workspace {actual}, not to {wanted}; a file stays in its workspace, "
+            "so open it without naming one, or give the path of a new file"
+        )
+        self.actual = actual
+        self.wanted = wanted
+
+
+class Reservation:
+    """Events that one run of this node holds. As a context manager it releases what is not settled at the end.
+
+    Attributes:
+        run: the run's id.
+        events: what was reserved; may be empty, then there is nothing to settle.
+    """
+
+    def __init__(self, store: EventStore, run: RunId, events: Sequence[Event]) -> None:
+        self.run = run
+        self.events = tuple(events)
+        self._store = store
+        self._settled = not events
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self.events)
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    def consume(self) -> int:
+        """Settle all events as done and return how many. Raises LeaseLost when another run owns one of them now."""
+        return self._settle(self._store.consume)
+
+    def skip(self) -> int:
+        """Settle all events as never to be done, and return how many. Raises as `consume`."""
+        return self._settle(self._store.skip)
+
+    def release(self) -> int:
+        """Give all events back, and return how many."""
+        return self._settle(self._store.release)
+
+    def _settle(self, settle: Callable[[str], int]) -> int:
+        if not self.events:
+            return 0
+        count = settle(self.run)
+        self._settled = True
+        return count
+
+    def __enter__(self) -> Reservation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._settled:
+            self.release()
+
+
+class Node:
+    """One device's file, open. Made by `Node.open`; a context manager, plain or async.
+
+    Attributes:
+        database: the file, for whoever needs transactions that span stores.
+        workflows, topics, events, script_runs, handler_runs, mutations, handler_states: the stores.
+        staleness: since when other nodes' claims are watched, for take-over.
+        workspace_id: the workspace that the file belongs to.
+        name: this node's name for people.
+    """
+
+    def __init__(self, database: Database, *, workspace_id: str, name: str) -> None:
+        """Use `Node.open`."""
+        self.database = database
+        self.workspace_id = workspace_id
+        self.name = name
+        self.workflows = WorkflowStore(database)
+        self.topics = TopicStore(database)
+        self.events = EventStore(database)
+        self.script_runs = ScriptRunStore(database)
+        self.handler_runs = HandlerRunStore(database)
+        self.mutations = MutationStore(database)
+        self.handler_states = HandlerStateStore(database)
+        self.staleness = StalenessWatch(database)
+        self._storage = ChangeStorage(database)
+        self._watch = ChangeWatch(database)
+        self._sync: Syncing | None = None
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        workspace: str | None = None,
+        name: str | None = None,
+        migrations: str | os.PathLike[str] | Traversable | None = None,
+        create: bool = True,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> Node:
+        """Open a node's file, or create it; bring its schema up to date.
+
+        Args:
+            path: the file; its folder must exist.
+            workspace: the workspace's id. Every device of a workspace gives the same one when its file is created;
+                without one a new workspace begins. An existing file knows its own.
+            name: what people call this node; the machine's name, if never given.
+            migrations: the folder with the app's own numbered SQL files; see `node.migrate`.
+            create: False: the file must exist.
+            clock_ms: the wall clock, Unix milliseconds.
+            random_bytes: source of ids and tokens.
+
+        Raises:
+            WorkspaceMismatch: the file belongs to another workspace.
+            DatabaseError: the file cannot be used; MigrationError, when it is because of its schema.
+            InvalidInput: workspace or name cannot be accepted.
+        """
+        file = Path(path)
+        _check_name("workspace", workspace)
+        _check_name("name", name)
+        if not create and not file.exists():
+            raise NotFound("file", [str(file)], "create it first (`leasemesh init`)")
+        database = Database.open(file, clock_ms=clock_ms, random_bytes=random_bytes)
+        try:
+            _upgrade(database, migrations)
+            settings = SettingStore(database)
+            actual = settings.get_or_set("workspace", workspace or random_bytes(16).hex())
+            if workspace is not None and actual != workspace:
+                raise WorkspaceMismatch(file, actual, workspace)
+            if name is not None and settings.get("name") != name:
+                settings.set("name", name)
+            return cls(
+                database,
+                workspace_id=actual,
+                name=settings.get_or_set("name", platform.node() or "node"),
+            )
+        except BaseException:
+            database.close()
+            raise
+
+    # --- Who it is ----------------------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.database.path
+
+    @property
+    def site_id(self) -> str:
+        """This node's id, 32 hexadecimal characters. Changes only when the file is re-identified."""
+        return self.database.site_id.hex()
+
+    @property
+    def incarnation(self) -> str:
+        """The random token of this opening of the file, as text."""
+        return self.database.incarnation.hex()
+
+    # --- Work ---------------------------------------------------------------------------------------------------------
+
+    def transaction(self) -> AbstractContextManager[Transaction]:
+        """Run a block as one transaction; everything that is called on this node in the block is a part of it."""
+        return self.database.transaction()
+
+    def query(self, sql: str, parameters: Sequence[Value] | dict[str, Value] = ()) -> list[Row]:
+        """Return all rows of a SELECT, over the app's tables or leasemesh's own."""
+        return self.database.query(sql, parameters)
+
+    def publish(
+        self, workflow: str, topic: str, message_id: str, *, title: str = "", payload: Json = None
+    ) -> Published:
+        """Publish one event; see `EventStore.publish`."""
+        return self.events.publish(workflow, topic, message_id, title=title, payload=payload)
+
+    def publish_many(self, workflow: str, topic: str, events: Iterable[NewEvent]) -> PublishCounts:
+        """Publish events in one transaction; see `EventStore.publish_many`."""
+        return self.events.publish_many(workflow, topic, events)
+
+    def peek(self, workflow: str, topic: str, *, limit: int = 100, status: StatusName = "pending") -> list[Event]:
+        """Return the oldest events of a topic with a status; see `EventStore.peek`."""
+        return self.events.peek(workflow, topic, limit=limit, status=status)
+
+    def reserve(
+        self,
+        workflow: str,
+        topic: str,
+        *,
+        limit: int = 100,
+        message_ids: Sequence[str] | None = None,
+        partial: bool = False,
+        handler: str = "manual",
+    ) -> Reservation:
+        """Reserve events for a new run of this node.
+
+        Args:
+            workflow, topic: where the events are.
+            limit: take the oldest pending ones, at most so many (when no message ids are given).
+            message_ids: take these, all or none of them.
+            partial: take those of `message_ids` that are pending, even if that is none.
+            handler: who works on them.
+
+        Raises:
+            NotAvailable, NotFound, InvalidInput: see `EventStore.reserve`; nothing is reserved.
+        """
+        run = self._new_run()
+        if message_ids is None:
+            events = self.events.reserve_next(run, workflow, topic, limit=limit, handler=handler)
+        else:
+            events = self.events.reserve(run, workflow, [(topic, message_ids)], partial=partial, handler=handler)
+        return Reservation(self.events, run, events)
+
+    def take_over(self, events: Sequence[str], *, handler: str = "manual") -> Reservation:
+        """Reserve events, by id, that another node holds and has been silent about for long enough.
+
+        Raises:
+            TooEarly: a holder may still be at work.
+            NotFound, IllegalState: see `EventStore.take_over`.
+        """
+        wait_ms = self.staleness.longest_wait_ms(events)
+        if wait_ms > 0:
+            raise TooEarly(f"{len(events)} events" if len(events) != 1 else f"event {ids.short(events[0])}", wait_ms)
+        run = self._new_run()
+        return Reservation(self.events, run, self.events.take_over(run, events, handler=handler))
+
+    def explain(self, event: str) -> Explanation | None:
+        """Tell why an event is in its state; see `EventStore.explain`."""
+        return self.events.explain(event)
+
+    def digest(self) -> DatabaseDigest:
+        """Compute the digest of all replicated tables; equal on nodes that have converged."""
+        return self._storage.digest()
+
+    def _new_run(self) -> RunId:
+        return RunId(ids.ordered_id(self.database.clock_ms(), self.database.random_bytes))
+
+    # --- Sync ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def sync(self) -> Syncing | None:
+        """The sync that is running in this process, None when none is."""
+        return self._sync
+
+    async def start_sync(
+        self,
+        *,
+        listen: tuple[str, int] | None = None,
+        peers: Sequence[str] = (),
+        token: str | None = None,
+        listen_ssl: ssl_module.SSLContext | None = None,
+        dial_ssl: ssl_module.SSLContext | None = None,
+    ) -> Syncing:
+        """Begin to exchange changes with other nodes, until `stop_sync`.
+
+        Args:
+            listen: host and port to listen on; port 0 takes a free one (`Syncing.url` tells it).
+            peers: addresses to keep a link to: ws://…, wss://… or host:port. Who is away is dialled again and again.
+            token: the workspace's shared secret; needed to listen on more than this machine.
+            listen_ssl: serve wss:// with this.
+            dial_ssl: for wss:// peers with other than the system's certificates.
+
+        Raises:
+            SyncRefused: another process syncs this file.
+            AddressError: an address is wrong, in use, or not to be opened without a token.
+            IllegalState: this node is syncing.
+        """
+        if self._sync is not None:
+            raise IllegalState(f"node {self.name}", "syncing", "stop_sync comes before the next start_sync")
+        options = SyncOptions(listen, tuple(peers), token, listen_ssl, dial_ssl)
+        sync = Syncing(self.database, self._storage, self._watch, self._config(token), options)
+        self._sync = sync
+        try:
+            await sync.start(every_few_seconds=self.staleness.observe)
+        except BaseException:
+            self._sync = None
+            raise
+        return sync
+
+    async def stop_sync(self) -> None:
+        """Take leave of the peers and stop syncing. No effect when this node is not syncing."""
+        sync = self._sync
+        if sync is not None:
+            await sync.stop()
+            self._sync = None
+
+    @asynccontextmanager
+    async def syncing(
+        self,
+        *,
+        listen: tuple[str, int] | None = None,
+        peers: Sequence[str] = (),
+        token: str | None = None,
+        listen_ssl: ssl_module.SSLContext | None = None,
+        dial_ssl: ssl_module.SSLContext | None = None,
+    ) -> AsyncIterator[Syncing]:
+        """Sync during a block; arguments and errors as of `start_sync`. Raises what sync failed with, should it
+        fail."""
+        sync = await self.start_sync(listen=listen, peers=peers, token=token, listen_ssl=listen_ssl, dial_ssl=dial_ssl)
+        try:
+            yield sync
+        finally:
+            await self.stop_sync()
+        await sync.wait()
+
+    async def caught_up(self, peer: str | None = None) -> None:
+        """Wait until this node and its peers are level; see `Syncing.caught_up`. Use `asyncio.timeout` to bound it."""
+        await self._running_sync().caught_up(peer)
+
+    def peers(self) -> list[Peer]:
+        """Return the peers of the process that syncs this file, this one or another; none when nobody does."""
+        return self._sync.peers() if self._sync is not None else PeerStore(self.database).list()
+
+    def changes(self) -> Subscription:
+        """Return an async iterator of what is committed from now on: by this process, by peers, by other processes."""
+        return self._watch.subscribe()
+
+    async def compare(
+        self, peer: str, *, token: str | None = None, dial_ssl: ssl_module.SSLContext | None = None
+    ) -> Comparison:
+        """Compare this file's content with a peer's, over a connection of its own. Works whoever syncs the file.
+
+        Raises:
+            SyncRefused: the peer cannot be reached, or refuses.
+            AddressError: the address is wrong.
+        """
+        options = SyncOptions(token=token, dial_ssl=dial_ssl)
+        return await compare(self.database, self._storage, self._config(token), peer, options)
+
+    def _config(self, token: str | None) -> EngineConfig:
+        return EngineConfig(self.workspace_id, self.name, self.database.incarnation, token)
+
+    def _running_sync(self) -> Syncing:
+        if self._sync is None:
+            raise IllegalState(f"node {self.name}", "not syncing", "call start_sync first")
+        return self._sync
+
+    # --- The end ------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the file. A second call does nothing.
+
+        Raises:
+            IllegalState: this node is syncing.
+        """
+        if self._sync is not None:
+            raise IllegalState(f"node {self.name}", "syncing", "call stop_sync before close")
+        self._watch.close()
+        self.database.close()
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Node:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop_sync()
+        self.close()
+
+
+def _check_name(name: str, value: str | None) -> None:
+    if value is None:
+        return
+    if len(check_text(name, value).encode()) > NAME_BYTES_MAX or not value.isprintable():
+        raise InvalidInput(name, f"must be printable and at most {NAME_BYTES_MAX} bytes long")
+
+
+def _upgrade(database: Database, migrations: str | os.PathLike[str] | Traversable | None) -> None:
+    sources = [migrate.own_migrations()]
+    if migrations is not None:
+        folder = migrations if isinstance(migrations, Traversable) else Path(migrations)
+        sources.append((OWN_COMPONENT_OF_APPS, folder))
+    before = migrate.schema_numbers(database)
+    if migrate.upgrade(database, sources) != before and before:
+        # What peers with a newer schema had sent before can be merged now.
+        ChangeStorage(database).retry_parked()

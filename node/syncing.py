@@ -1,0 +1,359 @@
+"""Sync of one node while it runs: composes the engine, the loop, the listener and the diallers with the node's
+database."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl as ssl_module
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from random import Random
+
+from filelock import FileLock, Timeout
+
+from node.connection import DatabaseError
+from node.database import CommitSource, Database
+from node.errors import LeasemeshError
+from node.ids import NodeId
+from node.stores.peers import Direction, Peer, PeerStore
+from node.watch import ChangeWatch
+from sync.effects import LinkId, Tell
+from sync.engine import Engine, EngineConfig, PeerStatus
+from sync.loop import Observer, SyncLoop
+from sync.ports import Applied, DatabaseDigest, Incoming, Storage
+from sync.websocket import (
+    DialFailed,
+    Dialler,
+    Listener,
+    TransportLimits,
+    carry_dialled,
+    check_binding,
+    dial,
+    parse_address,
+)
+
+PEERS_WRITTEN_EVERY_S = 1.0
+"""At most so often the table of peers is written: enough for people who look, nothing for the disk."""
+
+HOUSEKEEPING_EVERY_S = 5.0
+"""The rhythm of presence frames: nothing that housekeeping looks at changes faster."""
+
+log = logging.getLogger("leasemesh.node")
+
+
+class SyncRefused(LeasemeshError):
+    """Syncing cannot start, or not like this; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncOptions:
+    """How a node syncs.
+
+    Attributes:
+        listen: host and port to listen on; port 0 takes a free one. None: nobody can dial this node.
+        peers: addresses to dial: ws://…, wss://… or host:port.
+        token: the workspace's shared secret, needed to listen on more than this machine.
+        listen_ssl: serve wss:// with this.
+        dial_ssl: for wss:// peers with other than the system's certificates.
+        limits: what strangers may cost.
+    """
+
+    listen: tuple[str, int] | None = None
+    peers: Sequence[str] = ()
+    token: str | None = field(default=None, repr=False)
+    listen_ssl: ssl_module.SSLContext | None = None
+    dial_ssl: ssl_module.SSLContext | None = None
+    limits: TransportLimits = field(default_factory=TransportLimits)
+
+
+class _NoticingStorage:
+    """The node's storage; every merge is noticed with the tables that it changed."""
+
+    def __init__(self, storage: Storage, watch: ChangeWatch) -> None:
+        self._storage = storage
+        self._watch = watch
+        self.state = storage.state
+        self.resume_point = storage.resume_point
+        self.open_reader = storage.open_reader
+        self.digest = storage.digest
+        self.reidentify = storage.reidentify
+        self.record_heard = storage.record_heard
+
+    def apply(self, incoming: Incoming) -> Applied:
+        applied = self._storage.apply(incoming)
+        if applied.tables:
+            self._watch.notice("peer", applied.tables)
+        return applied
+
+
+class Syncing:
+    """The sync of one node, from `start` to `stop`. Used once, in one event loop.
+
+    Attributes:
+        loop: the sync loop.
+        url: where this node can be dialled, None when it does not listen.
+    """
+
+    loop: SyncLoop
+
+    def __init__(
+        self, database: Database, storage: Storage, watch: ChangeWatch, config: EngineConfig, options: SyncOptions
+    ) -> None:
+        """Check the options; nothing is opened.
+
+        Raises:
+            AddressError: an address is wrong, or would open the workspace to the network without a token.
+        """
+        self._database = database
+        self._storage = _NoticingStorage(storage, watch)
+        self._watch = watch
+        self._config = config
+        self._options = options
+        self._peer_urls = [parse_address(text) for text in options.peers]
+        if options.listen is not None:
+            check_binding(options.listen[0], options.token)
+        self._lock = FileLock(f"{database.path}.sync-lock", thread_local=False)
+        self._random = Random(int.from_bytes(database.random_bytes(8), "big"))
+        self._stack = AsyncExitStack()
+        self._diallers: list[Dialler] = []
+        self._listener: Listener | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._since: dict[tuple[str, str], int] = {}  # (peer, state) -> Unix milliseconds
+
+    @property
+    def url(self) -> str | None:
+        """Where a node on this machine can dial this one; None when it does not listen."""
+        return self._listener.url if self._listener is not None else None
+
+    async def start(self, *, every_few_seconds: Callable[[], None]) -> None:
+        """Listen and dial.
+
+        Args:
+            every_few_seconds: housekeeping that somebody who runs must do; called in a thread.
+
+        Raises:
+            SyncRefused: another process syncs this file.
+            AddressError: the address cannot be listened on.
+        """
+        async with AsyncExitStack() as stack:
+            self._take_lock(stack)
+            state = await asyncio.to_thread(self._storage.state)
+            self.loop = SyncLoop(Engine(state, self._config, self._database.random_bytes), self._storage)
+            self._make_transports()
+            self._arrange_stop(stack)
+            if self._listener is not None:
+                await self._listener.start()
+            for dialler in self._diallers:
+                dialler.start()
+            self._tasks += [
+                asyncio.create_task(self._write_peers_while_running(), name="leasemesh peers"),
+                asyncio.create_task(_repeat(every_few_seconds), name="leasemesh housekeeping"),
+            ]
+            self.loop.notify_commit()  # for what came between reading the state and listening to commits
+            self._stack = stack.pop_all()
+
+    async def stop(self) -> None:
+        """Take leave of the peers and stop. A second call does nothing."""
+        await self._stack.aclose()
+
+    async def wait(self) -> None:
+        """Return when sync has been stopped; raise what it failed with, should it fail."""
+        await self.loop.wait()
+
+    async def caught_up(self, peer: str | None = None) -> None:
+        """Return when this node and a peer have all that the other had told of, and all that is committed here now.
+
+        Args:
+            peer: its name, id or address; None: every connected peer, of which there must be one.
+        """
+        version = await asyncio.to_thread(self._database.version)
+        self.loop.notify_commit()
+
+        def level() -> bool:
+            peers = [status for status in self._connected() if peer is None or peer in self._names_of(status)]
+            return self.loop.state.version >= version and bool(peers) and all(map(_is_level, peers))
+
+        await self.loop.until(level)
+
+    def peers(self) -> list[Peer]:
+        """Return all peers: the addresses that are dialled, and the nodes that dialled this one."""
+        by_link = {status.link: status for status in self.loop.peers()}
+        dialled = {dialler.link for dialler in self._diallers}
+        accepted = [one for one in self._connected() if one.link not in dialled]
+        return [
+            *(self._dialled_peer(dialler, by_link) for dialler in self._diallers),
+            *(self._peer(one.site.hex(), "accepted", "connected", "", one) for one in accepted),
+        ]
+
+    # --- Starting and stopping ----------------------------------------------------------------------------------------
+
+    def _take_lock(self, stack: AsyncExitStack) -> None:
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            raise SyncRefused(
+                f"another process syncs {self._database.path} already; stop it first, or just use the file: "
+                "what is written there is synced by that process"
+            ) from error
+        stack.callback(self._lock.release)
+
+    def _make_transports(self) -> None:
+        options = self._options
+        if options.listen is not None:
+            host, port = options.listen
+            self._listener = Listener(self.loop, host, port, limits=options.limits, ssl=options.listen_ssl)
+        self._diallers = [
+            Dialler(self.loop, url, random=self._random.random, limits=options.limits, ssl=options.dial_ssl)
+            for url in self._peer_urls
+        ]
+
+    def _arrange_stop(self, stack: AsyncExitStack) -> None:
+        """What is to be done when sync stops, or fails to start; the last line is done first."""
+        stack.push_async_callback(self._forget_peers)
+        if self._listener is not None:
+            stack.push_async_callback(self._listener.stop)
+        for dialler in self._diallers:
+            stack.push_async_callback(dialler.stop)
+        stack.push_async_callback(self.loop.stop)
+        for dialler in self._diallers:
+            stack.callback(dialler.stop_dialling)
+        stack.push_async_callback(self._stop_tasks)
+        stack.callback(self._database.on_commit(self._committed))
+        stack.callback(self._watch.on_process_commit(self.loop.notify_commit))
+
+    def _committed(self, source: CommitSource) -> None:
+        if source == "local":  # the engine knows about merges before anybody
+            self.loop.notify_commit()
+
+    # --- Peers --------------------------------------------------------------------------------------------------------
+
+    def _connected(self) -> list[PeerStatus]:
+        return [status for status in self.loop.peers() if status.purpose == "sync" and status.state == "open"]
+
+    def _names_of(self, status: PeerStatus) -> set[str]:
+        urls = {dialler.url for dialler in self._diallers if dialler.link == status.link}
+        return {status.name, status.site.hex(), *urls}
+
+    def _dialled_peer(self, dialler: Dialler, by_link: dict[LinkId, PeerStatus]) -> Peer:
+        status = by_link.get(dialler.link) if dialler.link is not None else None
+        return self._peer(dialler.url, "dialled", dialler.state, dialler.text, status)
+
+    def _peer(self, peer: str, direction: Direction, state: str, text: str, status: PeerStatus | None) -> Peer:
+        since_at = self._since.setdefault((peer, state), self._database.clock_ms())
+        for key in [key for key in self._since if key[0] == peer and key[1] != state]:
+            del self._since[key]
+        if status is None:
+            return Peer(peer, direction, None, "", state, text, since_at, None)
+        return Peer(peer, direction, NodeId(status.site.hex()), status.name, state, text, since_at, status.knowledge)
+
+    async def _write_peers_while_running(self) -> None:
+        """Write the table of peers down when something was told, at most once a second."""
+        observer = self.loop.observe()
+        store = PeerStore(self._database)
+        written: list[Peer] = []
+        try:
+            async for _ in observer:
+                observer.clear()
+                peers = self.peers()
+                if peers != written:
+                    await asyncio.to_thread(store.replace, peers)
+                    written = peers
+                await asyncio.sleep(PEERS_WRITTEN_EVERY_S)
+        finally:
+            self.loop.unobserve(observer)
+
+    async def _stop_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _forget_peers(self) -> None:
+        await asyncio.to_thread(PeerStore(self._database).replace, [])
+
+
+async def _repeat(work: Callable[[], None]) -> None:
+    while True:
+        try:
+            await asyncio.to_thread(work)
+        except DatabaseError as error:
+            log.warning("housekeeping is put off: %s", error)
+        await asyncio.sleep(HOUSEKEEPING_EVERY_S)
+
+
+def _is_level(status: PeerStatus) -> bool:
+    return status.ahead == 0 and status.behind == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two nodes' digests, side by side.
+
+    Attributes:
+        name, node: the peer.
+        mine, theirs: the digests.
+    """
+
+    name: str
+    node: NodeId
+    mine: DatabaseDigest
+    theirs: DatabaseDigest
+
+    @property
+    def equal(self) -> bool:
+        """Whether both have the same content in every replicated table."""
+        return self.mine.tables == self.theirs.tables
+
+    @property
+    def different_tables(self) -> list[str]:
+        """The tables that differ, sorted."""
+        mine, theirs = self.mine.tables, self.theirs.tables
+        return sorted(table for table in mine.keys() | theirs.keys() if mine.get(table) != theirs.get(table))
+
+    @property
+    def same_knowledge(self) -> bool:
+        """Whether both had absorbed the same; if not, a difference means only that sync has not finished."""
+        return self.mine.knowledge.covers(self.theirs.knowledge) and self.theirs.knowledge.covers(self.mine.knowledge)
+
+
+async def compare(
+    database: Database, storage: Storage, config: EngineConfig, peer: str, options: SyncOptions
+) -> Comparison:
+    """Compare this file with a peer, over a connection of its own. Works while another process syncs the file.
+
+    Raises:
+        SyncRefused: the peer cannot be reached, or refuses.
+        AddressError: the address is wrong.
+    """
+    url = parse_address(peer)
+    state = await asyncio.to_thread(storage.state)
+    loop = SyncLoop(Engine(state, config, database.random_bytes), storage)
+    observer = loop.observe()
+    try:
+        connection = await dial(url, limits=options.limits, ssl=options.dial_ssl)
+        carrying = asyncio.create_task(
+            carry_dialled(
+                loop, connection, limits=options.limits, purpose="inspect", on_established=loop.request_digest
+            )
+        )
+        answer = asyncio.create_task(_digest_told(observer))
+        await asyncio.wait((carrying, answer), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            answer.cancel()
+            raise SyncRefused(f"{url}: {carrying.result().reason}")
+        tell = answer.result()
+        assert tell.digest is not None and tell.site is not None, "a telling of a digest has both"
+        mine = await asyncio.to_thread(storage.digest)
+        return Comparison(tell.name, NodeId(tell.site.hex()), mine, tell.digest)
+    except DialFailed as error:
+        raise SyncRefused(f"{url}: {error}") from error
+    finally:
+        await loop.stop()
+
+
+async def _digest_told(observer: Observer) -> Tell:
+    async for tell in observer:
+        if tell.kind == "digest":
+            return tell
+    raise SyncRefused("the peer gave no digest")

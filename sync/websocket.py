@@ -1,0 +1,501 @@
+"""Links over websockets: addresses, a listener, a dialler that comes back, and the pump between a connection and the
+sync loop.
+
+One leasemesh message is one binary websocket message. The library's own pings and compression are off: liveness is the
+engine's business (its frames carry more than "alive"), and batches are compressed before they get here, where it pays.
+
+Sending is synchronous (`broadcast` to one connection): no task has to wake up between the engine's decision and the
+socket. What holds memory down is the engine's window of unacknowledged bytes; the bound on the write buffer here is
+only a safety net.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import http
+import ipaddress
+import logging
+import ssl as ssl_module
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+from urllib.parse import urlsplit
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.connection import Connection, broadcast
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
+
+from sync.backoff import Backoff
+from sync.effects import LinkId, Tell
+from sync.engine import Purpose
+from sync.errors import CloseCode
+from sync.limits import MESSAGE_BYTES_MAX
+from sync.loop import LinkEnd, SyncLoop, TransportEnd
+
+SUBPROTOCOL = Subprotocol("leasemesh.1")
+LOOPBACK_HOSTS = frozenset({"localhost", "ip6-localhost"})
+
+STABLE_S = 10.0
+"""A link that stayed for so long was a success: the next failure starts with short waits again. One that breaks at
+once, again and again, must not be redialled at the shortest wait for ever."""
+
+log = logging.getLogger("leasemesh.websocket")
+
+
+@dataclass(frozen=True, slots=True)
+class TransportLimits:
+    """What a node lets strangers cost it before the engine has its say.
+
+    Attributes:
+        connections_max: connections that a listener holds at once. A workspace is a person or a team, not a public
+            service; each connection may hold a read snapshot and one window of unacknowledged bytes.
+        unauthenticated_max: connections that have not yet proven to belong to the workspace, enough for all devices of
+            a team that come back at the same moment.
+        open_timeout_s: time for TCP, TLS and the websocket handshake, the library's own default.
+        close_timeout_s: time that a peer has to answer a close; a stop must not wait longer for a peer that is stuck.
+        write_buffer_bytes_max: unsent bytes after which a link is ended. Must be above the engine's window, which is
+            what normally stops sending to a peer that does not read.
+    """
+
+    connections_max: int = 128
+    unauthenticated_max: int = 32
+    open_timeout_s: float = 10.0
+    close_timeout_s: float = 2.0
+    write_buffer_bytes_max: int = 64 * 1024 * 1024
+
+
+# --- Addresses --------------------------------------------------------------------------------------------------------
+
+
+class AddressError(ValueError):
+    """An address that cannot be dialled or listened on; the message says which and why."""
+
+
+def parse_address(text: str) -> str:
+    """Return the websocket URL for what a person wrote: ws://…, wss://… or host:port.
+
+    Raises:
+        AddressError: it is none of these.
+    """
+    url = text if "://" in text else f"ws://{text}"
+    problem = _problem_with(url, explicit_port="://" not in text)
+    if problem:
+        raise AddressError(f"cannot dial {text!r}: {problem}; write host:port, ws://host:port or wss://host:port")
+    return url
+
+
+def _problem_with(url: str, *, explicit_port: bool) -> str | None:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        return str(error).lower()
+    if parts.scheme not in ("ws", "wss"):
+        return f"the scheme {parts.scheme}:// is not a websocket"
+    if not parts.hostname or any(character.isspace() for character in url):
+        return "it names no host"
+    if parts.username is not None or parts.password is not None:
+        return "an address holds no user name or password"
+    if parts.fragment:
+        return "an address has no part after #"
+    if port == 0 or (explicit_port and port is None):
+        return "it names no port"
+    return None
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() in LOOPBACK_HOSTS
+
+
+def check_binding(host: str, token: str | None) -> None:
+    """Refuse to offer a workspace to the network without a secret.
+
+    Raises:
+        AddressError: `host` can be reached from outside and there is no token.
+    """
+    if not token and not is_loopback(host):
+        raise AddressError(
+            f"refusing to listen on {host or 'all addresses'} without a token: whoever reaches it could read and write "
+            "the workspace; give a token, or listen on 127.0.0.1"
+        )
+
+
+# --- One connection ---------------------------------------------------------------------------------------------------
+
+
+class WebSocketTransport:
+    """A websocket connection as the sync loop uses it. Use it in the event loop's thread only."""
+
+    def __init__(self, connection: Connection, limits: TransportLimits) -> None:
+        self.remote = _remote_name(connection)
+        self.is_local = is_loopback(self.remote.rpartition(":")[0])
+        self._connection = connection
+        self._limits = limits
+        self._closing: asyncio.Task[None] | None = None
+        self._end: TransportEnd | None = None
+
+    def send(self, data: bytes) -> None:
+        """Send one message, or end the connection when the peer has not been reading for too long."""
+        broadcast((self._connection,), data)
+        waiting = self._connection.transport.get_write_buffer_size()
+        if waiting > self._limits.write_buffer_bytes_max:
+            self._end = self._end or TransportEnd(None, f"the peer does not read: {waiting} bytes wait to be sent")
+            self._connection.transport.abort()
+
+    def close(self, code: int, reason: str) -> None:
+        """Begin to close. The first call wins."""
+        if self._closing is None:
+            self._end = self._end or TransportEnd(code, reason)
+            self._closing = asyncio.get_running_loop().create_task(self._close(code, reason))
+
+    async def pump(self, received: Callable[[bytes], None]) -> TransportEnd:
+        """Hand each message to `received` until the connection has ended; return how it ended."""
+        try:
+            while True:
+                message = await self._connection.recv()
+                if self._closing is not None:
+                    continue
+                if isinstance(message, str):
+                    self.close(CloseCode.PROTOCOL, "a text message was received; leasemesh messages are binary")
+                else:
+                    received(message)
+        except ConnectionClosed as closed:
+            return self._end or _end_of(closed)
+        finally:
+            if self._closing is not None:
+                await self._closing
+
+    async def _close(self, code: int, reason: str) -> None:
+        """Close within the time-out, even when the peer reads nothing."""
+        try:
+            async with asyncio.timeout(self._limits.close_timeout_s):
+                await self._connection.close(code, _close_frame_text(reason))
+        except TimeoutError:
+            self._connection.transport.abort()
+
+
+def _close_frame_text(reason: str) -> str:
+    """Cut to what a close frame can carry (123 bytes), at a character's border."""
+    return reason.encode()[:120].decode(errors="ignore")
+
+
+def _end_of(closed: ConnectionClosed) -> TransportEnd:
+    if closed.rcvd is not None and (closed.sent is None or closed.rcvd_then_sent):
+        return TransportEnd(closed.rcvd.code, f"closed by the peer: {closed.rcvd.reason or f'code {closed.rcvd.code}'}")
+    if closed.sent is not None and closed.sent.code != 1006:
+        return TransportEnd(
+            closed.sent.code, f"closed because of the peer: {closed.sent.reason or f'code {closed.sent.code}'}"
+        )
+    return TransportEnd(None, "the connection broke off")
+
+
+# --- Listening --------------------------------------------------------------------------------------------------------
+
+
+class Listener:
+    """A websocket server that hands its connections to the sync loop. Async context manager."""
+
+    def __init__(
+        self,
+        sync_loop: SyncLoop,
+        host: str,
+        port: int,
+        *,
+        limits: TransportLimits | None = None,
+        ssl: ssl_module.SSLContext | None = None,
+    ) -> None:
+        self._sync_loop = sync_loop
+        self._host = host
+        self._port = port
+        self._limits = limits or TransportLimits()
+        self._ssl = ssl
+        self._server: Server | None = None
+        self._open: dict[Connection, bool] = {}  # connection -> whether it has proven to belong to the workspace
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The host and port really bound (port 0 asks for a free one)."""
+        assert self._server is not None, "the listener is started first"
+        host, port = next(iter(self._server.sockets)).getsockname()[:2]
+        return host, port
+
+    @property
+    def url(self) -> str:
+        """What a peer on this machine dials."""
+        host, port = self.address
+        return f"{'wss' if self._ssl else 'ws'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def start(self) -> None:
+        """Begin to listen.
+
+        Raises:
+            AddressError: the address cannot be bound.
+        """
+        try:
+            self._server = await serve(
+                self._serve_connection,
+                self._host,
+                self._port,
+                ssl=self._ssl,
+                # A browser sends its page's origin: no web page may talk to a node, not even to one on its own machine.
+                origins=[None],
+                subprotocols=[SUBPROTOCOL],
+                compression=None,
+                server_header=None,
+                process_request=self._process_request,
+                open_timeout=self._limits.open_timeout_s,
+                create_connection=cast(type[ServerConnection], functools.partial(_CountedConnection, self)),
+                **_connection_options(self._limits),
+            )
+        except (OSError, OverflowError) as error:
+            raise AddressError(f"cannot listen on {self._host}:{self._port}: {_os_error_text(error)}") from error
+        log.info("listening on %s", self.url)
+
+    async def stop(self) -> None:
+        """Stop listening and end all connections. Links are closed by the sync loop before this, with its own
+        reason."""
+        if self._server is not None:
+            self._server.close(code=1001, reason="the node is stopping")
+            for connection in self._open:
+                if connection.request is None:  # still in its handshake: nobody else would end it before its time-out
+                    connection.transport.abort()
+            await self._server.wait_closed()
+            self._server = None
+
+    async def __aenter__(self) -> Listener:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def admit(self, connection: Connection) -> bool:
+        """Count a new connection, or tell that there is no room for it."""
+        strangers = sum(not proven for proven in self._open.values())
+        if len(self._open) >= self._limits.connections_max:
+            problem = f"all {self._limits.connections_max} connections are taken"
+        elif strangers >= self._limits.unauthenticated_max:
+            problem = f"{strangers} connections have not identified themselves yet"
+        else:
+            self._open[connection] = False
+            return True
+        log.warning("turned away a connection from %s: %s", _remote_name(connection), problem)
+        return False
+
+    def forget(self, connection: Connection) -> None:
+        """Count a connection no more."""
+        self._open.pop(connection, None)
+
+    def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
+        if request.headers.get("Sec-WebSocket-Key") is None:
+            return connection.respond(
+                http.HTTPStatus.UPGRADE_REQUIRED, "This is a leasemesh node; it speaks websocket.\n"
+            )
+        return None
+
+    async def _serve_connection(self, connection: ServerConnection) -> None:
+        def established(_: LinkId) -> None:
+            self._open[connection] = True
+
+        transport = WebSocketTransport(connection, self._limits)
+        await self._sync_loop.carry(transport, dialed=False, on_established=established)
+
+
+class _CountedConnection(ServerConnection):
+    """A server connection that its listener counts from the first TCP packet on, long before any handshake."""
+
+    def __init__(self, listener: Listener, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._listener = listener
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if not self._listener.admit(self):
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._listener.forget(self)
+        super().connection_lost(exc)
+
+
+# --- Dialling ---------------------------------------------------------------------------------------------------------
+
+
+DialState = Literal["dialling", "connected", "waiting", "refused"]
+
+
+class Dialler:
+    """Keeps one link to one address open: dials, serves, waits, dials again.
+
+    Attributes:
+        url: the address.
+        state: "connected" while the peer has proven to belong to the workspace; "refused" when somebody has to change
+            something before dialling can help (it is tried now and then all the same).
+        text: one sentence on why it is not connected, "" when there is nothing to say.
+        link: the link, while connected.
+
+    Args:
+        sync_loop: what the link is for.
+        url: from `parse_address`.
+        random: numbers in [0, 1), for the waiting times.
+        ssl: for wss:// with other than the system's certificates.
+    """
+
+    def __init__(
+        self,
+        sync_loop: SyncLoop,
+        url: str,
+        *,
+        random: Callable[[], float],
+        limits: TransportLimits | None = None,
+        ssl: ssl_module.SSLContext | None = None,
+    ) -> None:
+        self.url = url
+        self._sync_loop = sync_loop
+        self._limits = limits or TransportLimits()
+        self._ssl = ssl
+        self._backoff = Backoff(random)
+        self.state: DialState = "dialling"
+        self.text = ""
+        self.link: LinkId | None = None
+        self._carrying = False
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to dial."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"dial {self.url}")
+
+    def stop_dialling(self) -> None:
+        """Dial no more. A link that is open stays; the sync loop ends it."""
+        self._stopping = True
+        if self._task is not None and not self._carrying:
+            self._task.cancel()
+
+    async def stop(self) -> None:
+        """Dial no more and wait until the link, if any, has ended."""
+        self.stop_dialling()
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while not self._stopping:
+            self.state = "dialling"
+            opened_at = clock()
+            end = await self._dial_and_carry()
+            self.link = None
+            if end.established and clock() - opened_at >= STABLE_S:
+                self._backoff.reset()
+            if not self._stopping:
+                await self._wait_after(end)
+
+    async def _dial_and_carry(self) -> LinkEnd:
+        try:
+            connection = await dial(self.url, limits=self._limits, ssl=self._ssl)
+        except DialFailed as failure:
+            self._sync_loop.tell(Tell("refused", f"{self.url}: {failure}", name=self.url))
+            return LinkEnd(str(failure), retry=True, established=False)
+        self._carrying = True
+        try:
+            return await carry_dialled(
+                self._sync_loop, connection, limits=self._limits, on_established=self._established
+            )
+        except Exception as error:
+            log.error("the link to %s ended by an internal error: %s", self.url, error)
+            log.debug("traceback", exc_info=error)
+            return LinkEnd(f"internal error: {error}", retry=True, established=False)
+        finally:
+            self._carrying = False
+
+    def _established(self, link: LinkId) -> None:
+        self.state, self.text, self.link = "connected", "", link
+
+    async def _wait_after(self, end: LinkEnd) -> None:
+        self.state, self.text = "waiting" if end.retry else "refused", end.reason
+        delay_s = self._backoff.next_delay_s() if end.retry else self._backoff.delay_max_s
+        log.debug("%s: %s; dialling again in %.1f s", self.url, end.reason, delay_s)
+        await asyncio.sleep(delay_s)
+
+
+class DialFailed(Exception):
+    """No connection; the text is one sentence that says why."""
+
+
+async def dial(url: str, *, limits: TransportLimits, ssl: ssl_module.SSLContext | None = None) -> ClientConnection:
+    """Open a connection.
+
+    Raises:
+        DialFailed: there is nobody, or somebody else.
+    """
+    options = _connection_options(limits)
+    if ssl is not None and url.startswith("wss:"):
+        options["ssl"] = ssl
+    if is_loopback(urlsplit(url).hostname or ""):
+        options["proxy"] = None
+    try:
+        connection = await connect(
+            url, subprotocols=[SUBPROTOCOL], compression=None, open_timeout=limits.open_timeout_s, **options
+        )
+    except InvalidStatus as error:
+        raise DialFailed(_http_problem(error.response.status_code)) from error
+    except TimeoutError as error:
+        raise DialFailed(f"no answer within {limits.open_timeout_s:.0f} s") from error
+    except OSError as error:
+        raise DialFailed(f"cannot be reached: {_os_error_text(error)}") from error
+    except (WebSocketException, ValueError, EOFError) as error:
+        raise DialFailed(f"does not answer as a leasemesh node: {error}") from error
+    if connection.subprotocol != SUBPROTOCOL:
+        await connection.close(1002, f"sub-protocol {SUBPROTOCOL} expected")
+        raise DialFailed(f"is a websocket server, but does not speak {SUBPROTOCOL}")
+    return connection
+
+
+async def carry_dialled(
+    sync_loop: SyncLoop,
+    connection: ClientConnection,
+    *,
+    limits: TransportLimits,
+    purpose: Purpose = "sync",
+    on_established: Callable[[LinkId], None] | None = None,
+) -> LinkEnd:
+    """Serve a connection that this node opened, until it has ended."""
+    transport = WebSocketTransport(connection, limits)
+    try:
+        return await sync_loop.carry(transport, dialed=True, purpose=purpose, on_established=on_established)
+    finally:
+        await connection.close()
+
+
+def _http_problem(status: int) -> str:
+    if status == http.HTTPStatus.SERVICE_UNAVAILABLE:
+        return "has no room for another connection, or is just being stopped"
+    return f"answers with HTTP status {status}, which a leasemesh node does not"
+
+
+def _connection_options(limits: TransportLimits) -> dict[str, Any]:
+    return {
+        "ping_interval": None,
+        "close_timeout": limits.close_timeout_s,
+        "max_size": MESSAGE_BYTES_MAX,
+        # Never reached by our own sending, so that `close` does not wait for a peer that does not read.
+        "write_limit": limits.write_buffer_bytes_max * 2,
+    }
+
+
+def _remote_name(connection: Connection) -> str:
+    address = connection.remote_address
+    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "an unknown address"
+
+
+def _os_error_text(error: Exception) -> str:
+    strerror = getattr(error, "strerror", None)
+    return str(strerror or error).lower()

@@ -1,0 +1,32 @@
+"""Fixtures that several folders of tests share."""
+
+import asyncio
+
+import pytest
+
+from node import Node
+
+WITHIN_S = 15
+"""How long a test waits for something that takes milliseconds: the machine may be busy, and hanging is worse."""
+
+
+@pytest.fixture
+def within():
+    """A time-out around a wait: `async with within(): ...`."""
+    return lambda seconds=WITHIN_S: asyncio.timeout(seconds)
+
+
+@pytest.fixture
+async def open_node(tmp_path):
+    """Opens nodes of one workspace by name; stops and closes them after the test."""
+    nodes = []
+
+    def open_it(name, **options):
+        node = Node.open(options.pop("path", tmp_path / f"{name}.db"), **{"workspace": "team", "name": name, **options})
+        nodes.append(node)
+        return node
+
+    yield open_it
+    for node in nodes:
+        await node.stop_sync()
+        node.close()

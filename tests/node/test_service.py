@@ -1,0 +1,272 @@
+"""The node as an app uses it, and real nodes that sync over real websockets on loopback."""
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from node import (
+    Changed,
+    IllegalState,
+    InvalidInput,
+    LeaseLost,
+    MigrationError,
+    NewEvent,
+    Node,
+    NotFound,
+    TooEarly,
+    WorkspaceMismatch,
+)
+
+LOOPBACK = ("127.0.0.1", 0)
+
+
+def publish(node, *message_ids, topic="mail"):
+    node.publish_many("inbox", topic, [NewEvent(message_id, title=f"about {message_id}") for message_id in message_ids])
+
+
+def message_ids(node, topic="mail", status="pending"):
+    return [event.message_id for event in node.peek("inbox", topic, limit=10_000, status=status)]
+
+
+async def converged(*nodes):
+    """Wait until all nodes have equal digests. Woken by changes of the last one; every other check costs nothing."""
+    async with asyncio.timeout(15):
+        subscriptions = [node.changes() for node in nodes]
+        while len({repr(sorted(node.digest().tables.items())) for node in nodes}) > 1:
+            waits = [asyncio.ensure_future(anext(subscription)) for subscription in subscriptions]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+        for subscription in subscriptions:
+            subscription.close()
+
+
+async def told(sync, kind, containing=""):
+    """Wait for a telling of this kind."""
+    observer = sync.loop.observe()
+    async with asyncio.timeout(15):
+        async for tell in observer:
+            if tell.kind == kind and containing in tell.text:
+                sync.loop.unobserve(observer)
+                return tell
+
+
+# --- Without sync -----------------------------------------------------------------------------------------------------
+
+
+class TestOpening:
+    def test_a_new_file_belongs_to_the_workspace_that_was_given(self, tmp_path):
+        with Node.open(tmp_path / "a.db", workspace="team", name="laptop") as node:
+            assert (node.workspace_id, node.name) == ("team", "laptop")
+
+    def test_an_existing_file_knows_its_workspace_and_name(self, tmp_path):
+        Node.open(tmp_path / "a.db", workspace="team", name="laptop").close()
+        with Node.open(tmp_path / "a.db") as node:
+            assert (node.workspace_id, node.name) == ("team", "laptop")
+
+    def test_a_new_file_without_a_workspace_begins_one(self, tmp_path):
+        with Node.open(tmp_path / "a.db") as a, Node.open(tmp_path / "b.db") as b:
+            assert len(a.workspace_id) == 32
+            assert a.workspace_id != b.workspace_id
+            assert a.name
+
+    def test_another_workspace_is_refused_with_both_names(self, tmp_path):
+        Node.open(tmp_path / "a.db", workspace="team").close()
+        with pytest.raises(WorkspaceMismatch, match="belongs to workspace team, not to family"):
+            Node.open(tmp_path / "a.db", workspace="family")
+
+    def test_a_name_can_be_changed(self, tmp_path):
+        Node.open(tmp_path / "a.db", name="laptop").close()
+        Node.open(tmp_path / "a.db", name="desktop").close()
+        with Node.open(tmp_path / "a.db") as node:
+            assert node.name == "desktop"
+
+    @pytest.mark.parametrize("name", ["", "x" * 256, "line\nline", "\ud800"])
+    def test_a_name_that_no_peer_would_accept_creates_nothing(self, tmp_path, name):
+        with pytest.raises(InvalidInput):
+            Node.open(tmp_path / "a.db", name=name)
+        assert not (tmp_path / "a.db").exists()
+
+    def test_a_file_that_must_exist_is_not_created(self, tmp_path):
+        with pytest.raises(NotFound, match=r"a\.db; create it first"):
+            Node.open(tmp_path / "a.db", create=False)
+        assert not (tmp_path / "a.db").exists()
+
+    def test_site_and_incarnation_are_text_and_only_the_site_stays(self, tmp_path):
+        with Node.open(tmp_path / "a.db") as node:
+            first = node.site_id, node.incarnation
+        with Node.open(tmp_path / "a.db") as node:
+            assert node.site_id == first[0] and len(node.site_id) == 32
+            assert node.incarnation != first[1]
+
+    def test_an_apps_tables_come_with_its_migrations(self, tmp_path):
+        (tmp_path / "sql").mkdir()
+        (tmp_path / "sql" / "0001_notes.sql").write_text(
+            "CREATE TABLE notes (id BLOB NOT NULL PRIMARY KEY, body TEXT NOT NULL DEFAULT '');\n"
+            "SELECT crsql_as_crr('main', 'notes');\n"
+        )
+        with Node.open(tmp_path / "a.db", migrations=tmp_path / "sql") as node:
+            with node.transaction() as transaction:
+                transaction.execute("INSERT INTO notes VALUES (x'01', 'hello')")
+            assert node.query("SELECT body FROM notes") == [("hello",)]
+
+    def test_migrations_that_are_not_there_leave_the_file_closed(self, tmp_path):
+        with pytest.raises(MigrationError):
+            Node.open(tmp_path / "a.db", migrations=tmp_path / "none")
+        Node.open(tmp_path / "a.db").close()
+
+
+class TestReservations:
+    @pytest.fixture
+    def node(self, tmp_path):
+        with Node.open(tmp_path / "a.db") as node:
+            publish(node, "1", "2", "3")
+            yield node
+
+    def test_consumed_events_stay_consumed_after_the_block(self, node):
+        with node.reserve("inbox", "mail", limit=2) as reservation:
+            assert [event.message_id for event in reservation] == ["1", "2"]
+            assert reservation.consume() == 2
+        assert message_ids(node, status="consumed") == ["1", "2"]
+
+    def test_leaving_the_block_unsettled_releases(self, node):
+        with node.reserve("inbox", "mail"):
+            assert message_ids(node) == []
+        assert message_ids(node) == ["1", "2", "3"]
+
+    def test_an_exception_releases_and_goes_on(self, node):
+        with pytest.raises(ZeroDivisionError), node.reserve("inbox", "mail"):
+            raise ZeroDivisionError
+        assert message_ids(node) == ["1", "2", "3"]
+
+    def test_named_events_are_reserved_all_or_none(self, node):
+        with node.reserve("inbox", "mail", message_ids=["3", "1"]) as reservation:
+            assert len(reservation) == 2
+            with node.reserve("inbox", "mail", message_ids=["1", "2"], partial=True) as rest:
+                assert [event.message_id for event in rest] == ["2"]
+                assert rest.skip() == 1
+
+    def test_nothing_to_reserve_is_an_empty_reservation(self, node):
+        with node.reserve("inbox", "other") as reservation:
+            assert len(reservation) == 0
+            assert reservation.consume() == reservation.skip() == reservation.release() == 0
+
+    def test_an_own_reservation_is_not_for_taking_over(self, node):
+        with node.reserve("inbox", "mail", limit=1) as reservation, pytest.raises(IllegalState):
+            node.take_over([reservation.events[0].id])
+
+
+class TestChanges:
+    async def test_names_the_tables_that_this_process_changed(self, open_node, within):
+        node = open_node("a")
+        async with within(), node.changes() as changes:
+            publish(node, "1")
+            assert await anext(changes) == Changed(frozenset({"workflows", "topics", "publications"}), "local")
+
+    async def test_slow_readers_get_one_notice_for_many_commits(self, open_node, within):
+        node = open_node("a")
+        async with within(), node.changes() as changes:
+            publish(node, "1")
+            await anext(changes)
+            for number in range(2, 200):
+                publish(node, str(number))
+            assert await anext(changes) == Changed(frozenset({"publications"}), "local")
+            node.changes().close()
+            changes.close()
+            assert len([change async for change in changes]) <= 1
+
+    async def test_another_process_is_noticed(self, open_node, within):
+        node = open_node("a")
+        async with within(), node.changes() as changes:
+            run_elsewhere(node, "node.publish('inbox', 'mail', 'from elsewhere')")
+            change = await anext(changes)
+            assert change == Changed(frozenset({"workflows", "topics", "publications"}), "process")
+            assert message_ids(node) == ["from elsewhere"]
+
+    async def test_closing_the_node_ends_the_iteration(self, open_node, within):
+        node = open_node("a")
+        changes = node.changes()
+        node.close()
+        async with within():
+            assert [change async for change in changes] == []
+
+    def test_one_event_loop_after_the_other_may_watch(self, tmp_path):
+        with Node.open(tmp_path / "a.db") as node:
+
+            async def watch(message_id):
+                changes = node.changes()
+                publish(node, message_id)
+                async with asyncio.timeout(15):
+                    return await anext(changes)  # left open: its loop ends
+
+            assert asyncio.run(watch("1")).source == "local"
+            assert asyncio.run(watch("2")).source == "local"
+
+
+def run_elsewhere(node, code):
+    """Run code on the same file in another process."""
+    program = f"from node import Node\nwith Node.open({str(node.path)!r}) as node:\n{textwrap.indent(code, '    ')}"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+
+
+# --- Sync -------------------------------------------------------------------------------------------------------------
+
+
+class TestTwoNodes:
+    async def test_converge_and_are_told(self, open_node, within):
+        hub, laptop = open_node("hub"), open_node("laptop")
+        publish(hub, "before")
+        async with within(), hub.syncing(listen=LOOPBACK) as serving, laptop.syncing(peers=[serving.url]):
+            changes = laptop.changes()
+            publish(hub, "1", "2")
+            await hub.caught_up("laptop")
+            assert message_ids(laptop) == ["before", "1", "2"]
+            publish(laptop, "3")
+            await laptop.caught_up("hub")
+            assert message_ids(hub) == ["before", "1", "2", "3"]
+            assert (await anext(changes)).source == "peer"
+            assert hub.digest().tables == laptop.digest().tables
+
+    async def test_a_commit_of_another_process_is_synced(self, open_node, within):
+        hub, laptop = open_node("hub"), open_node("laptop")
+        async with within(), hub.syncing(listen=LOOPBACK) as serving, laptop.syncing(peers=[serving.url]):
+            changes = hub.changes()
+            run_elsewhere(laptop, "node.publish('inbox', 'mail', 'from the command line')")
+            while not message_ids(hub):
+                await anext(changes)
+            assert message_ids(hub) == ["from the command line"]
+
+    async def test_the_loser_of_two_equal_claims_is_told(self, open_node, within):
+        hub, laptop = open_node("hub"), open_node("laptop")
+        publish(hub, "1")
+        async with hub.syncing(listen=LOOPBACK) as serving, laptop.syncing(peers=[serving.url]):
+            async with within():
+                await laptop.caught_up()
+        first, second = hub.reserve("inbox", "mail"), laptop.reserve("inbox", "mail")
+        async with hub.syncing(listen=LOOPBACK) as serving, laptop.syncing(peers=[serving.url]):
+            async with within():
+                await laptop.caught_up()
+            with pytest.raises(LeaseLost):
+                second.consume()
+            assert first.consume() == 1
+
+    async def test_what_the_other_holds_is_not_taken_over_early(self, open_node, within):
+        hub, laptop = open_node("hub"), open_node("laptop")
+        publish(hub, "1")
+        held = hub.reserve("inbox", "mail")
+        async with within(), hub.syncing(listen=LOOPBACK) as serving, laptop.syncing(peers=[serving.url]):
+            await laptop.caught_up()
+            with pytest.raises(TooEarly, match="may not be taken over yet"):
+                laptop.take_over([held.events[0].id])
+
+    async def test_ten_thousand_events_catch_up(self, open_node, within):
+        hub, laptop = open_node("hub"), open_node("laptop")
+        publish(hub, *map(str, range(10_000)))
+        async with hub.syncing(listen=LOOPBACK) as serving, laptop.syncing(peers=[serving.url]):
+            async with within():
+                await laptop.caught_up()
+            assert len(message_ids(laptop)) == 10_000
+            assert hub.digest().tables == laptop.digest().tables
