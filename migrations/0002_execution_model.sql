@@ -2,6 +2,9 @@
 --
 -- Every CRR row below has one writer (or never changes), so merging never mixes two devices' work. One JSON `body` per row:
 -- a CRR pays one clock row for each column, and one cell cannot tear. What people query is a generated column.
+-- The CHECKs hold what derivation and stores rely on, so that a malformed row of a peer fails alone, and on every device
+-- alike: each looks at its own cell only. '{}' is a row whose body is not here (yet); it counts as absent. Further fields and
+-- new words in a body are left to later versions. json_valid, because SQLite reads JSON5 and Python does not.
 -- Numbers in the local tables: status 0 pending, 1 reserved, 2 unknown (reserved, the outcome of an effect is not known),
 -- 3 consumed, 4 skipped, 5 dead; claim state 0 held, 1 released, 2 lost, 3 consumed, 4 skipped, 5 dead.
 
@@ -19,8 +22,12 @@ SELECT crsql_commit_alter('script_runs');
 -- Facts ------------------------------------------------------------------------------------------------------------------
 
 CREATE TABLE topics (
-    id BLOB NOT NULL PRIMARY KEY,
-    body TEXT NOT NULL DEFAULT '{}',
+    id BLOB NOT NULL PRIMARY KEY CHECK (typeof(id) = 'blob' AND length(id) = 16),
+    body TEXT NOT NULL DEFAULT '{}' CHECK (body = '{}' OR typeof(body) = 'text' AND (
+        json_valid(body)
+        AND json_type(body, '$.workflow') = 'text' AND json_type(body, '$.name') = 'text'
+        AND typeof(body ->> '$.created_at') = 'integer' AND body ->> '$.created_at' BETWEEN 0 AND 9007199254740991
+    ) IS TRUE),
     workflow TEXT AS (body ->> '$.workflow') VIRTUAL,
     name TEXT AS (body ->> '$.name') VIRTUAL,
     created_at INTEGER AS (body ->> '$.created_at') VIRTUAL
@@ -30,23 +37,47 @@ CREATE INDEX topics_by_workflow ON topics (workflow, name);
 
 -- A batch of events of one topic, published in one call: immutable. A hundred events cost one replicated row instead of a hundred.
 CREATE TABLE publications (
-    id BLOB NOT NULL PRIMARY KEY,
-    body TEXT NOT NULL DEFAULT '{}'
+    id BLOB NOT NULL PRIMARY KEY CHECK (typeof(id) = 'blob' AND length(id) = 16),
+    body TEXT NOT NULL DEFAULT '{}' CHECK (body = '{}' OR typeof(body) = 'text' AND (
+        json_valid(body)
+        AND json_type(body, '$.workflow') = 'text' AND json_type(body, '$.topic') = 'text'
+        AND length(unhex(body ->> '$.topic_id')) = 16
+        AND typeof(body ->> '$.at') = 'integer' AND body ->> '$.at' BETWEEN 0 AND 4611686018427387904
+        AND json_type(body, '$.ids') = 'array' AND json_type(body, '$.events') = 'array'
+    ) IS TRUE)
 );
 SELECT crsql_as_crr('main', 'publications');
 
 -- The claims of one run, all or nothing; written by the run's node only. The body never changes; the state is a column of its own,
 -- so that settling a hundred events neither rewrites nor replicates their ids again.
 CREATE TABLE reservations (
-    id BLOB NOT NULL PRIMARY KEY,
-    body TEXT NOT NULL DEFAULT '{}',
-    state TEXT NOT NULL DEFAULT 'held'
+    id BLOB NOT NULL PRIMARY KEY CHECK (typeof(id) = 'blob' AND length(id) = 16),
+    body TEXT NOT NULL DEFAULT '{}' CHECK (body = '{}' OR typeof(body) = 'text' AND (
+        json_valid(body)
+        AND json_type(body, '$.workflow') = 'text' AND json_type(body, '$.handler') = 'text'
+        AND json_type(body, '$.incarnation') = 'text'
+        AND length(unhex(body ->> '$.node')) = 16
+        AND typeof(body ->> '$.at') = 'integer' AND body ->> '$.at' BETWEEN 0 AND 4611686018427387904
+        AND json_type(body, '$.events') = 'array'
+    ) IS TRUE),
+    state TEXT NOT NULL DEFAULT 'held' CHECK (typeof(state) = 'text')
 );
 SELECT crsql_as_crr('main', 'reservations');
 
 CREATE TABLE handler_runs (
-    id BLOB NOT NULL PRIMARY KEY,
-    body TEXT NOT NULL DEFAULT '{}',
+    id BLOB NOT NULL PRIMARY KEY CHECK (typeof(id) = 'blob' AND length(id) = 16),
+    body TEXT NOT NULL DEFAULT '{}' CHECK (body = '{}' OR typeof(body) = 'text' AND (
+        json_valid(body)
+        AND json_type(body, '$.workflow') = 'text' AND json_type(body, '$.handler') = 'text'
+        AND json_type(body, '$.incarnation') = 'text' AND json_type(body, '$.phase') = 'text'
+        AND json_type(body, '$.status') = 'text'
+        AND body ->> '$.kind' IN ('producer', 'consumer')
+        AND length(unhex(body ->> '$.node')) = 16
+        AND coalesce(json_type(body, '$.session'), 'null') IN ('null', 'text')
+        AND (body ->> '$.retry_of' IS NULL OR length(unhex(body ->> '$.retry_of')) = 16)
+        AND typeof(body ->> '$.started_at') = 'integer' AND body ->> '$.started_at' BETWEEN 0 AND 9007199254740991
+        AND typeof(body ->> '$.ended_at') IN ('null', 'integer') AND json_type(body, '$.details') = 'object'
+    ) IS TRUE),
     workflow TEXT AS (body ->> '$.workflow') VIRTUAL,
     handler TEXT AS (body ->> '$.handler') VIRTUAL,
     phase TEXT AS (body ->> '$.phase') VIRTUAL,
@@ -63,8 +94,15 @@ CREATE INDEX handler_runs_by_retry ON handler_runs (retry_of) WHERE retry_of IS 
 
 -- The ledger of external effects: one entry for a run, keyed by the run.
 CREATE TABLE mutations (
-    id BLOB NOT NULL PRIMARY KEY,
-    body TEXT NOT NULL DEFAULT '{}',
+    id BLOB NOT NULL PRIMARY KEY CHECK (typeof(id) = 'blob' AND length(id) = 16),
+    body TEXT NOT NULL DEFAULT '{}' CHECK (body = '{}' OR typeof(body) = 'text' AND (
+        json_valid(body)
+        AND json_type(body, '$.tool') = 'text' AND json_type(body, '$.status') = 'text'
+        AND length(unhex(body ->> '$.node')) = 16 AND length(unhex(body ->> '$.work')) = 16
+        AND typeof(body ->> '$.reconcile_attempts') = 'integer'
+        AND typeof(body ->> '$.next_reconcile_at') IN ('null', 'integer')
+        AND typeof(body ->> '$.created_at') = 'integer' AND typeof(body ->> '$.updated_at') = 'integer'
+    ) IS TRUE),
     work BLOB AS (unhex(body ->> '$.work')) VIRTUAL,
     status TEXT AS (body ->> '$.status') VIRTUAL,
     next_reconcile_at INTEGER AS (body ->> '$.next_reconcile_at') VIRTUAL
@@ -75,8 +113,13 @@ CREATE INDEX mutations_by_status ON mutations (status, next_reconcile_at);
 
 -- What a person decided about an unknown outcome; key (work, node).
 CREATE TABLE verdicts (
-    id BLOB NOT NULL PRIMARY KEY,
-    body TEXT NOT NULL DEFAULT '{}',
+    id BLOB NOT NULL PRIMARY KEY CHECK (typeof(id) = 'blob' AND length(id) = 16),
+    body TEXT NOT NULL DEFAULT '{}' CHECK (body = '{}' OR typeof(body) = 'text' AND (
+        json_valid(body)
+        AND json_type(body, '$.verdict') = 'text' AND json_type(body, '$.by') = 'text'
+        AND length(unhex(body ->> '$.work')) = 16 AND length(unhex(body ->> '$.node')) = 16
+        AND typeof(body ->> '$.at') = 'integer' AND body ->> '$.at' BETWEEN 0 AND 9007199254740991
+    ) IS TRUE),
     work BLOB AS (unhex(body ->> '$.work')) VIRTUAL
 );
 SELECT crsql_as_crr('main', 'verdicts');
@@ -84,8 +127,15 @@ CREATE INDEX verdicts_by_work ON verdicts (work);
 
 -- State of a handler as one node last wrote it; key (handler, node); the current one has the highest (version, at, run).
 CREATE TABLE handler_state (
-    id BLOB NOT NULL PRIMARY KEY,
-    body TEXT NOT NULL DEFAULT '{}',
+    id BLOB NOT NULL PRIMARY KEY CHECK (typeof(id) = 'blob' AND length(id) = 16),
+    body TEXT NOT NULL DEFAULT '{}' CHECK (body = '{}' OR typeof(body) = 'text' AND (
+        json_valid(body)
+        AND json_type(body, '$.workflow') = 'text' AND json_type(body, '$.handler') = 'text'
+        AND json_type(body, '$.run') = 'text'
+        AND length(unhex(body ->> '$.handler_id')) = 16 AND length(unhex(body ->> '$.node')) = 16
+        AND typeof(body ->> '$.version') = 'integer' AND body ->> '$.version' BETWEEN 1 AND 9007199254740991
+        AND typeof(body ->> '$.at') = 'integer' AND body ->> '$.at' BETWEEN 0 AND 9007199254740991
+    ) IS TRUE),
     handler_id BLOB AS (unhex(body ->> '$.handler_id')) VIRTUAL,
     workflow TEXT AS (body ->> '$.workflow') VIRTUAL
 );
@@ -117,7 +167,7 @@ CREATE TABLE event_copies (
     position INTEGER NOT NULL,
     topic BLOB NOT NULL,
     at INTEGER NOT NULL,
-    PRIMARY KEY (event, at, publication)
+    PRIMARY KEY (event, publication)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE run_index (
@@ -149,12 +199,19 @@ CREATE TABLE wake_ups (
     wake_at INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- The greatest hybrid logical time seen. A time more than 7 days ahead of it does not move it: one broken clock must not drag everyone's.
+-- The last hybrid time that this device issued.
 CREATE TABLE hybrid_clock (
     id INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
     latest INTEGER NOT NULL
 ) STRICT;
 INSERT INTO hybrid_clock VALUES (1, 0);
+
+-- The greatest hybrid time seen in each 2^27 ms (37 hours). Whether a time is too far ahead to be believed is decided when the
+-- next one is issued, against the wall clock; here it would depend on the order in which times arrive.
+CREATE TABLE seen_times (
+    period INTEGER NOT NULL PRIMARY KEY,
+    latest INTEGER NOT NULL
+) STRICT;
 
 CREATE VIEW events AS
 SELECT
@@ -209,6 +266,12 @@ SELECT
 FROM claims AS c CROSS JOIN run_index AS r
 WHERE r.n = c.run;
 
+CREATE VIEW absorb_time AS SELECT NULL AS at;
+CREATE TRIGGER absorb_time INSTEAD OF INSERT ON absorb_time BEGIN
+    INSERT INTO seen_times VALUES (NEW.at >> 43, NEW.at)
+        ON CONFLICT (period) DO UPDATE SET latest = excluded.latest WHERE excluded.latest > latest;
+END;
+
 CREATE VIEW derive_status AS SELECT NULL AS event;
 CREATE TRIGGER derive_status INSTEAD OF INSERT ON derive_status BEGIN
     UPDATE event_index SET (status, epoch, run) = (
@@ -219,7 +282,7 @@ END;
 
 CREATE VIEW absorb_publication AS SELECT NULL AS id, NULL AS topic, NULL AS at, NULL AS ids;
 CREATE TRIGGER absorb_publication INSTEAD OF INSERT ON absorb_publication BEGIN
-    UPDATE hybrid_clock SET latest = NEW.at WHERE NEW.at > latest AND NEW.at < latest + (604800000 << 16);
+    INSERT INTO absorb_time VALUES (NEW.at);
     INSERT INTO event_copies (event, publication, position, topic, at)
         SELECT e.n, e.publication, e.position, e.topic, e.at
         FROM json_each(NEW.ids) AS j CROSS JOIN event_index AS e
@@ -240,32 +303,42 @@ CREATE TRIGGER publications_inserted AFTER INSERT ON publications WHEN NEW.body 
     INSERT INTO absorb_publication VALUES (
         NEW.id, unhex(NEW.body ->> '$.topic_id'), CAST(NEW.body ->> '$.at' AS INTEGER), NEW.body -> '$.ids');
 END;
-CREATE TRIGGER publications_updated AFTER UPDATE ON publications WHEN NEW.body <> '{}' BEGIN
-    INSERT INTO absorb_publication VALUES (
-        NEW.id, unhex(NEW.body ->> '$.topic_id'), CAST(NEW.body ->> '$.at' AS INTEGER), NEW.body -> '$.ids');
+-- A publication never changes; should a row that says otherwise arrive, the last one counts, on every device.
+CREATE TRIGGER publications_rewritten AFTER UPDATE ON publications WHEN NEW.body <> OLD.body BEGIN
+    INSERT INTO forget_publication SELECT OLD.id, OLD.body -> '$.ids' WHERE OLD.body <> '{}';
+    INSERT INTO absorb_publication
+        SELECT NEW.id, unhex(NEW.body ->> '$.topic_id'), CAST(NEW.body ->> '$.at' AS INTEGER), NEW.body -> '$.ids'
+        WHERE NEW.body <> '{}';
+END;
+CREATE TRIGGER publications_deleted AFTER DELETE ON publications WHEN OLD.body <> '{}' BEGIN
+    INSERT INTO forget_publication VALUES (OLD.id, OLD.body -> '$.ids');
 END;
 -- A deleted topic takes its events with it. An event that another publication also carries falls back to that one; one that is
 -- claimed keeps its row, without content.
-CREATE TRIGGER publications_deleted AFTER DELETE ON publications BEGIN
-    DELETE FROM event_copies WHERE publication = OLD.id AND event IN (
-        SELECT e.n FROM json_each(OLD.body, '$.ids') AS j CROSS JOIN event_index AS e WHERE e.id = unhex(j.value));
+CREATE VIEW forget_publication AS SELECT NULL AS id, NULL AS ids;
+CREATE TRIGGER forget_publication INSTEAD OF INSERT ON forget_publication BEGIN
+    DELETE FROM event_copies WHERE publication = NEW.id AND event IN (
+        SELECT e.n FROM json_each(NEW.ids) AS j CROSS JOIN event_index AS e WHERE e.id = unhex(j.value));
     UPDATE event_index SET (publication, position, topic, at) = (
         SELECT c.publication, c.position, c.topic, c.at FROM event_copies AS c
         WHERE c.event = event_index.n ORDER BY c.at, c.publication LIMIT 1)
-    WHERE publication = OLD.id AND id IN (SELECT unhex(value) FROM json_each(OLD.body, '$.ids'));
+    WHERE publication = NEW.id AND id IN (SELECT unhex(value) FROM json_each(NEW.ids));
+    DELETE FROM event_copies
+    WHERE event IN (SELECT e.n FROM json_each(NEW.ids) AS j CROSS JOIN event_index AS e WHERE e.id = unhex(j.value))
+        AND 1 = (SELECT count(*) FROM event_copies AS c WHERE c.event = event_copies.event);
     DELETE FROM event_index
-    WHERE publication IS NULL AND id IN (SELECT unhex(value) FROM json_each(OLD.body, '$.ids'))
+    WHERE publication IS NULL AND id IN (SELECT unhex(value) FROM json_each(NEW.ids))
         AND NOT EXISTS (SELECT 1 FROM claims WHERE claims.event = event_index.n);
 END;
 
 CREATE VIEW absorb_reservation AS SELECT NULL AS id, NULL AS node, NULL AS at, NULL AS state, NULL AS events;
 CREATE TRIGGER absorb_reservation INSTEAD OF INSERT ON absorb_reservation BEGIN
-    UPDATE hybrid_clock SET latest = NEW.at WHERE NEW.at > latest AND NEW.at < latest + (604800000 << 16);
+    INSERT INTO absorb_time VALUES (NEW.at);
     INSERT INTO run_index (id, node, at) VALUES (NEW.id, NEW.node, NEW.at)
         ON CONFLICT (id) DO UPDATE SET node = excluded.node, at = excluded.at;
     INSERT INTO event_index (id)
         SELECT unhex(substr(j.value, 1, 32)) FROM json_each(NEW.events) AS j
-        WHERE length(unhex(substr(j.value, 1, 32))) = 16
+        WHERE length(unhex(substr(j.value, 1, 32))) = 16 AND CAST(substr(j.value, 34) AS INTEGER) BETWEEN 1 AND 1000000
         ON CONFLICT DO NOTHING;
     INSERT INTO claims (event, run, epoch)
         SELECT e.n, (SELECT n FROM run_index WHERE id = NEW.id), CAST(substr(j.value, 34) AS INTEGER)
@@ -277,8 +350,8 @@ CREATE TRIGGER absorb_reservation INSTEAD OF INSERT ON absorb_reservation BEGIN
 END;
 CREATE VIEW absorb_state AS SELECT NULL AS id, NULL AS state;
 CREATE TRIGGER absorb_state INSTEAD OF INSERT ON absorb_state BEGIN
-    UPDATE run_index SET state = CASE NEW.state WHEN 'held' THEN 0 WHEN 'lost' THEN 2 WHEN 'consumed' THEN 3
-        WHEN 'skipped' THEN 4 WHEN 'dead' THEN 5 ELSE 1 END
+    UPDATE run_index SET state = CASE NEW.state WHEN 'released' THEN 1 WHEN 'lost' THEN 2 WHEN 'consumed' THEN 3
+        WHEN 'skipped' THEN 4 WHEN 'dead' THEN 5 ELSE 0 END -- A word of a later version: better held than done twice.
     WHERE id = NEW.id;
     -- The same as derive_status for each event, in one statement: this is the path that every piece of work takes twice.
     UPDATE event_index SET (status, epoch, run) = (
@@ -299,21 +372,28 @@ END;
 CREATE TRIGGER reservations_settled AFTER UPDATE ON reservations
 WHEN NEW.body = OLD.body AND NEW.state <> OLD.state AND NEW.body <> '{}' BEGIN
     INSERT INTO absorb_state VALUES (NEW.id, NEW.state);
+    -- An outcome never goes away; should a row say so, it is no longer a second one.
+    DELETE FROM duplicates
+    WHERE OLD.state = 'consumed'
+        AND event IN (SELECT event FROM claims WHERE run = (SELECT n FROM run_index WHERE id = NEW.id))
+        AND 2 > (
+            SELECT count(*) FROM claims AS c CROSS JOIN run_index AS r
+            WHERE c.event = duplicates.event AND r.n = c.run AND r.state = 3);
 END;
 -- The body arrives after the state; or it changes, which it never should: then the last one counts, on every device.
 CREATE TRIGGER reservations_rewritten AFTER UPDATE ON reservations WHEN NEW.body <> OLD.body BEGIN
-    INSERT INTO forget_claims SELECT OLD.id, OLD.body -> '$.events' WHERE OLD.body <> '{}';
+    INSERT INTO forget_reservation SELECT OLD.id, OLD.body -> '$.events' WHERE OLD.body <> '{}';
     INSERT INTO absorb_reservation
         SELECT NEW.id, unhex(NEW.body ->> '$.node'), CAST(NEW.body ->> '$.at' AS INTEGER), NEW.state, NEW.body -> '$.events'
         WHERE NEW.body <> '{}';
 END;
-CREATE TRIGGER reservations_deleted AFTER DELETE ON reservations BEGIN
-    INSERT INTO forget_claims VALUES (OLD.id, OLD.body -> '$.events');
-    DELETE FROM run_index WHERE id = OLD.id;
+CREATE TRIGGER reservations_deleted AFTER DELETE ON reservations WHEN OLD.body <> '{}' BEGIN
+    INSERT INTO forget_reservation VALUES (OLD.id, OLD.body -> '$.events');
 END;
-CREATE VIEW forget_claims AS SELECT NULL AS id, NULL AS events;
-CREATE TRIGGER forget_claims INSTEAD OF INSERT ON forget_claims BEGIN
+CREATE VIEW forget_reservation AS SELECT NULL AS id, NULL AS events;
+CREATE TRIGGER forget_reservation INSTEAD OF INSERT ON forget_reservation BEGIN
     DELETE FROM claims WHERE run = (SELECT n FROM run_index WHERE id = NEW.id);
+    DELETE FROM run_index WHERE id = NEW.id;
     UPDATE event_index SET status = 0, epoch = 0, run = NULL
         WHERE id IN (SELECT unhex(substr(value, 1, 32)) FROM json_each(NEW.events));
     INSERT INTO derive_status
@@ -321,8 +401,11 @@ CREATE TRIGGER forget_claims INSTEAD OF INSERT ON forget_claims BEGIN
         WHERE e.id = unhex(substr(j.value, 1, 32)) AND EXISTS (SELECT 1 FROM claims WHERE claims.event = e.n);
     DELETE FROM duplicates WHERE event IN (
         SELECT e.n FROM json_each(NEW.events) AS j CROSS JOIN event_index AS e
-        WHERE e.id = unhex(substr(j.value, 1, 32))
-            AND 2 > (SELECT count(*) FROM claims AS c JOIN run_index AS r ON r.n = c.run WHERE c.event = e.n AND r.state = 3));
+        WHERE e.id = unhex(substr(j.value, 1, 32)) AND 2 > (
+            SELECT count(*) FROM claims AS c CROSS JOIN run_index AS r WHERE c.event = e.n AND r.n = c.run AND r.state = 3));
+    DELETE FROM event_index
+    WHERE publication IS NULL AND id IN (SELECT unhex(substr(value, 1, 32)) FROM json_each(NEW.events))
+        AND NOT EXISTS (SELECT 1 FROM claims WHERE claims.event = event_index.n);
 END;
 
 -- An effect in flight or unknown keeps its events reserved, whatever the claims say; see work_outcomes.
@@ -338,14 +421,30 @@ END;
 CREATE TRIGGER mutations_inserted AFTER INSERT ON mutations WHEN NEW.work IS NOT NULL BEGIN
     INSERT INTO absorb_outcome VALUES (NEW.work);
 END;
-CREATE TRIGGER mutations_updated AFTER UPDATE ON mutations WHEN NEW.work IS NOT NULL BEGIN
+CREATE TRIGGER mutations_updated AFTER UPDATE ON mutations BEGIN
+    INSERT INTO forget_effect SELECT OLD.id, OLD.work WHERE OLD.work IS NOT NULL AND NEW.work IS NOT OLD.work;
+    INSERT INTO absorb_outcome SELECT NEW.work WHERE NEW.work IS NOT NULL;
+END;
+CREATE TRIGGER mutations_deleted AFTER DELETE ON mutations WHEN OLD.work IS NOT NULL BEGIN
+    INSERT INTO forget_effect VALUES (OLD.id, OLD.work);
+END;
+-- The entry of run `id` is no longer about `work`, which other runs may have tried too.
+CREATE VIEW forget_effect AS SELECT NULL AS id, NULL AS work;
+CREATE TRIGGER forget_effect INSTEAD OF INSERT ON forget_effect BEGIN
+    UPDATE run_index SET unknown = 0 WHERE id = NEW.id;
+    INSERT INTO derive_status
+        SELECT c.event FROM run_index AS r CROSS JOIN claims AS c WHERE r.id = NEW.id AND c.run = r.n;
     INSERT INTO absorb_outcome VALUES (NEW.work);
 END;
 CREATE TRIGGER verdicts_inserted AFTER INSERT ON verdicts WHEN NEW.work IS NOT NULL BEGIN
     INSERT INTO absorb_outcome VALUES (NEW.work);
 END;
-CREATE TRIGGER verdicts_updated AFTER UPDATE ON verdicts WHEN NEW.work IS NOT NULL BEGIN
-    INSERT INTO absorb_outcome VALUES (NEW.work);
+CREATE TRIGGER verdicts_updated AFTER UPDATE ON verdicts BEGIN
+    INSERT INTO absorb_outcome SELECT OLD.work WHERE OLD.work IS NOT NULL AND NEW.work IS NOT OLD.work;
+    INSERT INTO absorb_outcome SELECT NEW.work WHERE NEW.work IS NOT NULL;
+END;
+CREATE TRIGGER verdicts_deleted AFTER DELETE ON verdicts WHEN OLD.work IS NOT NULL BEGIN
+    INSERT INTO absorb_outcome VALUES (OLD.work);
 END;
 
 -- Since when this device itself has seen another node's claims unchanged (its own monotonic clock, for one boot of the machine).

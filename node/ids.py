@@ -6,6 +6,7 @@ are 16 bytes: BLOBs in the database, 32 lowercase hexadecimal characters everywh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from typing import NewType
@@ -23,6 +24,8 @@ SHORT_ID_CHARACTERS = 10
 """What tables show. Among a million events two share ten hexadecimal characters about once in two databases."""
 
 RandomBytes = Callable[[int], bytes]
+
+_ID = re.compile(f"[0-9a-f]{{{2 * ID_BYTES}}}")
 
 
 def _key_hash(kind: bytes, parts: Iterable[str]) -> str:
@@ -83,15 +86,18 @@ def ordered_id(now_ms: int, random_bytes: RandomBytes) -> str:
 
     For facts that one node creates once: runs and publications. Ordered keys keep B-tree inserts at the right edge.
     """
-    return now_ms.to_bytes(6, "big").hex() + random_bytes(10).hex()
+    milliseconds = min(max(now_ms, 0), (1 << 48) - 1)  # A clock before 1970 costs the order, not the id.
+    return milliseconds.to_bytes(6, "big").hex() + random_bytes(10).hex()
 
 
 def to_blob(identifier: str) -> bytes:
-    """Return an id as the database stores it. Raises ValueError when it is not 32 hexadecimal characters."""
-    blob = bytes.fromhex(identifier)
-    if len(blob) != ID_BYTES:
-        raise ValueError(f"{identifier!r} is not an id: an id has {2 * ID_BYTES} hexadecimal characters")
-    return blob
+    """Return an id as the database stores it. Raises ValueError when it is not 32 lowercase hexadecimal characters.
+
+    One id has one spelling: programs compare ids as text.
+    """
+    if not _ID.fullmatch(identifier):
+        raise ValueError(f"{identifier!r} is not an id: an id has {2 * ID_BYTES} lowercase hexadecimal characters")
+    return bytes.fromhex(identifier)
 
 
 def short(identifier: str) -> str:

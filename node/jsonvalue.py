@@ -18,6 +18,15 @@ TITLE_CHARACTERS_MAX = 1_000
 PAYLOAD_BYTES_MAX = 1024 * 1024
 """One event must fit a wire message several times over; files belong elsewhere, with their address in the payload."""
 
+BODY_BYTES_MAX = 4 * PAYLOAD_BYTES_MAX
+"""A fact's whole body: its parts have limits of their own, and this one is not reached."""
+
+TIME_MS_MAX = 2**53 - 1
+"""The greatest Unix time in milliseconds that is stored; every JSON reader keeps it exactly."""
+
+DEPTH_MAX = 200
+"""Lists and objects inside each other. SQLite reads 1,000 levels, Python as many as its stack happens to leave."""
+
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -25,7 +34,8 @@ def encode(name: str, value: Json, bytes_max: int = PAYLOAD_BYTES_MAX) -> str:
     """Return `value` as compact JSON.
 
     Raises:
-        InvalidInput: naming `name`, when it is not JSON, not encodable as UTF-8, or longer than `bytes_max`.
+        InvalidInput: naming `name`, when it is not JSON, not encodable as UTF-8, longer than `bytes_max`, or nested
+            deeper than 200 levels.
     """
     try:
         text = _encoder.encode(value)
@@ -34,11 +44,39 @@ def encode(name: str, value: Json, bytes_max: int = PAYLOAD_BYTES_MAX) -> str:
         raise InvalidInput(name, "contains text that is not valid Unicode") from error
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(name, f"is not JSON ({error})") from error
+    if text.count("[") + text.count("{") > DEPTH_MAX and _is_deeper(value, DEPTH_MAX):
+        raise InvalidInput(name, f"has lists or objects nested deeper than {DEPTH_MAX} levels")
     if size > bytes_max:
         raise InvalidInput(
             name, f"has {size:,} bytes as JSON, the limit is {bytes_max:,}; store large content elsewhere"
         )
     return text
+
+
+def _is_deeper(value: Json, levels: int) -> bool:
+    """Whether a value that is known to be JSON has more than that many levels of lists and objects."""
+    here = [value]
+    for _ in range(levels + 1):
+        here = [
+            part
+            for whole in here
+            if isinstance(whole, (list, tuple, dict))
+            for part in (whole.values() if isinstance(whole, dict) else whole)
+        ]
+    return bool(here)
+
+
+def decode_object(text: str) -> dict[str, Any]:
+    """Return the object that a stored text holds; {} when Python cannot read it.
+
+    Text of our own can be read. A peer's may be nested deeper than Python's stack, or hold a number of thousands of
+    digits.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def check_text(name: str, value: object, *, characters_max: int = TEXT_CHARACTERS_MAX, empty: bool = False) -> str:

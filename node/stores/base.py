@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from typing import Any
 
+from node import ids
 from node.database import Database
 from node.errors import InvalidInput, NotOwner
-from node.ids import NodeId, to_blob
+from node.ids import EventId, NodeId, TopicId, to_blob
+from node.jsonvalue import decode_object
 
 
 class Store:
@@ -24,10 +26,24 @@ class Store:
     def _node(self) -> NodeId:
         return NodeId(self._database.site_id.hex())
 
-    def _body(self, table: str, identifier: str) -> dict[str, Any] | None:
-        """Return the body of a fact row, None when absent. `table` is a constant of the calling store."""
-        rows = self._database.query(f"SELECT body FROM {table} WHERE id = ?", (blob_of(identifier),))
-        return json.loads(rows[0][0]) if rows else None
+    def _bodies(self, table: str, condition: str, parameters: tuple[Any, ...]) -> list[tuple[str, dict[str, Any]]]:
+        """Return (id, body) of the fact rows that fit; `table` and `condition` are constants of the calling store.
+
+        A row without a readable body is left out: it is absent, or waits for its body.
+        """
+        rows = self._database.query(f"SELECT id, body FROM {table} WHERE {condition}", parameters)
+        found = ((identifier.hex(), decode_object(body)) for identifier, body in rows)
+        return [(identifier, body) for identifier, body in found if body]
+
+    def _refuse_run_of_other_writer(self, run: str) -> None:
+        """Refuse to write rows for a run that is known as another node's."""
+        rows = self._database.query(
+            "SELECT lower(hex(node)) FROM run_index WHERE id = ?1 UNION ALL "
+            "SELECT body ->> '$.node' FROM handler_runs WHERE id = ?1 AND body <> '{}'",
+            (blob_of(run),),
+        )
+        for (node,) in rows:
+            self._refuse_other_writer(run, node)
 
     def _refuse_other_writer(self, run: str, node: str) -> None:
         if node != self._node:
@@ -43,4 +59,30 @@ def blob_of(identifier: str) -> bytes:
     try:
         return to_blob(identifier)
     except (ValueError, TypeError) as error:
-        raise InvalidInput("id", f"{identifier!r} is not an id of 32 hexadecimal characters") from error
+        raise InvalidInput("id", f"{identifier!r} is not an id of 32 lowercase hexadecimal characters") from error
+
+
+def topic_of(workflow: str, topic: str) -> TopicId:
+    """Return the id of a topic.
+
+    Raises:
+        InvalidInput: a name is not text.
+    """
+    try:
+        return ids.topic_id(workflow, topic)
+    except (AttributeError, UnicodeEncodeError) as error:
+        raise InvalidInput("topic", f"{workflow!r}, {topic!r} are not the names of a workflow and its topic") from error
+
+
+def events_of(topic: TopicId, message_ids: Sequence[str]) -> list[EventId]:
+    """Return the ids of a topic's events.
+
+    Raises:
+        InvalidInput: a message id is not text, or one text was given in place of a list.
+    """
+    if isinstance(message_ids, str):
+        raise InvalidInput("message_ids", f"must be a list of texts, not the text {message_ids!r}")
+    try:
+        return ids.event_ids(topic, message_ids)
+    except (AttributeError, TypeError, UnicodeEncodeError) as error:
+        raise InvalidInput("message_ids", f"must be a list of texts ({error})") from error

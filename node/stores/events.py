@@ -98,12 +98,12 @@ class EventStore(Leasing):
         """Publish one event, unless the topic has the message id already; then nothing is written, whatever its status.
 
         Raises:
-            InvalidInput: a name is empty or too long, or the payload is not JSON or over 1 MiB.
+            InvalidInput: a name is empty or too long, the payload is not JSON or over 1 MiB, or an id is not one.
         """
-        counts = self.publish_many(
-            workflow, topic, [NewEvent(message_id, title, payload)], created_by_run=created_by_run, caused_by=caused_by
-        )
-        event = self.get_by_message_id(workflow, topic, message_id)
+        one = [NewEvent(message_id, title, payload)]
+        with self._database.transaction():
+            counts = self.publish_many(workflow, topic, one, created_by_run=created_by_run, caused_by=caused_by)
+            event = self.get_by_message_id(workflow, topic, message_id)
         assert event is not None, "an event is readable after it was published"
         return Published(event, counts.created == 1)
 
@@ -121,6 +121,9 @@ class EventStore(Leasing):
         Raises:
             InvalidInput: naming the event that cannot be accepted; nothing is published then.
         """
+        for identifier in (created_by_run, caused_by):
+            if identifier is not None:
+                blob_of(identifier)
         created = total = 0
         remaining = iter(events)
         with self._database.transaction() as transaction:
@@ -133,10 +136,12 @@ class EventStore(Leasing):
 
     def explain(self, event: str) -> Explanation | None:
         """Return an event's story: who claimed it, when, with which outcome, and who published it."""
-        found = self.get(event)
-        if found is None:
-            return None
-        blob = blob_of(event)
+        with self._database.snapshot():
+            found = self.get(event)
+            return None if found is None else self._explain(found)
+
+    def _explain(self, found: Event) -> Explanation:
+        blob = blob_of(found.id)
         claims = self._database.query(
             "SELECT lower(hex(r.id)), lower(hex(r.node)), v.body ->> '$.handler', c.epoch, r.at, r.state, m.status "
             "FROM event_index AS e CROSS JOIN claims AS c ON c.event = e.n CROSS JOIN run_index AS r ON r.n = c.run "
@@ -147,7 +152,7 @@ class EventStore(Leasing):
         copies = self._database.query(
             "SELECT c.at, p.body -> ('$.events[' || c.position || ']') FROM event_index AS e "
             "CROSS JOIN event_copies AS c ON c.event = e.n JOIN publications AS p ON p.id = c.publication "
-            "WHERE e.id = ? ORDER BY c.at",
+            "WHERE e.id = ? ORDER BY c.at, c.publication",
             (blob,),
         )
         duplicate = self._database.query(

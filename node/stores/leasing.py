@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from node import ids
-from node.clock import next_hybrid_time
+from node.clock import credible_until, next_hybrid_time
 from node.database import Transaction
 from node.errors import IllegalState, InvalidInput, LeaseLost, NotAvailable, NotFound
 from node.ids import EventId, NodeId, RunId
-from node.jsonvalue import check_text, check_whole
+from node.jsonvalue import check_text, check_whole, decode_object
 from node.leases import EPOCH_MAX, EventStatus
-from node.stores.base import blob_of
+from node.stores.base import blob_of, events_of, topic_of
 from node.stores.reading import Event, EventReader, status_name
 
 Outcome = Literal["consumed", "skipped", "dead"]
@@ -89,7 +89,7 @@ class Leasing(EventReader):
             identifier: f"{topic}/{message_id}"
             for topic, message_ids in wanted
             for message_id, identifier in zip(
-                message_ids, ids.event_ids(ids.topic_id(workflow, topic), message_ids), strict=True
+                message_ids, events_of(topic_of(workflow, topic), message_ids), strict=True
             )
         }
         check_whole("number of events to reserve", len(names), least=1, most=CLAIMS_MAX)
@@ -119,17 +119,22 @@ class Leasing(EventReader):
             rows = self._database.query(
                 "SELECT e.id, e.status, e.epoch, NULL FROM event_index AS e "
                 "WHERE e.topic = ? AND e.status = 0 ORDER BY e.at, e.id LIMIT ?",
-                (blob_of(ids.topic_id(workflow, topic)), limit),
+                (blob_of(topic_of(workflow, topic)), limit),
             )
             return self._claim(transaction, run, workflow, handler, [_candidate(row) for row in rows])
 
     def reservation(self, run: str) -> ReservationInfo | None:
         """Return the reservation of a run."""
-        rows = self._database.query("SELECT body, state FROM reservations WHERE id = ?", (blob_of(run),))
-        if not rows:
-            return None
-        body = json.loads(rows[0][0])
-        pairs = (claim.split("@") for claim in body["events"])
+        with self._database.snapshot():
+            rows = self._database.query("SELECT body, state FROM reservations WHERE id = ?", (blob_of(run),))
+            body = decode_object(rows[0][0]) if rows else {}
+            if not body:
+                return None
+            claims = self._database.query(
+                "SELECT lower(hex(e.id)), c.epoch FROM run_index AS r CROSS JOIN claims AS c ON c.run = r.n "
+                "CROSS JOIN event_index AS e ON e.n = c.event WHERE r.id = ? ORDER BY e.at, e.id",
+                (blob_of(run),),
+            )
         return ReservationInfo(
             run=RunId(run),
             node=NodeId(body["node"]),
@@ -138,7 +143,7 @@ class Leasing(EventReader):
             handler=body["handler"],
             at=body["at"],
             state=rows[0][1],
-            claims={EventId(event): int(epoch) for event, epoch in pairs},
+            claims={EventId(event): epoch for event, epoch in claims},
         )
 
     def find_run(self, prefix: str) -> RunId | None:
@@ -149,7 +154,7 @@ class Leasing(EventReader):
     def held_runs(self, *, own: bool) -> list[RunId]:
         """Return the runs whose reservations are held, oldest first: this node's, or those of all others."""
         rows = self._database.query(
-            f"SELECT id FROM run_index WHERE state = 0 AND node {'=' if own else '<>'} ? ORDER BY n",
+            f"SELECT id FROM run_index WHERE state = 0 AND node {'=' if own else '<>'} ? ORDER BY at, id",
             (self._database.site_id,),
         )
         return [RunId(row[0].hex()) for row in rows]
@@ -159,10 +164,9 @@ class Leasing(EventReader):
 
         Args:
             run: a run of this node.
-            effect_happened: record the outcome even if the lease was lost. Use it only when something irrevocable
-                was done for
-                these events: what happened must be known everywhere, and shows as a duplicate when another run did
-                    it too.
+            effect_happened: record the outcome even if the lease was lost. Use it only when something irrevocable was
+                done for these events: what happened must be known everywhere, and shows as a duplicate when another run
+                did it too.
 
         Raises:
             LeaseLost: naming the events that the run no longer owns; nothing is settled.
@@ -175,8 +179,7 @@ class Leasing(EventReader):
         return self._settle(run, "skipped", False)
 
     def bury(self, run: str) -> int:
-        """Settle all events of `run` as dead: given up after too many failures. Returns and raises as `consume`
-        does."""
+        """Settle all events of `run` as dead: given up after too many failures. Returns and raises as `consume`."""
         return self._settle(run, "dead", False)
 
     def release(self, run: str) -> int:
@@ -208,6 +211,8 @@ class Leasing(EventReader):
             IllegalState: an event is not reserved (reserve it instead), is settled, or its effect's outcome is unknown.
         """
         check_whole("number of events to take over", len(events), least=1, most=CLAIMS_MAX)
+        for event in events:
+            blob_of(event)
         with self._database.transaction() as transaction:
             found = self._candidates([EventId(event) for event in events])
             missing = [event for event in events if event not in found]
@@ -229,7 +234,8 @@ class Leasing(EventReader):
         if max(candidate.epoch for candidate in candidates) >= EPOCH_MAX:
             raise InvalidInput("event", f"was claimed {EPOCH_MAX:,} times; that is a fault and not work")
         blob = blob_of(run)
-        if self._database.query("SELECT 1 FROM run_index WHERE id = ?", (blob,)):
+        self._refuse_run_of_other_writer(run)
+        if self._database.query("SELECT 1 FROM reservations WHERE id = ?", (blob,)):
             raise IllegalState(f"run {run}", "used", "a run reserves once; take a new run id")
         body = {
             "node": self._node,
@@ -244,9 +250,15 @@ class Leasing(EventReader):
 
     def _issue_time(self, transaction: Transaction, count: int) -> int:
         """Return the first of `count` consecutive hybrid times, later than all seen."""
-        latest = transaction.execute("SELECT latest FROM hybrid_clock")[0][0]
-        first = next_hybrid_time(self._database.clock_ms(), latest)
-        transaction.execute("UPDATE hybrid_clock SET latest = ?", (first + count - 1,))
+        now_ms = self._database.clock_ms()
+        believed = credible_until(now_ms)
+        ((issued, seen),) = transaction.execute(
+            "SELECT latest, (SELECT s.latest FROM seen_times AS s WHERE s.period <= ?1 >> 43 AND s.latest <= ?1 "
+            "ORDER BY s.period DESC LIMIT 1) FROM hybrid_clock WHERE id = 1",
+            (believed,),
+        )
+        first = next_hybrid_time(now_ms, max(issued, seen or 0))
+        transaction.execute("UPDATE hybrid_clock SET latest = ? WHERE id = 1", (first + count - 1,))
         return first
 
     def _candidates(self, identifiers: Sequence[EventId]) -> dict[EventId, _Candidate]:
@@ -262,7 +274,9 @@ class Leasing(EventReader):
         return status_name(candidate.status) + (f" by run {ids.short(candidate.run)}" if candidate.run else "")
 
     def _own_state(self, run: str) -> str:
-        rows = self._database.query("SELECT body ->> '$.node', state FROM reservations WHERE id = ?", (blob_of(run),))
+        rows = self._database.query(
+            "SELECT body ->> '$.node', state FROM reservations WHERE id = ? AND body <> '{}'", (blob_of(run),)
+        )
         if not rows:
             raise NotFound("reservation of run", [run], "`leasemesh status` lists the held ones")
         self._refuse_other_writer(run, rows[0][0])

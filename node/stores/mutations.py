@@ -6,14 +6,13 @@ one place that folds entries and verdicts into an outcome.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from node import ids
 from node.errors import IllegalState, InvalidInput, NotFound
 from node.ids import NodeId, RunId, WorkId
-from node.jsonvalue import Json, check_text, check_whole, encode
+from node.jsonvalue import BODY_BYTES_MAX, TIME_MS_MAX, Json, check_text, check_whole, encode
 from node.stores.base import Store, blob_of
 from node.stores.reading import LIST_MAX
 
@@ -81,8 +80,10 @@ class MutationStore(Store):
 
         Raises:
             InvalidInput: an id or the params cannot be accepted.
+            NotOwner: the run is another node's.
         """
         blob_of(work)
+        encode("params", params)
         now = self._database.clock_ms()
         body = {
             "node": self._node,
@@ -96,13 +97,14 @@ class MutationStore(Store):
             "created_at": now,
             "updated_at": now,
         }
-        encoded = encode("params", body)
         with self._database.transaction() as transaction:
+            self._refuse_run_of_other_writer(run)
             found = self.get(run)
             if found is not None:
+                self._refuse_other_writer(run, found.node)
                 return found
-            transaction.execute("INSERT INTO mutations (id, body) VALUES (?, ?)", (blob_of(run), encoded))
-        return _mutation(blob_of(run), encoded)
+            transaction.execute("INSERT INTO mutations (id, body) VALUES (?, ?)", (blob_of(run), _encode(body)))
+        return _mutation(run, body)
 
     def get(self, run: str) -> Mutation | None:
         """Return the entry of a run."""
@@ -129,7 +131,7 @@ class MutationStore(Store):
     def mark_needs_reconcile(self, run: str, *, at: int, error: Json = None) -> Mutation:
         """Record that nobody knows whether the effect happened; ask again at `at` (Unix ms). Raises as
         `mark_in_flight`."""
-        return self._mark(run, "needs_reconcile", result=error, next_reconcile_at=at)
+        return self._mark(run, "needs_reconcile", result=error, next_reconcile_at=_check_time(at))
 
     def mark_indeterminate(self, run: str, error: Json = None) -> Mutation:
         """Record that only a person can tell what happened. Raises as `mark_in_flight`."""
@@ -141,7 +143,10 @@ class MutationStore(Store):
         with self._database.transaction():
             found = self._own(run)
             return self._mark(
-                run, "needs_reconcile", next_reconcile_at=at, reconcile_attempts=found.reconcile_attempts + 1
+                run,
+                "needs_reconcile",
+                next_reconcile_at=_check_time(at),
+                reconcile_attempts=found.reconcile_attempts + 1,
             )
 
     def due(self, now: int, *, limit: int = 100) -> list[Mutation]:
@@ -156,10 +161,11 @@ class MutationStore(Store):
     def unresolved(self, *, limit: int = 100) -> list[Mutation]:
         """Return the entries of every node whose outcome is unknown and on which no verdict has been given."""
         check_whole("limit", limit, least=1, most=LIST_MAX)
-        entries = self._select(
-            "status IN ('in_flight', 'needs_reconcile', 'indeterminate') ORDER BY id LIMIT ?", (limit,)
+        return self._select(
+            "status IN ('in_flight', 'needs_reconcile', 'indeterminate') AND 'unknown' = "
+            "(SELECT w.outcome FROM work_outcomes AS w WHERE w.work = mutations.work) ORDER BY id LIMIT ?",
+            (limit,),
         )
-        return [entry for entry in entries if self.outcome(entry.work) == "unknown"]
 
     def outcome(self, work: str) -> WorkOutcome:
         """Return the one answer that all runs of this work and all verdicts on it come to; none when nothing was
@@ -190,20 +196,29 @@ class MutationStore(Store):
             "result": result,
             "at": at,
         }
-        encoded = encode("result", body)
+        encode("result", result)
         with self._database.transaction() as transaction:
-            if not self._select("work = ?", (blob_of(work),)):
+            if not self._database.query("SELECT 1 FROM mutations WHERE work = ? LIMIT 1", (blob_of(work),)):
                 raise NotFound("work", [work])
             transaction.execute(
                 "INSERT INTO verdicts (id, body) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET body = ?2",
-                (blob_of(ids.verdict_id(WorkId(work), self._node)), encoded),
+                (blob_of(ids.verdict_id(WorkId(work), self._node)), _encode(body)),
             )
         return VerdictInfo(WorkId(work), self._node, verdict, by, result, at)
 
     def verdicts(self, work: str) -> list[VerdictInfo]:
         """Return all verdicts on a work, the earliest first."""
-        rows = self._database.query("SELECT body FROM verdicts WHERE work = ?", (blob_of(work),))
-        found = [VerdictInfo(**json.loads(row[0])) for row in rows]
+        found = [
+            VerdictInfo(
+                WorkId(body["work"]),
+                NodeId(body["node"]),
+                cast(Verdict, body["verdict"]),
+                body["by"],
+                body.get("result"),
+                body["at"],
+            )
+            for _, body in self._bodies("verdicts", "work = ?", (blob_of(work),))
+        ]
         return sorted(found, key=lambda verdict: (verdict.at, verdict.node))
 
     def _own(self, run: str) -> Mutation:
@@ -216,18 +231,38 @@ class MutationStore(Store):
     def _mark(self, run: str, status: MutationStatus, **changes: Json) -> Mutation:
         with self._database.transaction() as transaction:
             found = self._own(run)
-            if status not in MUTATION_TRANSITIONS[found.status]:
+            if status not in MUTATION_TRANSITIONS.get(found.status, ()):
                 raise IllegalState(f"the effect of run {run}", found.status, f"it cannot become {status}")
-            body = self._body("mutations", run)
-            assert body is not None, "read above in the same transaction"
-            encoded = encode("result", body | changes | {"status": status, "updated_at": self._database.clock_ms()})
-            transaction.execute("UPDATE mutations SET body = ? WHERE id = ?", (encoded, blob_of(run)))
-        return _mutation(blob_of(run), encoded)
+            encode("result", changes.get("result"))
+            ((_, body),) = self._bodies("mutations", "id = ?", (blob_of(run),))
+            body |= changes | {"status": status, "updated_at": self._database.clock_ms()}
+            transaction.execute("UPDATE mutations SET body = ? WHERE id = ?", (_encode(body), blob_of(run)))
+        return _mutation(run, body)
 
     def _select(self, condition: str, parameters: tuple[Any, ...]) -> list[Mutation]:
-        rows = self._database.query(f"SELECT id, body FROM mutations WHERE {condition}", parameters)
-        return [_mutation(*row) for row in rows]
+        return [_mutation(run, body) for run, body in self._bodies("mutations", condition, parameters)]
 
 
-def _mutation(identifier: bytes, body: str) -> Mutation:
-    return Mutation(run=RunId(identifier.hex()), **json.loads(body))
+def _encode(body: Json) -> str:
+    # What callers give was checked by itself, so that an outcome is never refused for what was accepted before it.
+    return encode("body", body, BODY_BYTES_MAX)
+
+
+def _check_time(at: int) -> int:
+    return check_whole("at", at, least=0, most=TIME_MS_MAX)
+
+
+def _mutation(run: str, body: dict[str, Any]) -> Mutation:
+    return Mutation(
+        run=RunId(run),
+        node=NodeId(body["node"]),
+        work=WorkId(body["work"]),
+        tool=body["tool"],
+        params=body.get("params"),
+        status=body["status"],
+        result=body.get("result"),
+        reconcile_attempts=body["reconcile_attempts"],
+        next_reconcile_at=body["next_reconcile_at"],
+        created_at=body["created_at"],
+        updated_at=body["updated_at"],
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import marshal
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from typing import Any
 
 from node.clock import HybridTime
 from node.database import Database
+from node.errors import InvalidInput
 from node.ids import EventId, TopicId
-from node.jsonvalue import TITLE_CHARACTERS_MAX, Json, check_text, encode
+from node.jsonvalue import TITLE_CHARACTERS_MAX, Json, check_text, decode_object, encode
 
 EVENTS_MAX = 128
 """Events in one publication. Reading one event parses its publication: more would make single reads slow."""
@@ -60,6 +62,8 @@ def encode_event(event: NewEvent) -> str:
     Raises:
         InvalidInput: naming the part that cannot be accepted.
     """
+    if not isinstance(event, NewEvent):
+        raise InvalidInput("event", f"must be a NewEvent, not {type(event).__name__}")
     message_id = check_text("message_id", event.message_id)
     title = check_text(f"title of {message_id}", event.title, characters_max=TITLE_CHARACTERS_MAX, empty=True)
     payload = encode(f"payload of {message_id}", event.payload)
@@ -71,10 +75,11 @@ def cut(events: Sequence[tuple[EventId, str]]) -> Iterator[Sequence[tuple[EventI
     start = 0
     size = 0
     for index, (_, text) in enumerate(events):
-        if index > start and (size + len(text) > BYTES_TARGET or index - start == EVENTS_MAX):
+        length = len(text) if text.isascii() else len(text.encode())
+        if index > start and (size + length > BYTES_TARGET or index - start == EVENTS_MAX):
             yield events[start:index]
             start, size = index, 0
-        size += len(text)
+        size += length
     if start < len(events):
         yield events[start:]
 
@@ -112,23 +117,41 @@ class Publication:
 
 class PublicationReader:
     """Reads publications and keeps the last ones: they never change, and events are mostly read in the order of
-    publishing."""
+    publishing. Any thread may read."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._parsed: OrderedDict[bytes, Publication] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, identifier: bytes) -> Publication:
-        """Return a publication; an empty one when it has been deleted."""
-        parsed = self._parsed.get(identifier)
-        if parsed is not None:
-            self._parsed.move_to_end(identifier)
-            return parsed
+        """Return a publication; an empty one when it cannot be read."""
+        with self._lock:
+            parsed = self._parsed.get(identifier)
+            if parsed is not None:
+                self._parsed.move_to_end(identifier)
+                return parsed
         rows = self._database.query("SELECT body FROM publications WHERE id = ?", (identifier,))
-        body = json.loads(rows[0][0]) if rows else {}
-        events = body.pop("events", [])
-        parsed = Publication(body, [marshal.dumps(event) for event in events])
-        self._parsed[identifier] = parsed
-        if len(self._parsed) > CACHED_MAX:
-            self._parsed.popitem(last=False)
+        body = decode_object(rows[0][0]) if rows else {}
+        events = [_readable(event, _EVENT_TEXTS) for event in body.pop("events", ())]
+        parsed = Publication(_readable(body, _HEAD_TEXTS), [marshal.dumps(event) for event in events])
+        with self._lock:
+            self._parsed[identifier] = parsed
+            if len(self._parsed) > CACHED_MAX:
+                self._parsed.popitem(last=False)
         return parsed
+
+
+_HEAD_TEXTS = ("workflow", "topic", "run", "caused_by")
+_EVENT_TEXTS = ("message_id", "title")
+
+
+def _readable(fields: Json, texts: Sequence[str]) -> dict[str, Json]:
+    """Return the fields without those that should be text and are not.
+
+    Our own always are. Of what a peer sent, only that was checked on which derivation depends.
+    """
+    if not isinstance(fields, dict):
+        return {}
+    wrong = [name for name in texts if name in fields and not isinstance(fields[name], str)]
+    return {name: value for name, value in fields.items() if name not in wrong} if wrong else fields

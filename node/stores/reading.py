@@ -4,9 +4,9 @@ counts."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from node import ids
 from node.clock import unix_ms
@@ -15,7 +15,7 @@ from node.errors import Ambiguous, InvalidInput
 from node.ids import EventId, RunId
 from node.jsonvalue import Json, check_whole
 from node.leases import EventStatus
-from node.stores.base import Store, blob_of
+from node.stores.base import Store, blob_of, events_of, topic_of
 from node.stores.publications import PublicationReader
 
 StatusName = Literal["pending", "reserved", "unknown", "consumed", "skipped", "dead"]
@@ -87,7 +87,7 @@ class EventReader(Store):
             InvalidInput: `limit` is not within 1..10,000 or `status` is not a status.
         """
         check_whole("limit", limit, least=1, most=LIST_MAX)
-        topic_id = ids.topic_id(workflow, topic)
+        topic_id = topic_of(workflow, topic)
         return self._events(
             f"SELECT {_COLUMNS} FROM event_index AS e WHERE e.topic = ? AND e.status = ? ORDER BY e.at, e.id LIMIT ?",
             (blob_of(topic_id), status_number(status), limit),
@@ -102,11 +102,11 @@ class EventReader(Store):
 
     def get_by_message_id(self, workflow: str, topic: str, message_id: str) -> Event | None:
         """Return the event that a topic has under this message id."""
-        return self.get(ids.event_id(ids.topic_id(workflow, topic), message_id))
+        return self.get(events_of(topic_of(workflow, topic), [message_id])[0])
 
     def get_many(self, workflow: str, topic: str, message_ids: Sequence[str]) -> list[Event]:
         """Return those of the named events that exist, in the order of the names, whatever their status."""
-        identifiers = ids.event_ids(ids.topic_id(workflow, topic), message_ids)
+        identifiers = events_of(topic_of(workflow, topic), message_ids)
         return self._events(
             f"SELECT {_COLUMNS} FROM json_each(?) AS j CROSS JOIN event_index AS e "
             "WHERE e.id = unhex(j.value) AND e.publication IS NOT NULL ORDER BY j.key",
@@ -124,18 +124,19 @@ class EventReader(Store):
         return self.get(found) if found else None
 
     def reserved_by(self, run: str) -> list[Event]:
-        """Return the events that a run owns now, oldest first."""
+        """Return the events that a run owns now, oldest first; without those whose content was deleted or is not here
+        yet."""
         return self._events(
             f"SELECT {_COLUMNS} FROM run_index AS r CROSS JOIN claims AS c ON c.run = r.n "
             "CROSS JOIN event_index AS e ON e.n = c.event "
-            "WHERE r.id = ? AND e.run = c.run AND e.status IN (1, 2) ORDER BY e.at, e.id",
+            "WHERE r.id = ? AND e.run = c.run AND e.status IN (1, 2) AND e.publication IS NOT NULL ORDER BY e.at, e.id",
             (blob_of(run),),
         )
 
     def count_pending(self, workflow: str, topic: str) -> int:
         """Return how many events of a topic are pending."""
         rows = self._database.query(
-            "SELECT count(*) FROM event_index WHERE topic = ? AND status = 0", (blob_of(ids.topic_id(workflow, topic)),)
+            "SELECT count(*) FROM event_index WHERE topic = ? AND status = 0", (blob_of(topic_of(workflow, topic)),)
         )
         return int(rows[0][0])
 
@@ -165,6 +166,8 @@ class EventReader(Store):
         return int(self._database.query("SELECT count(*) FROM duplicates")[0][0])
 
     def _by_prefix(self, table: str, kind: str, prefix: str) -> str | None:
+        if not isinstance(prefix, str):
+            raise InvalidInput(kind, f"must be text, not {type(prefix).__name__}")
         prefix = prefix.lower()
         if not 4 <= len(prefix) <= 2 * ids.ID_BYTES or prefix.strip("0123456789abcdef"):
             raise InvalidInput(kind, f"{prefix!r} is not the beginning of an id (4 to 32 hexadecimal characters)")
@@ -175,26 +178,29 @@ class EventReader(Store):
         return str(rows[0][0]) if rows else None
 
     def _events(self, sql: str, parameters: tuple[object, ...]) -> list[Event]:
-        return list(self._loaded(self._database.query(sql, parameters)))
+        # One snapshot, so that no publication is deleted between the list and its content.
+        with self._database.snapshot():
+            return [self._loaded(*row) for row in self._database.query(sql, parameters)]
 
-    def _loaded(self, rows: Iterable[tuple[Any, ...]]) -> Iterable[Event]:
-        for identifier, publication, position, at, status, epoch, run in rows:
-            content = self._publications.get(publication)
-            head, fields = content.head, content.event(position)
-            yield Event(
-                id=EventId(identifier.hex()),
-                workflow=head.get("workflow", ""),
-                topic=head.get("topic", ""),
-                message_id=fields.get("message_id", ""),
-                title=fields.get("title", ""),
-                payload=fields.get("payload"),
-                created_at=unix_ms(at),
-                created_by_run=head.get("run"),
-                caused_by=head.get("caused_by"),
-                status=status_name(status),
-                epoch=epoch,
-                run=None if run is None else RunId(run.hex()),
-            )
+    def _loaded(
+        self, identifier: bytes, publication: bytes, position: int, at: int, status: int, epoch: int, run: bytes | None
+    ) -> Event:
+        content = self._publications.get(publication)
+        head, fields = content.head, content.event(position)
+        return Event(
+            id=EventId(identifier.hex()),
+            workflow=head.get("workflow", ""),
+            topic=head.get("topic", ""),
+            message_id=fields.get("message_id", ""),
+            title=fields.get("title", ""),
+            payload=fields.get("payload"),
+            created_at=unix_ms(at),
+            created_by_run=head.get("run"),
+            caused_by=head.get("caused_by"),
+            status=status_name(status),
+            epoch=epoch,
+            run=None if run is None else RunId(run.hex()),
+        )
 
 
 _NAMES: tuple[StatusName, ...] = ("pending", "reserved", "unknown", "consumed", "skipped", "dead")
@@ -213,5 +219,5 @@ def status_number(name: str) -> EventStatus:
     """
     try:
         return EventStatus[name.upper()]
-    except KeyError as error:
+    except (KeyError, AttributeError) as error:
         raise InvalidInput("status", f"{name!r} is not one of {', '.join(_NAMES)}") from error

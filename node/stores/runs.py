@@ -6,7 +6,6 @@ the legal transitions.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from node import ids
 from node.database import Transaction
 from node.errors import IllegalState, InvalidInput, NotFound
 from node.ids import NodeId, RunId
-from node.jsonvalue import Json, check_text, check_whole, encode
+from node.jsonvalue import BODY_BYTES_MAX, PAYLOAD_BYTES_MAX, Json, check_text, check_whole, encode
 from node.stores.base import Store, blob_of
 from node.stores.reading import LIST_MAX
 
@@ -69,7 +68,8 @@ ENDED: frozenset[RunStatus] = frozenset({"failed:logic", "failed:internal", "los
 """A run in one of these never moves again; a retry is a new run."""
 
 RETRY_CHAIN_MAX = 100
-DETAIL_BYTES_MAX = 1024 * 1024
+DETAILS_BYTES_MAX = PAYLOAD_BYTES_MAX
+"""All details of a run together, as JSON."""
 
 _INCOMPLETE = tuple(status for status in STATUSES if status not in ENDED)
 
@@ -137,19 +137,18 @@ class HandlerRunStore(Store):
             "kind": kind,
             "phase": "pending",
             "status": "active",
-            "session": session,
+            "session": None if session is None else check_text("session", session),
             "retry_of": retry_of,
             "started_at": self._database.clock_ms(),
             "ended_at": None,
-            "details": details or {},
+            "details": _check_details(details or {}),
         }
-        encoded = encode("details", body, DETAIL_BYTES_MAX)
         run = self.new_id()
         with self._database.transaction() as transaction:
             if retry_of is not None and self.get(retry_of) is None:
                 raise NotFound("run", [retry_of])
-            transaction.execute("INSERT INTO handler_runs (id, body) VALUES (?, ?)", (blob_of(run), encoded))
-        return _run(blob_of(run), encoded)
+            transaction.execute("INSERT INTO handler_runs (id, body) VALUES (?, ?)", (blob_of(run), _encode(body)))
+        return _run(run, body)
 
     def get(self, run: str) -> HandlerRun | None:
         """Return a run."""
@@ -167,8 +166,9 @@ class HandlerRunStore(Store):
             found = self._own(run)
             if found.status in ENDED:
                 raise IllegalState(f"run {run}", found.status, "it has ended; a retry is a new run")
-            if phase not in PHASES[found.kind][found.phase]:
-                allowed = " or ".join(PHASES[found.kind][found.phase]) or "nothing"
+            following = PHASES[found.kind].get(found.phase, ())
+            if phase not in following:
+                allowed = " or ".join(following) or "nothing"
                 raise IllegalState(f"{found.kind} run {run}", found.phase, f"next comes {allowed}, not {phase}")
             changes: dict[str, Json] = {"phase": phase}
             if phase == "committed":
@@ -215,15 +215,16 @@ class HandlerRunStore(Store):
     def retry_chain(self, run: str) -> list[HandlerRun]:
         """Return a run with all the runs that it retries and that retry it, the first attempt first (at most 100)."""
         chain: list[HandlerRun] = []
-        current = self.get(run)
-        while current is not None and len(chain) < RETRY_CHAIN_MAX:
-            chain.insert(0, current)
-            current = self.get(current.retry_of) if current.retry_of else None
-        while chain and len(chain) < RETRY_CHAIN_MAX:
-            later = self._select("retry_of = ? ORDER BY started_at, id LIMIT 1", (chain[-1].id,))
-            if not later:
-                break
-            chain += later
+        with self._database.snapshot():
+            current = self.get(run)
+            while current is not None and len(chain) < RETRY_CHAIN_MAX and current not in chain:
+                chain.insert(0, current)
+                current = self.get(current.retry_of) if current.retry_of else None
+            while chain and len(chain) < RETRY_CHAIN_MAX:
+                later = self._select("retry_of = ? ORDER BY started_at, id LIMIT 1", (chain[-1].id,))
+                if not later or later[0] in chain:
+                    break
+                chain += later
         return chain
 
     def _own(self, run: str) -> HandlerRun:
@@ -236,18 +237,42 @@ class HandlerRunStore(Store):
     def _write(
         self, transaction: Transaction, run: str, changes: dict[str, Json], details: dict[str, Json] | None
     ) -> HandlerRun:
-        body = self._body("handler_runs", run)
-        assert body is not None, "the caller has just read this run in the same transaction"
+        ((_, body),) = self._bodies("handler_runs", "id = ?", (blob_of(run),))
         body |= changes
-        body["details"] |= details or {}
-        encoded = encode("details", body, DETAIL_BYTES_MAX)
-        transaction.execute("UPDATE handler_runs SET body = ? WHERE id = ?", (encoded, blob_of(run)))
-        return _run(blob_of(run), encoded)
+        if details:
+            body["details"] = _check_details(body["details"] | _check_details(details))
+        transaction.execute("UPDATE handler_runs SET body = ? WHERE id = ?", (_encode(body), blob_of(run)))
+        return _run(run, body)
 
     def _select(self, condition: str, parameters: tuple[Any, ...]) -> list[HandlerRun]:
-        rows = self._database.query(f"SELECT id, body FROM handler_runs WHERE {condition}", parameters)
-        return [_run(*row) for row in rows]
+        return [_run(run, body) for run, body in self._bodies("handler_runs", condition, parameters)]
 
 
-def _run(identifier: bytes, body: str) -> HandlerRun:
-    return HandlerRun(id=RunId(identifier.hex()), **json.loads(body))
+def _check_details(details: dict[str, Json]) -> dict[str, Json]:
+    if not isinstance(details, dict):
+        raise InvalidInput("details", f"must be a dict, not {type(details).__name__}")
+    encode("details", details, DETAILS_BYTES_MAX)
+    return details
+
+
+def _encode(body: Json) -> str:
+    # The details were checked by themselves, so that a run can always move on with what was accepted before.
+    return encode("body", body, BODY_BYTES_MAX)
+
+
+def _run(run: str, body: dict[str, Any]) -> HandlerRun:
+    return HandlerRun(
+        id=RunId(run),
+        node=NodeId(body["node"]),
+        incarnation=body["incarnation"],
+        workflow=body["workflow"],
+        handler=body["handler"],
+        kind=body["kind"],
+        phase=body["phase"],
+        status=body["status"],
+        session=body.get("session"),
+        retry_of=body.get("retry_of"),
+        started_at=body["started_at"],
+        ended_at=body.get("ended_at"),
+        details=body["details"],
+    )

@@ -3,13 +3,14 @@ version."""
 
 from __future__ import annotations
 
-import json
+import builtins
 from dataclasses import dataclass
+from typing import Any
 
 from node import ids
 from node.errors import StaleVersion
-from node.ids import HandlerId, NodeId
-from node.jsonvalue import Json, check_text, check_whole, encode
+from node.ids import NodeId
+from node.jsonvalue import BODY_BYTES_MAX, TIME_MS_MAX, Json, check_text, check_whole, encode
 from node.stores.base import Store, blob_of
 
 
@@ -40,10 +41,7 @@ class HandlerStateStore(Store):
 
     def get(self, workflow: str, handler: str) -> HandlerState | None:
         """Return the current state: the highest (version, time, run) of all nodes' rows."""
-        rows = self._database.query(
-            "SELECT body FROM handler_state WHERE handler_id = ?", (blob_of(ids.handler_id(workflow, handler)),)
-        )
-        return max((_state(row[0]) for row in rows), key=_rank, default=None)
+        return max(self._states("handler_id = ?", (_handler_blob(workflow, handler),)), key=_rank, default=None)
 
     def set(self, workflow: str, handler: str, state: Json, *, run: str, expected_version: int) -> HandlerState:
         """Write the next version of a handler's state.
@@ -59,6 +57,7 @@ class HandlerStateStore(Store):
             InvalidInput: the state is not JSON or over 1 MiB.
         """
         handler_id = ids.handler_id(check_text("workflow", workflow), check_text("handler", handler))
+        encode("state", state)
         with self._database.transaction() as transaction:
             current = self.get(workflow, handler)
             version = current.version if current else 0
@@ -70,43 +69,60 @@ class HandlerStateStore(Store):
             body = {"handler_id": handler_id, **{name: getattr(written, name) for name in written.__slots__}}
             transaction.execute(
                 "INSERT INTO handler_state (id, body) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET body = ?2",
-                (blob_of(ids.state_id(handler_id, self._node)), encode("state", body)),
+                (blob_of(ids.state_id(handler_id, self._node)), encode("body", body, BODY_BYTES_MAX)),
             )
         return written
 
     def list(self, workflow: str) -> list[HandlerState]:
         """Return the current states of a workflow's handlers, by handler."""
-        rows = self._database.query("SELECT body FROM handler_state WHERE workflow = ?", (workflow,))
         current: dict[str, HandlerState] = {}
-        for state in sorted((_state(row[0]) for row in rows), key=_rank):
+        for state in sorted(self._states("workflow = ?", (workflow,)), key=_rank):
             current[state.handler] = state
         return [current[handler] for handler in sorted(current)]
 
     def wake_at(self, workflow: str, handler: str) -> int | None:
         """Return when this device is to run the handler next (Unix ms), None when nothing is planned."""
         rows = self._database.query(
-            "SELECT wake_at FROM wake_ups WHERE handler_id = ?", (blob_of(ids.handler_id(workflow, handler)),)
+            "SELECT wake_at FROM wake_ups WHERE handler_id = ?", (_handler_blob(workflow, handler),)
         )
         return int(rows[0][0]) if rows else None
 
     def set_wake_at(self, workflow: str, handler: str, at: int | None) -> None:
-        """Plan when this device is to run the handler next (Unix ms); None cancels. Local: other devices plan their
-        own."""
-        handler_id: HandlerId = ids.handler_id(workflow, handler)
+        """Plan when this device is to run the handler next (Unix ms); None cancels.
+
+        Local: other devices plan their own.
+
+        Raises:
+            InvalidInput: `at` is not a time.
+        """
+        handler_id = _handler_blob(workflow, handler)
         with self._database.transaction(replicated=False) as transaction:
             if at is None:
-                transaction.execute("DELETE FROM wake_ups WHERE handler_id = ?", (blob_of(handler_id),))
+                transaction.execute("DELETE FROM wake_ups WHERE handler_id = ?", (handler_id,))
             else:
                 transaction.execute(
                     "INSERT INTO wake_ups VALUES (?1, ?2) ON CONFLICT DO UPDATE SET wake_at = ?2",
-                    (blob_of(handler_id), check_whole("at", at, least=0, most=2**53)),
+                    (handler_id, check_whole("at", at, least=0, most=TIME_MS_MAX)),
                 )
 
+    def _states(self, condition: str, parameters: tuple[Any, ...]) -> builtins.list[HandlerState]:
+        return [_state(body) for _, body in self._bodies("handler_state", condition, parameters)]
 
-def _state(body: str) -> HandlerState:
-    fields = json.loads(body)
-    del fields["handler_id"]
-    return HandlerState(**fields)
+
+def _handler_blob(workflow: str, handler: str) -> bytes:
+    return blob_of(ids.handler_id(check_text("workflow", workflow), check_text("handler", handler)))
+
+
+def _state(body: dict[str, Any]) -> HandlerState:
+    return HandlerState(
+        workflow=body["workflow"],
+        handler=body["handler"],
+        version=body["version"],
+        state=body.get("state"),
+        run=body["run"],
+        node=NodeId(body["node"]),
+        at=body["at"],
+    )
 
 
 def _rank(state: HandlerState) -> tuple[int, int, str]:

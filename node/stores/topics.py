@@ -9,7 +9,7 @@ from node import ids
 from node.errors import StillReserved
 from node.ids import TopicId
 from node.jsonvalue import check_text
-from node.stores.base import Store, blob_of
+from node.stores.base import Store, blob_of, topic_of
 
 _SELECT = "SELECT lower(hex(id)), workflow, name, created_at FROM topics"
 
@@ -29,12 +29,12 @@ class TopicStore(Store):
 
     def get(self, topic: str) -> Topic | None:
         """Return the topic with this id."""
-        rows = self._database.query(f"{_SELECT} WHERE id = ?", (blob_of(topic),))
+        rows = self._database.query(f"{_SELECT} WHERE id = ? AND body <> '{{}}'", (blob_of(topic),))
         return Topic(*rows[0]) if rows else None
 
     def get_by_name(self, workflow: str, name: str) -> Topic | None:
         """Return a workflow's topic of that name."""
-        return self.get(ids.topic_id(workflow, name))
+        return self.get(topic_of(workflow, name))
 
     def list(self, workflow: str) -> list[Topic]:
         """Return the topics of a workflow by name."""
@@ -59,7 +59,8 @@ class TopicStore(Store):
                 (workflow, workflow, now, now),
             )
             transaction.execute(
-                "INSERT INTO topics (id, body) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                "INSERT INTO topics (id, body) VALUES (?, ?) "
+                "ON CONFLICT DO UPDATE SET body = excluded.body WHERE body = '{}'",
                 (blob_of(topic.id), json.dumps({"workflow": workflow, "name": name, "created_at": now})),
             )
         return topic

@@ -16,7 +16,7 @@ from node.stores.reading import LIST_MAX
 Trigger = Literal["schedule", "manual", "event", "retry"]
 TRIGGERS: tuple[Trigger, ...] = ("schedule", "manual", "event", "retry")
 HANDLER_CONFIG_BYTES_MAX = 64 * 1024
-LOGS_BYTES_MAX = 1024 * 1024
+LOGS_CHARACTERS_MAX = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,8 @@ class WorkflowStore(Store):
         if title is not None:
             values["title"] = check_text("title", title, characters_max=TITLE_CHARACTERS_MAX)
         if enabled is not None:
+            if not isinstance(enabled, bool):
+                raise InvalidInput("enabled", f"must be true or false, not {enabled!r}")
             values["enabled"] = int(enabled)
         if status is not None:
             values["status"] = check_text("status", status)
@@ -178,17 +180,24 @@ class ScriptRunStore(Store):
         return [ScriptRun(*row) for row in rows]
 
     def add_handler_run(self, script_run: str, *, cost: int = 0, logs: str = "") -> None:
-        """Count a handler run in its session and add its cost and logs (the oldest logs go when they exceed 1 MiB).
+        """Count a handler run in its session and add its cost and logs; the oldest logs go beyond a million characters.
 
         Raises:
             NotFound: there is no such session.
+            InvalidInput: `cost` is negative or not whole, or `logs` is not text.
         """
+        check_whole("cost", cost, least=0, most=2**53)
+        check_text("logs", logs, characters_max=LOGS_CHARACTERS_MAX, empty=True)
         with self._database.transaction() as transaction:
             found = self._existing(script_run)
             transaction.execute(
                 "UPDATE script_runs SET handler_run_count = handler_run_count + 1, cost = cost + ?, logs = ? "
                 "WHERE id = ?",
-                (check_whole("cost", cost, least=0, most=2**53), (found.logs + logs)[-LOGS_BYTES_MAX:], script_run),
+                (
+                    cost,
+                    (found.logs + logs)[-LOGS_CHARACTERS_MAX:],
+                    script_run,
+                ),
             )
 
     def end(self, script_run: str, *, result: str = "", error: str = "") -> ScriptRun:
@@ -196,7 +205,10 @@ class ScriptRunStore(Store):
 
         Raises:
             NotFound: there is no such session.
+            InvalidInput: `result` or `error` is not text or longer than a million characters.
         """
+        check_text("result", result, characters_max=LOGS_CHARACTERS_MAX, empty=True)
+        check_text("error", error, characters_max=LOGS_CHARACTERS_MAX, empty=True)
         with self._database.transaction() as transaction:
             self._existing(script_run)
             transaction.execute(
@@ -220,7 +232,19 @@ def _workflow(row: tuple[Value, ...]) -> Workflow:
         bool(enabled),
         str(status),
         str(error),
-        json.loads(str(config)),
-        int(created_at or 0),
-        int(updated_at or 0),
+        _config(config),
+        _whole(created_at),
+        _whole(updated_at),
     )
+
+
+# A column of a register holds what its last writer put there, and a peer may put anything.
+def _config(value: Value) -> Json:
+    try:
+        return json.loads(str(value))
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _whole(value: Value) -> int:
+    return value if isinstance(value, int) else 0
