@@ -34,7 +34,7 @@ class PresenceBoard:
         known = self._heard.get(site)
         if known is not None:
             same_process = known.incarnation == news.incarnation
-            if (news.beat <= known.beat) if same_process else (news.at_ms <= known.at_ms):
+            if (news.beat <= known.beat) if same_process else (news.at_ms < known.at_ms):
                 return False
         elif len(self._heard) >= limits.KNOWLEDGE_ENTRIES_MAX:
             return False
