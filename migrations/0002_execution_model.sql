@@ -8,16 +8,16 @@
 -- Numbers in the local tables: status 0 pending, 1 reserved, 2 unknown (reserved, the outcome of an effect is not known),
 -- 3 consumed, 4 skipped, 5 dead; claim state 0 held, 1 released, 2 lost, 3 consumed, 4 skipped, 5 dead.
 
-SELECT crsql_begin_alter('workflows');
+SELECT crsql_begin_alter('main', 'workflows');
 ALTER TABLE workflows ADD COLUMN status TEXT NOT NULL DEFAULT 'active';
 ALTER TABLE workflows ADD COLUMN error TEXT NOT NULL DEFAULT '';
 ALTER TABLE workflows ADD COLUMN handler_config TEXT NOT NULL DEFAULT '{}';
-SELECT crsql_commit_alter('workflows');
+SELECT crsql_commit_alter('main', 'workflows');
 
-SELECT crsql_begin_alter('script_runs');
+SELECT crsql_begin_alter('main', 'script_runs');
 ALTER TABLE script_runs ADD COLUMN trigger TEXT NOT NULL DEFAULT 'manual';
 ALTER TABLE script_runs ADD COLUMN handler_run_count INTEGER NOT NULL DEFAULT 0;
-SELECT crsql_commit_alter('script_runs');
+SELECT crsql_commit_alter('main', 'script_runs');
 
 -- Facts ------------------------------------------------------------------------------------------------------------------
 

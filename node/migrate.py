@@ -20,7 +20,10 @@ from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 
+import apsw
+
 from node.database import Database, DatabaseError, Transaction
+from node.lint import lint
 from node.versions import replicated_tables
 
 OWN_COMPONENT = "leasemesh"
@@ -117,13 +120,35 @@ def upgrade(database: Database, sources: Sequence[tuple[str, Traversable]]) -> d
     Raises:
         MigrationError: see above; also when the database is newer than these files.
     """
+    earlier: list[str] = []
     for component, folder in sources:
         migrations = read_migrations(component, folder)
-        applied = applied_migrations(database)
-        _compare(migrations, applied.get(component, {}), component)
-        for migration in migrations[len(applied.get(component, {})) :]:
-            _apply(database, migration)
+        applied = applied_migrations(database).get(component, {})
+        _compare(migrations, applied, component)
+        for migration in migrations:
+            if migration.number not in applied:
+                # Ours are linted by the tests; each new file would pay for it again.
+                if component != OWN_COMPONENT:
+                    refuse_findings(migration, earlier)
+                _apply(database, migration)
+            earlier.append(migration.sql)
     return schema_numbers(database)
+
+
+def refuse_findings(migration: Migration, earlier: Sequence[str]) -> None:
+    """Lint a migration in a scratch database.
+
+    Args:
+        migration: what is to be applied.
+        earlier: the texts of all migrations before it.
+
+    Raises:
+        MigrationError: it holds what cannot be replicated; the text has a line for each finding.
+    """
+    findings = lint(migration.sql, earlier=earlier)
+    if findings:
+        lines = "\n".join(f"- {finding.text}" for finding in findings)
+        raise MigrationError(f"{migration.label} was not applied:\n{lines}")
 
 
 def applied_migrations(database: Database) -> dict[str, dict[int, str]]:
@@ -166,7 +191,10 @@ def _apply(database: Database, migration: Migration) -> None:
         place = (migration.component, migration.number)
         if transaction.execute("SELECT 1 FROM schema_migrations WHERE (component, number) = (?, ?)", place):
             return  # Another process was faster.
-        transaction.execute(migration.sql)
+        try:
+            transaction.execute(migration.sql)
+        except (apsw.ConstraintError, apsw.SQLError) as error:
+            raise MigrationError(f"{migration.label} failed and was not applied: {error}.") from error
         for table in replicated_tables(transaction.execute):
             guard_primary_key(transaction, table)
         transaction.execute(
