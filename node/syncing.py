@@ -37,6 +37,9 @@ from sync.websocket import (
 PEERS_WRITTEN_EVERY_S = 1.0
 """At most so often the table of peers is written: enough for people who look, nothing for the disk."""
 
+PEERS_SETTLE_S = 0.1
+"""Dialling, meeting and catching up come in one burst, of which only the end is worth writing down."""
+
 HOUSEKEEPING_EVERY_S = 5.0
 """The rhythm of presence frames: nothing that housekeeping looks at changes faster."""
 
@@ -249,20 +252,21 @@ class Syncing:
         return Peer(peer, direction, NodeId(status.site.hex()), status.name, state, text, since_at, status.knowledge)
 
     async def _write_peers_while_running(self) -> None:
-        """Write the table of peers down when something was told, at most once a second."""
-        observer = self.loop.observe()
+        """Write the table of peers down when it has changed, at most once a second."""
         store = PeerStore(self._database)
         written: list[Peer] = []
-        try:
-            async for _ in observer:
-                observer.clear()
-                peers = self.peers()
-                if peers != written:
+        while True:
+            await self.loop.peers_changed.wait()
+            await asyncio.sleep(PEERS_SETTLE_S)
+            self.loop.peers_changed.clear()
+            peers = self.peers()
+            if peers != written:
+                try:
                     await asyncio.to_thread(store.replace, peers)
                     written = peers
-                await asyncio.sleep(PEERS_WRITTEN_EVERY_S)
-        finally:
-            self.loop.unobserve(observer)
+                except DatabaseError as error:
+                    log.warning("cannot write down the peers: %s", error)
+            await asyncio.sleep(PEERS_WRITTEN_EVERY_S)
 
     async def _stop_tasks(self) -> None:
         for task in self._tasks:

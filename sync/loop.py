@@ -139,10 +139,6 @@ class Observer:
         self._tells.append(tell)
         self._changed.set()
 
-    def clear(self) -> None:
-        """Forget what is queued."""
-        self._tells.clear()
-
     def end(self) -> None:
         """Let the iteration end after what is already queued."""
         self._ended = True
@@ -211,7 +207,11 @@ class _Link:
 
 
 class SyncLoop:
-    """Runs one engine on one storage. Made, started and stopped in a running event loop; used once."""
+    """Runs one engine on one storage. Made and stopped in a running event loop; used once.
+
+    Attributes:
+        peers_changed: set when what is to be said about peers may have changed; for one user, who clears it.
+    """
 
     def __init__(self, engine: Engine, storage: Storage) -> None:
         self._engine = engine
@@ -223,6 +223,7 @@ class SyncLoop:
         self._no_links.set()
         self._timers: dict[tuple[str, int], asyncio.TimerHandle] = {}
         self._observers: list[Observer] = []
+        self.peers_changed = asyncio.Event()
         self._refusals: set[str] = set()  # told since the last link was established
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._commit_noticed = False
@@ -324,8 +325,13 @@ class SyncLoop:
             self._forget(link, reason)
         return link.end(transport_end)
 
+    def note_peers_changed(self) -> None:
+        """What a dialler has to say about its peer has changed."""
+        self.peers_changed.set()
+        self._look_again()
+
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Return as soon as `condition` holds; it is looked at after every input.
+        """Return as soon as `condition` holds; it is looked at after every input and every `note_peers_changed`.
 
         Raises:
             LocalProtocolError: the loop has been stopped. (What it failed with, should it have failed.)
@@ -394,6 +400,7 @@ class SyncLoop:
         log.log(LOG_LEVELS[tell.kind], "%s%s", tell.text, f" ({link.transport.remote})" if link else "")
         for observer in self._observers:
             observer.put(tell)
+        self.peers_changed.set()
 
     def _is_news(self, refusal: str) -> bool:
         if refusal in self._refusals:
@@ -430,6 +437,9 @@ class SyncLoop:
     def _perform(self) -> None:
         for effect in self._engine.take_effects():
             self._handlers[type(effect)](effect)
+        self._look_again()
+
+    def _look_again(self) -> None:
         for condition, waiter in self._waiters:
             if not waiter.done() and condition():
                 waiter.set_result(None)

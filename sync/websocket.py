@@ -218,14 +218,14 @@ class Listener:
         self._limits = limits or TransportLimits()
         self._ssl = ssl
         self._server: Server | None = None
+        self._address: tuple[str, int] | None = None
         self._open: dict[Connection, bool] = {}  # connection -> whether it has proven to belong to the workspace
 
     @property
     def address(self) -> tuple[str, int]:
-        """The host and port really bound (port 0 asks for a free one)."""
-        assert self._server is not None, "the listener is started first"
-        host, port = next(iter(self._server.sockets)).getsockname()[:2]
-        return host, port
+        """The host and port that were bound (port 0 asks for a free one)."""
+        assert self._address is not None, "the listener is started first"
+        return self._address
 
     @property
     def url(self) -> str:
@@ -257,6 +257,7 @@ class Listener:
             )
         except (OSError, OverflowError) as error:
             raise AddressError(f"cannot listen on {self._host}:{self._port}: {_os_error_text(error)}") from error
+        self._address = next(iter(self._server.sockets)).getsockname()[:2]
         log.info("listening on %s", self.url)
 
     async def stop(self) -> None:
@@ -389,10 +390,9 @@ class Dialler:
     async def _run(self) -> None:
         clock = asyncio.get_running_loop().time
         while not self._stopping:
-            self.state = "dialling"
+            self._set_state("dialling", self.text)
             opened_at = clock()
             end = await self._dial_and_carry()
-            self.link = None
             if end.established and clock() - opened_at >= STABLE_S:
                 self._backoff.reset()
             if not self._stopping:
@@ -417,10 +417,14 @@ class Dialler:
             self._carrying = False
 
     def _established(self, link: LinkId) -> None:
-        self.state, self.text, self.link = "connected", "", link
+        self._set_state("connected", "", link)
+
+    def _set_state(self, state: DialState, text: str, link: LinkId | None = None) -> None:
+        self.state, self.text, self.link = state, text, link
+        self._sync_loop.note_peers_changed()
 
     async def _wait_after(self, end: LinkEnd) -> None:
-        self.state, self.text = "waiting" if end.retry else "refused", end.reason
+        self._set_state("waiting" if end.retry else "refused", end.reason)
         delay_s = self._backoff.next_delay_s() if end.retry else self._backoff.delay_max_s
         log.debug("%s: %s; dialling again in %.1f s", self.url, end.reason, delay_s)
         await asyncio.sleep(delay_s)

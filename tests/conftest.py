@@ -21,8 +21,8 @@ async def open_node(tmp_path):
     """Opens nodes of one workspace by name; stops and closes them after the test."""
     nodes = []
 
-    def open_it(name, **options):
-        node = Node.open(options.pop("path", tmp_path / f"{name}.db"), **{"workspace": "team", "name": name, **options})
+    def open_it(file, **options):
+        node = Node.open(tmp_path / f"{file}.db", **{"workspace": "team", "name": file, **options})
         nodes.append(node)
         return node
 
