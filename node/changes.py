@@ -22,6 +22,7 @@ import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from operator import itemgetter
 from typing import Final
 
 import apsw
@@ -490,7 +491,7 @@ def _refuse_malformed(incoming: Incoming, own_version: int) -> None:
     version = incoming.header.point.version
     if version > min(limits.VERSION_MAX, own_version + limits.VERSION_JUMP_MAX):
         raise RemoteProtocolError(f"a peer claims version {version}, which no honest history has reached")
-    if incoming.rows and max(row[_VERSION] for row in incoming.rows) > version:
+    if incoming.rows and max(map(itemgetter(_VERSION), incoming.rows)) > version:
         raise RemoteProtocolError(f"a peer sends a change above its own version {version}")
     if find_malformed(row[1] for row in incoming.rows) is not None:
         raise RemoteProtocolError("a peer sends a malformed primary key")

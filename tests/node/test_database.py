@@ -46,7 +46,7 @@ def test_every_connection_has_every_setting(database, readonly):
     connection = connect(database.path, readonly=readonly)
     settings = {
         "journal_mode": "wal", "synchronous": 1, "foreign_keys": 0, "recursive_triggers": 0, "trusted_schema": 0,
-        "busy_timeout": 30_000, "cache_size": -32 * 1024, "query_only": int(readonly),
+        "cache_size": -32 * 1024, "query_only": int(readonly),
     }  # fmt: skip
     assert {name: connection.pragma(name) for name in settings} == settings
     with pytest.raises(apsw.SQLError, match="not authorized|disabled"):
