@@ -84,11 +84,13 @@ class Session:
     Attributes:
         path: the database file.
         screen: where it prints.
+        debug: tell people who look for a fault more.
         now_ms: the wall clock when the command began, for "3 min ago".
     """
 
-    def __init__(self, path: Path, screen: Screen, resources: ExitStack) -> None:
+    def __init__(self, path: Path, screen: Screen, resources: ExitStack, *, debug: bool) -> None:
         self.path = path
+        self.debug = debug
         self.screen = screen
         self.now_ms = time.time_ns() // 1_000_000
         self._resources = resources
@@ -153,9 +155,9 @@ def command(
 
         @functools.wraps(function)
         def run_command(*, db: Path, as_json: bool, debug: bool, **options: Any) -> None:
-            # `debug` is read by `run`, which also has to know about errors that come before this.
             with ExitStack() as resources:
-                function(Session(db, Screen(as_json=as_json), resources), **options)  # type: ignore[call-arg]
+                session = Session(db, Screen(as_json=as_json), resources, debug=debug)
+                function(session, **options)  # type: ignore[call-arg]
 
         del run_command.__wrapped__  # or its signature would be taken for the command's
         run_command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
 import typer
 
-from node.cli.app import Session, app, command
+from node.cli.app import CommandError, Session, app, command
 from node.cli.naming import existing_topic, split_topic
 from node.cli.output import Column, ago, count_of, status_text, styled
 from node.errors import InvalidInput, NotFound
 from node.ids import short
-from node.importers import FORMATS, Checked, Fields, Format, Record, check, guess_format, read
+from node.importers import FORMATS, HEAD_BYTES, Checked, Fields, Format, ImportFailed, Record, check, guess_format, read
 from node.jsonvalue import Json
 from node.stores import Event, NewEvent
 from node.stores.reading import StatusName
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 PUBLISH_TRANSACTION_EVENTS = 1_000
 """Events of a file that are published in one transaction: cheap for each, and other writers get their turn."""
 
-HEAD_BYTES = 4_096
 STANDARD_INPUT = "-"
 
 TopicArgument = Annotated[str, typer.Argument(metavar="WORKFLOW/TOPIC", help="The topic, such as shop/orders.")]
@@ -189,7 +188,10 @@ def _checked_file(
         if chosen is None:
             raise InvalidInput("FILE", f"cannot tell the format of {name}; say --format {', '.join(FORMATS)}")
         records = _watched(read(stream, chosen, name, fields), stream if size else None, show)
-        checked = check(records, keep_going=keep_going, folder=session.node.path.parent)
+        try:
+            checked = check(records, keep_going=keep_going, folder=session.node.path.parent)
+        except ImportFailed as error:
+            raise CommandError(f"{error}; --keep-going leaves out what is bad") from error
     try:
         yield checked
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import time
 from collections.abc import Iterable
@@ -73,6 +74,7 @@ def serve(
         raise CommandError("serve needs --listen HOST:PORT, --peer URL, or both", ExitCode.USAGE)
     secret = read_token(token_file, token)
     address = parse_listen(listen) if listen is not None else None
+    _log(session)
     with session.node:
         try:
             asyncio.run(_serve(session, address, peers or [], secret))
@@ -97,6 +99,29 @@ async def _serve(session: Session, listen: tuple[str, int] | None, peers: list[s
             asked.cancel()
         await asyncio.gather(telling, ended)
         teller.ended()
+
+
+def _log(session: Session) -> None:
+    """Have warnings printed that are not told as well: connections that were turned away, for example."""
+    if session.debug:
+        logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(message)s")
+        return
+    handler = _PrintWarnings(session.screen)
+    handler.addFilter(lambda record: not record.name.startswith("leasemesh.sync"))
+    logging.getLogger("leasemesh").addHandler(handler)
+
+
+class _PrintWarnings(logging.Handler):
+    """Prints warnings as `serve` prints what is told."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(logging.WARNING)
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        document = {"event": "warning", "at": _now_ms(), "text": text}
+        self._screen.event(document, f"{time.strftime('%H:%M:%S')}  {text}", "yellow")
 
 
 async def _tell_all(teller: Teller, observer: Any) -> None:
@@ -146,7 +171,8 @@ class Teller:
     def tell(self, tell: Tell) -> None:
         """Something happened."""
         if self._screen.as_json:
-            self._screen.event(_document(tell), "")
+            if tell.rows or tell.kind not in ("sent", "received", "digest"):
+                self._screen.event(_document(tell), "")
             return
         self._show_progress(tell)
         if self._is_news(tell):

@@ -16,12 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from node.errors import LeasemeshError
 from node.importers.git import read_git_history
 from node.importers.records import Checked, Fields, ImportFailed, Problem, Record, check
 from node.importers.tables import read_csv, read_json_lines
 
 Format = Literal["jsonl", "csv", "mbox"]
 FORMATS: tuple[Format, ...] = ("jsonl", "csv", "mbox")
+
+HEAD_BYTES = 4_096
+"""How much of a source is looked at to tell its format."""
 
 _FORMAT_BY_SUFFIX: dict[str, Format] = {
     ".jsonl": "jsonl",
@@ -62,8 +66,25 @@ def read(stream: BinaryIO, source_format: Format, name: str, fields: Fields | No
     return read_mbox(stream, name)
 
 
+def read_file(path: Path) -> Iterator[Record]:
+    """Read a file whose format its name or its beginning tells.
+
+    Raises:
+        LeasemeshError: the file cannot be read, or neither tells its format.
+    """
+    try:
+        with path.open("rb") as stream:
+            chosen = guess_format(path.name, stream.peek(HEAD_BYTES))
+            if chosen is None:
+                raise LeasemeshError(f"cannot tell the format of {path}; it should end in .jsonl, .csv or .mbox")
+            yield from read(stream, chosen, str(path))
+    except OSError as error:
+        raise LeasemeshError(f"cannot read {path}: {error.strerror}") from error
+
+
 __all__ = [
     "FORMATS",
+    "HEAD_BYTES",
     "Checked",
     "Fields",
     "Format",
@@ -73,5 +94,6 @@ __all__ = [
     "check",
     "guess_format",
     "read",
+    "read_file",
     "read_git_history",
 ]

@@ -61,7 +61,7 @@ class ImportFailed(LeasemeshError):
 
     def __init__(self, problems: list[Problem], count: int) -> None:
         more = f" (and {count - 1:,} more)" if count > 1 else ""
-        super().__init__(f"{problems[0]}{more}; nothing was published, --keep-going leaves out what is bad")
+        super().__init__(f"{problems[0]}{more}; nothing was published")
         self.problems = problems
         self.count = count
 
