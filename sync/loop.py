@@ -397,7 +397,8 @@ class SyncLoop:
                 link.established = True
                 if link.on_established is not None:
                     link.on_established(link.id)
-        log.log(LOG_LEVELS[tell.kind], "%s%s", tell.text, f" ({link.transport.remote})" if link else "")
+        level = logging.DEBUG if self._stopping else LOG_LEVELS[tell.kind]
+        log.log(level, "%s%s", tell.text, f" ({link.transport.remote})" if link else "")
         for observer in self._observers:
             observer.put(tell)
         self.peers_changed.set()
