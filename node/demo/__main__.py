@@ -80,10 +80,11 @@ def main(
             chosen = (source if source is not None else history).absolute()
             if not chosen.exists():
                 raise InvalidInput("--input", f"there is no file {chosen}")
-            workflow, name = split_topic(topic if topic is not None else _topic_of(chosen))
+            taken = Source(str(chosen), *split_topic(topic if topic is not None else _topic_of(chosen)))
+            _check_not_empty(taken)
             with _folder(keep) as folder:
                 teller = Teller(screen)
-                played = asyncio.run(play(folder, Source(str(chosen), workflow, name), teller))
+                played = asyncio.run(play(folder, taken, teller))
                 played.write(folder / PLAYED_FILE)
                 teller.heading("The databases are looked at")
                 with screen.progress("looking at the events", played.count) as progress:
@@ -96,6 +97,11 @@ def main(
     if keep is not None:
         _show(screen, styled(f"kept: leasemesh status --db {keep / 'hub.db'}", "dim"))
     sys.exit(1 if verdict.violated else 0)
+
+
+def _check_not_empty(source: Source) -> None:
+    if next(source.records(), None) is None:
+        raise InvalidInput("--input", f"{source.path} holds no events; name another file")
 
 
 def _topic_of(source: Path) -> str:

@@ -15,7 +15,7 @@ from secrets import token_hex
 from typing import Any, Protocol
 
 from node.cli.output import count_of
-from node.demo.driver import DeviceFailed, DeviceProcess
+from node.demo.driver import DeviceProcess
 from node.demo.source import Source
 from node.errors import LeasemeshError
 
@@ -159,8 +159,6 @@ class _Stage:
         source = self._played.source
         self._telling.heading(f"{LAPTOP} publishes {source.path}")
         count = (await self._devices[LAPTOP]("publish"))["created"]
-        if count == 0:
-            raise DeviceFailed(f"{source.path} holds no events; name another file with --input")
         self._played.count = count
         self._telling.line(LAPTOP, f"published {count_of(count, 'event')} to {source.workflow}/{source.topic}")
 
