@@ -21,14 +21,14 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from operator import itemgetter
 from typing import Final
 
 import apsw
 import msgpack
 
-from node.connection import connect, disconnect
+from node.connection import DatabaseError, connect, disconnect
 from node.database import Database, Transaction
 from node.identity import reidentify
 from node.knowledge_store import (
@@ -72,6 +72,10 @@ ESTIMATE_RANGES_MAX = 64
 _COLUMNS = '"table", pk, cid, val, col_version, db_version, site_id, cl, seq'
 # All columns by name, and one direction of order only: the virtual table applies the last one to all.
 _SELECT = f"SELECT {_COLUMNS} FROM crsql_changes WHERE db_version > ? AND db_version <= ? ORDER BY db_version, seq"
+_SELECT_BYTES = (
+    'SELECT "table", pk, cid, CAST(val AS BLOB) FROM crsql_changes '
+    "WHERE db_version > ? AND db_version <= ? AND typeof(val) = 'text' ORDER BY db_version, seq"
+)
 _INSERT = f"INSERT INTO crsql_changes ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 _VERSION: Final = 5  # The index of db_version in a change.
@@ -155,7 +159,8 @@ class ChangeReader:
         self._open_snapshot()
         try:
             state = self._states.read(self._query)
-            return DatabaseDigest(state.knowledge, self._table_digests(state.version))
+            with self._broken_text_named(state.version):
+                return DatabaseDigest(state.knowledge, self._table_digests(state.version))
         finally:
             self.end()
 
@@ -219,7 +224,8 @@ class ChangeReader:
         header, state = self._header, self._state
         assert header is not None and state is not None, "begin was not called, or the transfer is over"
         try:
-            rows, whole = self._next_piece(rows_bytes_max)
+            with self._broken_text_named(state.version):
+                rows, whole = self._next_piece(rows_bytes_max)
         except BaseException:
             self.end()
             raise
@@ -249,6 +255,23 @@ class ChangeReader:
 
     def _next_change(self) -> tuple[Change, bool] | None:
         return self._carried.popleft() if self._carried else next(self._stream, None)
+
+    @contextmanager
+    def _broken_text_named(self, version: int) -> Iterator[None]:
+        try:
+            yield
+        except UnicodeDecodeError as error:
+            place = next(self._broken_texts(version))
+            raise DatabaseError(
+                f"{place} holds text that is not UTF-8; write that value anew, or nothing is sent."
+            ) from error
+
+    def _broken_texts(self, version: int) -> Iterator[str]:
+        for table, pk, cid, value in self._connection.execute(_SELECT_BYTES, (0, version)):
+            try:
+                value.decode()
+            except UnicodeDecodeError:
+                yield f"{table}.{cid} of the row with the key {pk.hex()}"
 
     def _estimate(self, ranges: Sequence[tuple[int, int]]) -> int:
         """Count about how many changes the ranges hold, for little."""

@@ -107,7 +107,7 @@ class Database:
         self.random_bytes = random_bytes
         self.incarnation = Era(random_bytes(INCARNATION_BYTES))
         self._listeners: list[Callable[[CommitSource], None]] = []
-        # Who holds both takes the writing lock first.
+        # Who holds both takes the reading lock first; inside a transaction nobody takes it at all.
         self._writing = threading.RLock()
         self._reading = threading.RLock()
         self._owner: int | None = None
@@ -141,10 +141,10 @@ class Database:
 
     def close(self) -> None:
         """Close both connections. A second call does nothing."""
-        with self._writing, self._reading:
+        self._forbid_inside("close")
+        with self._reading, self._writing:
             if self._closed:
                 return
-            self._forbid_inside("close")
             self._closed = True
             disconnect(self._reader)
             disconnect(self._writer)
@@ -156,9 +156,9 @@ class Database:
             DatabaseError: called inside a transaction, or the file cannot be opened any more (the database is closed
             then).
         """
-        with self._writing, self._reading:
+        self._forbid_inside("reopen")
+        with self._reading, self._writing:
             self._check_open()
-            self._forbid_inside("reopen")
             disconnect(self._reader)
             disconnect(self._writer)
             self._closed = True
@@ -293,17 +293,15 @@ class Database:
     def _whole(self, replicated: bool) -> Iterator[Transaction]:
         connection = self._writer
         transaction = Transaction(connection)
-        with self._explained():
-            connection.execute("BEGIN IMMEDIATE")
-        self._owner = threading.get_ident()
         try:
+            connection.execute("BEGIN IMMEDIATE")
+            self._owner = threading.get_ident()
             if replicated:
                 self._begin_era()
             yield transaction
             if not connection.in_transaction:
                 raise DatabaseError("SQLite has rolled the transaction back after an error; nothing of it was kept.")
-            with self._explained():
-                connection.execute("COMMIT")
+            connection.execute("COMMIT")
         except apsw.Error as error:
             raise (explain(error, self.path) or error) from error
         finally:
@@ -334,13 +332,6 @@ class Database:
         except BaseException:
             disconnect(writer)
             raise
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except apsw.Error as error:
-            raise (explain(error, self.path) or error) from error
 
     def _check_open(self) -> None:
         if self._closed:

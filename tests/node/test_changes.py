@@ -8,6 +8,7 @@ import pytest
 from replicas import NOTES, Replica, converge, exchange, incoming, pieces, request, send
 
 from node import changes, knowledge_store, parking
+from node.connection import DatabaseError
 from node.knowledge_store import read_absorbed, read_heard
 from node.packed_keys import is_well_formed
 from sync.errors import RemoteProtocolError, StorageLimit
@@ -609,6 +610,20 @@ def test_values_of_every_type_survive(make):
     send(one, other)
     assert [value for (value,) in other.database.query("SELECT a FROM v ORDER BY id")] == values
     assert other.tables() == one.tables()
+
+
+def test_text_that_is_not_utf8_is_named_and_the_reader_lives_on(make):
+    one, other = make(), make()
+    note = one.note("fine")
+    one.write("UPDATE notes SET title = CAST(x'66ff' AS TEXT)")
+    with closing(one.storage.open_reader()) as reader:
+        with pytest.raises(DatabaseError, match=f"notes.title of the row with the key 010c10{note.hex()} holds text"):
+            reader.begin(request(one, other), 1000)
+        with pytest.raises(DatabaseError, match="holds text that is not UTF-8; write that value anew"):
+            one.storage.digest()
+        one.write("UPDATE notes SET title = 'repaired'")
+        other.storage.apply(incoming(one, reader.begin(request(one, other), 1000)))
+    assert other.titles() == ["repaired"]
 
 
 def test_integer_and_text_keys_of_every_length_survive(make):

@@ -134,6 +134,16 @@ def test_a_snapshot_shows_one_moment(database):
     assert count(database) == 1
 
 
+def test_a_transaction_inside_a_snapshot_sees_the_present(database):
+    with database.snapshot():
+        assert count(database) == 0
+        with database.transaction() as transaction:
+            add(transaction)
+            assert count(database) == 1
+        assert count(database) == 0
+    assert count(database) == 1
+
+
 class FakeReplica:
     def __init__(self, database):
         self.database = database
