@@ -460,7 +460,7 @@ class Engine:
 
     def _refresh(self, state: LocalState) -> None:
         """Take in a state of the database. Readings of several threads may come out of their order."""
-        if self._reidentifying or state.site != self._state.site:
+        if state.site != self._state.site:
             return
         newest = state if state.version >= self._state.version else self._state
         knowledge = self._state.knowledge.merged(state.knowledge)

@@ -13,7 +13,7 @@ is keys and values of SQLite, which are binary; msgpack because its types are SQ
 | 4 | Presence | beat, probe, answer, heard nodes, knowledge (or nil) | both, every few seconds |
 | 5 | DigestRequest | number | both; one at a time |
 | 6 | Digest | number, knowledge, tables | answers it |
-| 7 | Goodbye | close code, sentence, retry | both, last; allowed at any moment |
+| 7 | Goodbye | close code (4000 to 4999), sentence, retry | both, last; allowed at any moment |
 
 The body of a Hello is an array: workspace, name, incarnation, purpose, schema (flat: component, number, …), knowledge,
 resume point; what they mean says `sync.messages.Hello`. A point is two items, version and era. Knowledge is one flat
@@ -365,7 +365,7 @@ def _decode_goodbye(items: list[Any]) -> Goodbye:
     if type(items[2]) is not bool:
         raise RemoteProtocolError("Goodbye: retry is not true or false")
     return Goodbye(
-        _integer(items[0], "Goodbye: code", 1000, 4999),
+        _integer(items[0], "Goodbye: code", 4000, 4999),
         _text(items[1], "Goodbye: sentence", limits.SENTENCE_BYTES_MAX),
         items[2],
     )

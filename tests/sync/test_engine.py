@@ -1,6 +1,7 @@
 """Decisions across links: who may join, what flows on, who is alive, and how a link ends."""
 
 import copy
+import dataclasses
 
 import msgpack
 import pytest
@@ -51,6 +52,7 @@ def test_a_commit_goes_to_the_peer_at_once(world: World) -> None:
     world.connect(one, other)
     world.commit(one, b"k")
     assert other.store.content() == one.store.content()
+    assert other.count(BeginRead) == 1, "what came from the only peer is not read for it again"
     assert one.told("sent")[-1] == "node-2: sent 1 rows" and other.told("received")[-1] == "node-1: received 1 rows"
 
 
@@ -70,7 +72,11 @@ def test_an_older_reading_of_the_state_changes_nothing(world: World) -> None:
     older = one.store.state()
     world.commit(one, b"l")
     world.call(one, lambda engine: engine.local_commit(older, world.now_ms))
-    assert one.engine.state.version == 2
+    assert one.engine.state == one.store.state() and one.engine.state.version == 2
+    world.advance(limits.CHECKPOINT_MS)
+    older = dataclasses.replace(one.store.state(), knowledge=older.knowledge)
+    world.call(one, lambda engine: engine.local_commit(older, world.now_ms))
+    assert other.site in one.engine.state.knowledge, "a checkpoint without rows moves no version"
 
 
 def test_changes_pass_through_a_hub_and_do_not_come_back(world: World) -> None:
@@ -432,6 +438,14 @@ def test_knowledge_that_comes_later_through_others_is_a_sign_too(world: World) -
     assert laptop.count(LoadState) == laptop.count(Reidentify) == 1
 
 
+def test_knowledge_that_comes_with_a_transfer_is_a_sign_too(world: World) -> None:
+    hub, laptop = world.node(1), world.node(2)
+    world.connect(laptop, hub)
+    hub.store.knowledge = Knowledge({laptop.site: Point(3, Era(b"other"))})
+    world.commit(hub, b"k")
+    assert laptop.count(Reidentify) == 1
+
+
 def test_a_peer_that_knows_more_than_the_engine_was_told_yet_is_no_alarm(world: World) -> None:
     one, other = world.node(1), world.node(2)
     link, _ = world.connect(one, other)
@@ -764,7 +778,8 @@ def test_a_link_to_sync_compares_as_well(world: World) -> None:
     one, other = world.node(1), world.node(2)
     link, _ = world.connect(one, other)
     world.call(one, lambda engine: engine.request_digest(link, world.now_ms))
-    assert one.told("digest") == ["node-2: digest of 1 tables"]
+    world.call(one, lambda engine: engine.request_digest(link, world.now_ms))
+    assert one.told("digest") == ["node-2: digest of 1 tables"] * 2
 
 
 def test_a_digest_is_asked_for_on_open_links_and_one_at_a_time(world: World) -> None:

@@ -378,6 +378,28 @@ def test_pieces_are_applied_one_at_a_time_and_acknowledged_when_stored(
     assert (receiving.rows, receiving.rows_total, receiving.transfers) == (4, 1, 1)
 
 
+def test_whole_pieces_that_have_queued_up_are_applied_and_acknowledged_as_one(
+    receiving: ReceivingHalf, effects: list[Effect]
+) -> None:
+    receiving.receive(changes(row(1), upto=1, head=6))
+    receiving.receive(changes(row(2), upto=2))
+    receiving.receive(changes(row(3), upto=3))
+    receiving.receive(changes(row(4), upto=4, whole=False))
+    receiving.receive(changes(row(4), upto=6, last=True))
+    receiving.receive(changes(row(7), upto=7, head=7, last=True))
+    receiving.applied(1)
+    _, ack, joined = effects
+    assert joined == Apply(LINK, Incoming(OWN, header(6), False, [row(2), row(3)], Point(3, ERA), True, False))
+    receiving.applied(2)
+    *_, ack, part = effects
+    assert ack == Send(LINK, wire.encode(Ack(3)))
+    assert isinstance(part, Apply) and not part.incoming.whole, "a piece of a version is staged by itself"
+    receiving.applied(0)
+    assert isinstance(effects[-1], Apply) and effects[-1].incoming.last
+    receiving.applied(2)
+    assert isinstance(effects[-1], Apply) and effects[-1].incoming.header == header(7), "transfers are not mixed"
+
+
 def test_nothing_is_applied_while_it_is_held_back(effects: list[Effect]) -> None:
     half = ReceivingHalf(LINK, effects, site=OWN, own_version=lambda: 5)
     half.receive(changes(row(1), upto=1, head=1, last=True))

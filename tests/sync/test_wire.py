@@ -335,7 +335,7 @@ BAD_MESSAGES: dict[str, Any] = {
     "a digest request without a number": [5],
     "a digest that is short": [6, 1, [], ["t", 1, b"d"]],
     "a digest of a nameless table": [6, 1, [], ["", 1, b"d" * 16]],
-    "a goodbye with an impossible code": [7, 999, "bye", True],
+    "a goodbye with a code that only the websocket layer may use": [7, 1006, "bye", True],
     "a goodbye with control characters": [7, 4000, "a\nb", True],
     "a goodbye without a sentence": [7, 4000, "", True],
     "a goodbye that may be": [7, 4000, "bye", 1],
