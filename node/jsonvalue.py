@@ -56,14 +56,14 @@ def encode(name: str, value: Json, bytes_max: int = PAYLOAD_BYTES_MAX) -> str:
 def _is_deeper(value: Json, levels: int) -> bool:
     """Whether a value that is known to be JSON has more than that many levels of lists and objects."""
     here = [value]
-    for _ in range(levels + 1):
+    for _ in range(levels):
         here = [
             part
             for whole in here
             if isinstance(whole, (list, tuple, dict))
             for part in (whole.values() if isinstance(whole, dict) else whole)
         ]
-    return bool(here)
+    return any(isinstance(part, (list, tuple, dict)) for part in here)
 
 
 def decode_object(text: str) -> dict[str, Any]:
@@ -109,5 +109,6 @@ def check_whole(name: str, value: object, *, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidInput(name, f"must be a whole number, not {type(value).__name__}")
     if not least <= value <= most:
-        raise InvalidInput(name, f"is {value:,}; it must be between {least:,} and {most:,}")
+        shown = f"{value:,}" if abs(value) < 10**18 else "a huge number"  # Python refuses to print some.
+        raise InvalidInput(name, f"is {shown}; it must be between {least:,} and {most:,}")
     return value
