@@ -307,10 +307,11 @@ class SyncLoop:
             purpose: see `Engine.connected`.
             on_established: called once, when the peer has proven to belong to the workspace.
         """
-        link = _Link(LinkId(next(self._link_ids)), transport, self._reader_worker(), on_established)
         if self._stopping:
             transport.close(CloseCode.STOPPING, "the node is stopping")
-            return link.end(await transport.pump(lambda _: None))
+            end = await transport.pump(_drop)
+            return LinkEnd(end.reason, retry=True, established=False)
+        link = _Link(LinkId(next(self._link_ids)), transport, self._reader_worker(), on_established)
         self._links[link.id] = link
         self._no_links.clear()
         log.debug("link %d: open, %s %s", link.id, "dialled" if dialed else "accepted from", transport.remote)
@@ -571,3 +572,7 @@ class SyncLoop:
             functools.partial(self._storage.record_heard, effect.heard),
             failed=lambda error: log.warning("cannot record which nodes were heard of: %s", error),
         )
+
+
+def _drop(_: bytes) -> None:
+    """Nobody is interested any more."""
