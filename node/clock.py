@@ -24,7 +24,7 @@ everyone's."""
 
 def credible_until(now_ms: int) -> HybridTime:
     """Return the greatest time of another device that moves our clock when the wall clock shows `now_ms`."""
-    return HybridTime((now_ms + DRIFT_MS_MAX) << COUNTER_BITS)
+    return HybridTime(min((now_ms + DRIFT_MS_MAX) << COUNTER_BITS, TIME_MAX))
 
 
 def next_hybrid_time(now_ms: int, latest: int) -> HybridTime:

@@ -1,0 +1,219 @@
+"""Merging: equal facts give equal status, whatever the order and batching in which they arrive."""
+
+import json
+import re
+
+from devices import (
+    NOW_MS,
+    deletion,
+    event_of,
+    forged,
+    mutation_body,
+    publication_body,
+    reservation_body,
+    verdict_body,
+    work_of,
+)
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from node.derived import rebuild
+from node.ids import RunId
+from node.leases import EPOCH_MAX, Claim, ClaimState, decide
+
+MESSAGES = ("a", "b", "c", "d")
+EVENTS = [event_of(name) for name in MESSAGES]
+RUNS = [bytes([number]) * 16 for number in (0x11, 0x22, 0x33, 0x44)]
+PUBLICATIONS = [bytes([number]) * 16 for number in (0xA1, 0xA2, 0xA3)]
+WORKS = [work_of("1" * 32), work_of("2" * 32)]
+VERDICTS = [bytes([number]) * 16 for number in (0xE1, 0xE2)]
+STATES = ["held", "released", "lost", "consumed", "skipped", "dead"]
+EFFECTS = ["pending", "in_flight", "applied", "failed", "needs_reconcile", "indeterminate"]
+
+# Few times, so that ties are common.
+times = st.integers(NOW_MS << 16, (NOW_MS << 16) + 3)
+nodes = st.sampled_from(["0" * 32, "f" * 32])
+
+malformed = st.sampled_from(
+    [
+        None, 5, 2.5, b"\x0c", b"{}", "", "{}", "null", "[]", "not json", "{at:1}", '{"at": 1}', '"text"', "[" * 2000,
+        json.dumps(publication_body(at=-1)),
+        json.dumps(publication_body(at=2**63)),
+        json.dumps(publication_body(at="5")),
+        json.dumps(publication_body(at=1.5)),
+        json.dumps(publication_body(ids="aa" * 16)),
+        json.dumps(publication_body(ids={"0": "aa" * 16})),
+        json.dumps(publication_body(topic_id="aa")),
+        json.dumps(publication_body(topic_id=None)),
+        json.dumps(publication_body() | {"workflow": ["mail"]}),
+        json.dumps(reservation_body([(EVENTS[0], 1)], at=-5)),
+        json.dumps(reservation_body([(EVENTS[0], 1)], at=1e300)),
+        json.dumps(reservation_body([(EVENTS[0], 1)], node="zz")),
+        json.dumps(reservation_body([(EVENTS[0], 1)], events={"a": f"{EVENTS[0]}@1"})),
+        json.dumps(reservation_body([(EVENTS[0], 1)], events=f"{EVENTS[0]}@1")),
+        json.dumps(mutation_body("zz", "in_flight")),
+        json.dumps(mutation_body(WORKS[0], 5)),
+        json.dumps(mutation_body(WORKS[0], "in_flight", next_reconcile_at="soon")),
+        json.dumps(verdict_body(None, "happened")),
+        json.dumps(verdict_body(WORKS[0], "happened", at=10**30)),
+    ]
+)  # fmt: skip
+odd_claims = st.sampled_from(
+    [
+        5, None, [], {}, "", EVENTS[0], EVENTS[0] + "@", EVENTS[0] + "@0", EVENTS[0] + "@-1", EVENTS[0] + "@x",
+        EVENTS[0] + f"@{EPOCH_MAX + 1}", EVENTS[0] + "@" + "9" * 40, "aa@1", EVENTS[0].upper() + "@2",
+        EVENTS[1] + "@3x",
+    ]
+)  # fmt: skip
+odd_ids = st.sampled_from([5, None, [], "", "aa", "zz" * 16, EVENTS[0].upper(), EVENTS[1] + "00"])
+
+
+@st.composite
+def publication_bodies(draw):
+    names = draw(st.lists(st.sampled_from(MESSAGES), max_size=4))
+    body = publication_body(draw(st.sampled_from(["inbox", "other"])), names, draw(times))
+    body["ids"] = [event_of(name) for name in names] + draw(st.lists(odd_ids, max_size=1))
+    return body
+
+
+@st.composite
+def reservation_bodies(draw):
+    claims = draw(st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(1, 3)), max_size=4))
+    body = reservation_body(claims, node=draw(nodes), at=draw(times))
+    body["events"] = draw(st.permutations(body["events"] + draw(st.lists(odd_claims, max_size=1))))
+    return body
+
+
+mutation_bodies = st.builds(mutation_body, st.sampled_from(WORKS), st.sampled_from(EFFECTS))
+verdict_bodies = st.builds(
+    verdict_body, st.sampled_from(WORKS), st.sampled_from(["happened", "skip", "not_happened", "perhaps"])
+)
+
+
+@st.composite
+def histories(draw):
+    """All changes of a few rows: honest ones, rewritten ones, deleted ones, malformed ones; in no order."""
+    rows = []
+    kinds = [
+        ("publications", PUBLICATIONS, publication_bodies()),
+        ("reservations", RUNS, reservation_bodies()),
+        ("mutations", RUNS, mutation_bodies),
+        ("verdicts", VERDICTS, verdict_bodies),
+    ]
+    for table, identifiers, bodies in kinds:
+        for identifier in draw(st.lists(st.sampled_from(identifiers), unique=True)):
+            versions = draw(st.lists(st.one_of(bodies, bodies, bodies, malformed), min_size=1, max_size=3))
+            rows += [forged(table, identifier, body, version=number) for number, body in enumerate(versions, 1)]
+            if table == "reservations":
+                words = draw(st.lists(st.sampled_from([*STATES, "of a later version", None, b"held"]), max_size=3))
+                rows += [
+                    forged(table, identifier, word, column="state", version=number)
+                    for number, word in enumerate(words, 1)
+                ]
+            ending = draw(st.sampled_from(["stays", "stays", "stays", "deleted", "created again"]))
+            if ending != "stays":
+                rows.append(deletion(table, identifier))
+            if ending == "created again":
+                # What a device sends of a row that it inserted again: the sign of life, then every column.
+                rows.append(deletion(table, identifier, alive=3))
+                rows.append(forged(table, identifier, draw(bodies), alive=3))
+                if table == "reservations":
+                    rows.append(forged(table, identifier, draw(st.sampled_from(STATES)), column="state", alive=3))
+    return rows
+
+
+def claims_of(body):
+    """Event -> epoch; the first mention of an event counts."""
+    found = {}
+    for text in body["events"]:
+        match = re.match(r"([0-9a-fA-F]{32}).\s*(-?\d+)", text if isinstance(text, str) else "")
+        if match and 1 <= int(match[2]) <= EPOCH_MAX:
+            found.setdefault(match[1].lower(), int(match[2]))
+    return found
+
+
+def outcome_of(work, mutations, verdicts):
+    """The fold of entries and verdicts, said once more in another language."""
+    tried = {body["status"] for body in mutations.values() if body["work"] == work}
+    said = {body["verdict"] for body in verdicts.values() if body["work"] == work}
+    if "applied" in tried or "happened" in said:
+        return "applied"
+    if "skip" in said:
+        return "skipped"
+    if not tried & {"in_flight", "needs_reconcile", "indeterminate"}:
+        return "failed" if "failed" in tried else "none"
+    return "failed" if "not_happened" in said and "in_flight" not in tried else "unknown"
+
+
+def expected(device):
+    """What the derived tables must say, from the facts alone by the pure functions."""
+    facts = {
+        table: {row[0]: json.loads(row[1]) for row in device.query(f"SELECT id, body FROM {table}") if row[1] != "{}"}
+        for table in ("publications", "reservations", "mutations", "verdicts")
+    }
+    mutations, verdicts = facts["mutations"], facts["verdicts"]
+    claims, contents = {}, {}
+    words = dict(device.query("SELECT id, state FROM reservations"))
+    for run, body in facts["reservations"].items():
+        name = words[run].upper()
+        state = ClaimState[name] if name in ClaimState.__members__ else ClaimState.HELD
+        unknown = run in mutations and outcome_of(mutations[run]["work"], mutations, verdicts) == "unknown"
+        for event, epoch in claims_of(body).items():
+            claims.setdefault(event, []).append(Claim(RunId(run.hex()), epoch, body["at"], state, unknown))
+    for publication, body in facts["publications"].items():
+        seen = set()
+        for position, event in enumerate(body["ids"]):
+            if isinstance(event, str) and re.fullmatch("[0-9a-fA-F]{32}", event) and event.lower() not in seen:
+                seen.add(event.lower())
+                content = (body["at"] + position, publication, position, bytes.fromhex(body["topic_id"]))
+                contents.setdefault(event.lower(), []).append(content)
+    rows = []
+    for event in claims.keys() | contents.keys():
+        at, publication, position, topic = min(contents.get(event, [(None, None, None, None)]))
+        owned = decide(claims.get(event, []))
+        owner = bytes.fromhex(owned.owner) if owned.owner else None
+        rows.append((bytes.fromhex(event), publication, position, topic, at, int(owned.status), owned.epoch, owner))
+    twice = [
+        (bytes.fromhex(event),)
+        for event, all_of_it in claims.items()
+        if sum(claim.state == ClaimState.CONSUMED for claim in all_of_it) > 1
+    ]
+    copies = [
+        (bytes.fromhex(event), publication, position, topic, at)
+        for event, all_of_it in contents.items()
+        if len(all_of_it) > 1
+        for at, publication, position, topic in all_of_it
+    ]
+    return {"event_index": rows, "duplicates": twice, "event_copies": copies}
+
+
+def deliver(device, rows, order, batch):
+    in_order = [rows[index] for index in order]
+    for start in range(0, len(in_order), batch):
+        device.absorb(in_order[start : start + batch])
+
+
+def check_derived(devices):
+    first = devices[0].derived()
+    for table, rows in expected(devices[0]).items():
+        assert first[table] == sorted(rows, key=repr), table
+    for device in devices:
+        assert device.facts() == devices[0].facts()
+        assert device.derived() == first
+        assert rebuild(device.database).corrected == {}
+        assert device.derived() == first
+
+
+@settings(
+    max_examples=120, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)  # fmt: skip
+@given(st.data())
+def test_status_follows_from_the_facts_in_every_order_of_arrival(lasting_trio, data):
+    one, two, three = lasting_trio
+    rows = data.draw(histories())
+    with one.discarded(), two.discarded(), three.discarded():
+        for device in lasting_trio:
+            order = data.draw(st.permutations(range(len(rows))))
+            deliver(device, rows, order, data.draw(st.integers(1, 8)))
+        check_derived(lasting_trio)
