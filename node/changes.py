@@ -42,7 +42,7 @@ from node.knowledge_store import (
     write_point,
 )
 from node.packed_keys import find_malformed
-from node.parking import finish_retries, park, read_parked, read_retries
+from node.parking import count_parked_after, finish_retries, park, read_parked, read_retries
 from node.versions import Query, replicated_tables
 from sync import limits
 from sync.errors import RemoteProtocolError, StorageLimit
@@ -118,8 +118,8 @@ class ChangeReader:
         self._states = StateReader()
         self._header: TransferHeader | None = None
         self._state: LocalState | None = None
-        self._parked: list[tuple[int, Change]] = []
-        self._parked_after = 0
+        # The numbers of the parked rows to be sent: above the first, up to the second.
+        self._parked_span = (0, 0)
         # Changes still to come, each with whether a piece may end before it; those taken too many go in front again.
         self._stream: Iterator[tuple[Change, bool]] = iter(())
         self._carried: deque[tuple[Change, bool]] = deque()
@@ -143,7 +143,6 @@ class ChangeReader:
         """Release the snapshot of an unfinished transfer. No effect otherwise."""
         self._stream = iter(())
         self._carried.clear()
-        self._parked = []
         self._header = None
         if self._connection.in_transaction:
             self._connection.execute("COMMIT")
@@ -196,14 +195,16 @@ class ChangeReader:
             absorbed=read_absorbed(self._query, request.after),
             peer_knowledge=request.peer_knowledge,
         )
+        self._parked_span = (request.parked_after, request.parked_after)
+        parked = 0
         if state.version:
-            self._parked = read_parked(self._query, request.parked_after)
+            parked, greatest = count_parked_after(self._query, request.parked_after)
+            self._parked_span = (request.parked_after, max(request.parked_after, greatest))
         else:
             # A parked row travels under the version of the snapshot, and there is none yet: tell of nothing, then.
             knowledge = Knowledge({state.site: state.lineage.point(0)})
-        rows_estimate = self._estimate(ranges) + len(self._parked)
+        rows_estimate = self._estimate(ranges) + parked
         self._header = TransferHeader(state.lineage.point(state.version), knowledge, rows_estimate)
-        self._parked_after = request.parked_after
         self._stream = self._changes(ranges, state.version)
 
     def _changes(self, ranges: Iterable[tuple[int, int]], version: int) -> Iterator[tuple[Change, bool]]:
@@ -217,7 +218,7 @@ class ChangeReader:
             for row in self._connection.execute(_SELECT, (start, end)):
                 yield row, row[_VERSION] != before
                 before = row[_VERSION]
-        for _, (table, pk, cid, value, col_version, _, site, cl, seq) in self._parked:
+        for _, (table, pk, cid, value, col_version, _, site, cl, seq) in read_parked(self._query, *self._parked_span):
             yield (table, pk, cid, value, col_version, version, site, cl, seq), True
 
     def _read(self, rows_bytes_max: int, *, first: bool) -> ReadResult:
@@ -231,9 +232,8 @@ class ChangeReader:
             raise
         last = not self._carried
         upto = header.point if last else state.lineage.point(rows[-1][_VERSION])
-        parked_upto = self._parked_after
+        parked_upto = self._parked_span[1 if last else 0]
         if last:
-            parked_upto = self._parked[-1][0] if self._parked else parked_upto
             self.end()
         return ReadResult(header, first, rows, upto, whole, last, parked_upto)
 

@@ -19,6 +19,9 @@ ABSORBED_ENTRIES_MAX = 4096
 """Entries of the log of absorbed ranges. A transfer to a peer that has nothing reads them all (about 30 ms); an entry
 that was dropped costs some peer a duplicate that merges to nothing."""
 
+_PRUNE_VERSIONS = 256
+"""The log is cut back once in so many versions only: finding its end takes ten times as long as adding to it."""
+
 
 class StateReader:
     """Reads a node's state; keeps the list of eras, which only grows, so that it is read once."""
@@ -109,6 +112,8 @@ def append_absorbed(query: Query, entry: Absorbed) -> None:
         query("UPDATE absorbed SET last = ? WHERE first = ?", (entry.last, last[0][0]))
         return
     insert_absorbed(query, entry)
+    if not last or entry.first // _PRUNE_VERSIONS == last[0][0] // _PRUNE_VERSIONS:
+        return
     query(
         "DELETE FROM absorbed WHERE first <= (SELECT first FROM absorbed ORDER BY first DESC LIMIT 1 OFFSET ?)",
         (ABSORBED_ENTRIES_MAX,),

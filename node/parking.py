@@ -9,7 +9,7 @@ from coming. They are tried again when the schema has changed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import msgpack
@@ -25,7 +25,7 @@ PARKED_ROWS_MAX = 200_000
 PARKED_BYTES_MAX = 256 * 2**20
 """Their content. A peer must not be able to fill this device's disk with what nobody here can read."""
 
-_RETRY_ROWS = 10_000
+_ROWS_AT_ONCE = 4096
 
 _COLUMNS = "table_name, pk, cid, val, col_version, db_version, site_id, cl, seq"
 
@@ -74,15 +74,28 @@ def _park_one(query: Query, row: Change, reason: str, sender: SiteId, at_ms: int
     return len(inserted)
 
 
-def read_parked(query: Query, after: int) -> list[tuple[int, Change]]:
-    """Return the parked changes with a number above `after`, each with its number, in order."""
-    sql = f"SELECT number, {_COLUMNS} FROM parked WHERE number > ? ORDER BY number"
-    return [(row[0], row[1:]) for row in query(sql, (after,))]
+def count_parked_after(query: Query, number: int) -> tuple[int, int]:
+    """Return how many parked changes have a number above `number`, and the greatest of their numbers (0: none)."""
+    ((count, greatest),) = query("SELECT count(*), coalesce(max(number), 0) FROM parked WHERE number > ?", (number,))
+    return count, greatest
+
+
+def read_parked(query: Query, after: int, upto: int) -> Iterator[tuple[int, Change]]:
+    """Yield the parked changes with numbers above `after` and up to `upto`, in order, with their numbers.
+
+    Some at a time, so that they never are in memory all together.
+    """
+    sql = (
+        f"SELECT number, {_COLUMNS} FROM parked WHERE number > ? AND number <= ? ORDER BY number LIMIT {_ROWS_AT_ONCE}"
+    )
+    while rows := query(sql, (after, upto)):
+        yield from ((row[0], row[1:]) for row in rows)
+        after = rows[-1][0]
 
 
 def read_retries(query: Query, schema_version: int) -> list[tuple[int, Change]]:
     """Return some of the parked changes that were not tried with this state of the schema yet, in order."""
-    sql = f"SELECT number, {_COLUMNS} FROM parked WHERE schema_version <> ? ORDER BY number LIMIT {_RETRY_ROWS}"
+    sql = f"SELECT number, {_COLUMNS} FROM parked WHERE schema_version <> ? ORDER BY number LIMIT {_ROWS_AT_ONCE}"
     return [(row[0], row[1:]) for row in query(sql, (schema_version,))]
 
 

@@ -307,6 +307,7 @@ def test_pieces_of_one_transfer_are_one_entry_of_the_log(make):
 
 def test_the_log_is_bounded_and_a_dropped_entry_costs_duplicates_only(make, monkeypatch):
     monkeypatch.setattr(knowledge_store, "ABSORBED_ENTRIES_MAX", 3)
+    monkeypatch.setattr(knowledge_store, "_PRUNE_VERSIONS", 1)
     one, other = make(), make()
     for number in range(6):
         one.note(f"note {number}")
