@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import msgpack
 
 from sync import limits
-from sync.errors import RemoteProtocolError
+from sync.errors import CloseCode, LocalProtocolError, RemoteProtocolError
 from sync.ports import Change, Value
 
 INTEGER_MAX = 2**63 - 1
@@ -94,19 +94,25 @@ def array(value: Any, what: str, length_min: int, length_max: int) -> list[Any]:
 
 
 def encode_rows(rows: Sequence[Change]) -> bytes:
-    """Return the body for `rows`; empty for no rows."""
+    """Return the body for `rows`; empty for no rows.
+
+    Raises:
+        LocalProtocolError: a name, key or value is longer than peers accept.
+    """
     if not rows:
         return b""
     tables, keys, columns, values, column_versions, versions, sites, lengths, sequences = zip(*rows, strict=True)
     number_by_name = _numbered((*tables, *columns))
     number_by_site = _numbered(sites)
+    packed_values = msgpack.packb(values)
+    _check_lengths(rows, number_by_name, keys, len(packed_values))
     blobs = (
         msgpack.packb(list(number_by_name)),
         msgpack.packb(list(number_by_site)),
         _pack_integers([number_by_name[name] for name in tables]),
         msgpack.packb(keys),
         _pack_integers([number_by_name[name] for name in columns]),
-        msgpack.packb(values),
+        packed_values,
         _pack_integers(column_versions),
         _pack_differences(versions, base=versions[0]),
         _pack_integers([number_by_site[site] for site in sites]),
@@ -114,6 +120,28 @@ def encode_rows(rows: Sequence[Change]) -> bytes:
         _pack_differences(sequences, base=sequences[0] - 1),
     )
     return msgpack.packb(blobs)
+
+
+def _check_lengths(rows: Sequence[Change], names: Iterable[str], keys: Sequence[bytes], values_bytes: int) -> None:
+    for name in names:
+        if len(name.encode()) > limits.NAME_BYTES_MAX:
+            raise _too_long(f"the name {name[:20]}…", limits.NAME_BYTES_MAX)
+    if max(map(len, keys)) > limits.PRIMARY_KEY_BYTES_MAX:
+        table = next(row[0] for row in rows if len(row[1]) > limits.PRIMARY_KEY_BYTES_MAX)
+        raise _too_long(f"a primary key of {table}", limits.PRIMARY_KEY_BYTES_MAX)
+    if values_bytes > limits.VALUE_BYTES_MAX:
+        for table, _, column, value, *_ in rows:
+            octets = value.encode() if isinstance(value, str) else value
+            if isinstance(octets, bytes) and len(octets) > limits.VALUE_BYTES_MAX:
+                raise _too_long(f"a value of {table}.{column}", limits.VALUE_BYTES_MAX)
+
+
+def _too_long(what: str, bytes_max: int) -> LocalProtocolError:
+    return LocalProtocolError(
+        f"{what} is longer than {bytes_max} bytes and cannot be sent",
+        hint="make it shorter; what is larger belongs into a file",
+        close_code=CloseCode.LIMIT,
+    )
 
 
 def _numbered(items: Iterable[Item]) -> dict[Item, int]:

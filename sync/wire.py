@@ -57,7 +57,7 @@ import msgpack
 
 from sync import limits
 from sync.columns import array, decode_rows, encode_rows, unpack
-from sync.errors import CloseCode, LocalProtocolError, RemoteProtocolError, TokenRefused, VersionRefused
+from sync.errors import LocalProtocolError, RemoteProtocolError, TokenRefused, VersionRefused
 from sync.knowledge import Era, Knowledge, Point, SiteId
 from sync.messages import (
     Ack,
@@ -139,7 +139,7 @@ def encode_changes(message: Changes, *, compress: bool) -> tuple[bytes, int]:
     """Return a Changes message in its binary form, and its cost.
 
     Raises:
-        LocalProtocolError: it is longer than peers accept.
+        LocalProtocolError: it is longer than peers accept, or something in it is.
     """
     body = encode_rows(message.rows)
     cost = len(body)
@@ -152,12 +152,9 @@ def encode_changes(message: Changes, *, compress: bool) -> tuple[bytes, int]:
     flags = _WHOLE * message.whole + _LAST * message.last
     data = _pack(2, flags, header, *_pack_point(message.upto), len(message.rows), raw_size, body)
     if max(len(data), cost) > limits.MESSAGE_BYTES_MAX or len(message.rows) > limits.ROWS_MAX:
-        tables = ", ".join(dict.fromkeys(row[0] for row in message.rows))
         raise LocalProtocolError(
-            f"changes of {tables} take {max(len(data), cost)} bytes in {len(message.rows)} rows; one message holds "
-            f"{limits.MESSAGE_BYTES_MAX} bytes in {limits.ROWS_MAX} rows",
-            hint=f"keep values under {limits.VALUE_BYTES_MAX} bytes",
-            close_code=CloseCode.LIMIT,
+            f"a piece of {max(len(data), cost)} bytes in {len(message.rows)} rows was read; a message holds "
+            f"{limits.MESSAGE_BYTES_MAX} bytes in {limits.ROWS_MAX} rows"
         )
     return data, cost
 

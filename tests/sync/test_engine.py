@@ -705,7 +705,7 @@ def test_a_row_that_is_too_large_ends_the_link_for_good(world: World) -> None:
     link, _ = world.connect(one, other)
     world.commit(one, b"k", value=bytes(limits.MESSAGE_BYTES_MAX), table="photos")
     assert refusal(one, link) == CloseCode.LIMIT
-    assert "changes of photos take" in one.told("refused")[0]
+    assert "a value of photos.c is longer than" in one.told("refused")[0]
 
 
 def test_answers_that_come_when_the_link_is_gone_are_harmless(world: World) -> None:

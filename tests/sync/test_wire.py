@@ -438,11 +438,38 @@ def test_a_message_over_its_limit_is_refused_before_it_is_decoded() -> None:
             wire.decode(first + bytes(bytes_max))
 
 
-def test_a_value_that_no_message_can_hold_is_this_sides_error_and_names_the_table() -> None:
-    rows: list[Change] = [("photos", b"k", "c", bytes(limits.MESSAGE_BYTES_MAX), 1, 5, SITE_A, 1, 0)]
-    with pytest.raises(LocalProtocolError, match="photos") as caught:
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        (("photos", b"k", "body", bytes(limits.VALUE_BYTES_MAX + 1), 1, 5, SITE_A, 1, 0), "a value of photos.body is"),
+        (
+            ("texts", b"k", "body", "é" * (limits.VALUE_BYTES_MAX // 2 + 1), 1, 5, SITE_A, 1, 0),
+            "a value of texts.body is",
+        ),
+        (("t", bytes(limits.PRIMARY_KEY_BYTES_MAX + 1), "c", 1, 1, 5, SITE_A, 1, 0), "a primary key of t is"),
+        (("t", b"k", "n" * 256, 1, 1, 5, SITE_A, 1, 0), "the name nnnnnnnnnnnnnnnnnnnn… is"),
+    ],
+    ids=["blob", "text", "key", "name"],
+)
+def test_what_peers_do_not_accept_is_this_sides_error_and_names_the_place(row: Change, sentence: str) -> None:
+    short: Change = ("t", b"k", "c", 1, 1, 5, SITE_A, 1, 0)
+    with pytest.raises(LocalProtocolError, match=sentence) as caught:
+        wire.encode(Changes(None, [short, row], Point(5, ERA), True, False))
+    assert caught.value.close_code == CloseCode.LIMIT and not caught.value.retryable
+    assert caught.value.hint == "make it shorter; what is larger belongs into a file"
+
+
+def test_the_longest_value_passes_together_with_a_full_piece() -> None:
+    rows: list[Change] = [("t", b"k", "c", bytes(limits.ROWS_BYTES_MAX), 1, 5, SITE_A, 1, 0)]
+    rows += [("t", b"k", "d", "x" * limits.VALUE_BYTES_MAX, 1, 5, SITE_A, 1, 1)]
+    message = Changes(None, rows, Point(5, ERA), True, False)
+    assert wire.decode(wire.encode_changes(message, compress=False)[0]) == message
+
+
+def test_a_piece_that_was_read_too_large_is_this_sides_error() -> None:
+    rows: list[Change] = [("t", b"k", "c", bytes(limits.VALUE_BYTES_MAX), 1, 5, SITE_A, 1, 0)] * 2
+    with pytest.raises(LocalProtocolError, match="in 2 rows was read"):
         wire.encode(Changes(None, rows, Point(5, ERA), True, False))
-    assert caught.value.close_code == CloseCode.LIMIT and "keep values under" in caught.value.hint
 
 
 def test_a_sentence_is_cut_to_what_may_be_sent() -> None:
