@@ -74,7 +74,7 @@ class ReadResult:
     Attributes:
         header: the transfer's header, the same object for each of its pieces.
         first: this is the transfer's first piece.
-        rows: changes ordered by (db_version, seq).
+        rows: changes ordered by (db_version, seq); parked rows come after them, under the version of the snapshot.
         upto: all that the transfer has to say up to this point was delivered, when `whole`.
         whole: the piece ends at a version's border (it may be applied); False: the next piece continues the same
             version.

@@ -499,9 +499,10 @@ def test_while_a_new_site_id_is_taken_nobody_is_let_in(world: World) -> None:
     world.connect(laptop, hub)
     link, _ = world.connect(laptop, third)
     assert refusal(laptop, link) == CloseCode.IDENTITY
-    world.call(laptop, lambda engine: engine.local_commit(laptop.store.state(), world.now_ms))
+    before = laptop.store.state()
     world.answer(laptop)
-    assert laptop.engine.state.site == laptop.store.site
+    world.call(laptop, lambda engine: engine.local_commit(before, world.now_ms))
+    assert laptop.engine.state.site == laptop.store.site != before.site, "what was read before says nothing any more"
     world.connect(laptop, third)
     assert len(open_links(laptop)) == 1
 
