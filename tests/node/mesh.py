@@ -1,4 +1,6 @@
-"""Random meshes of real databases: writes, cut transfers, restarts, restored backups, clones; then all must be equal.
+"""Random meshes of real databases; in the end all must be equal.
+
+What happens to them: writes, cut transfers, restarts, upgrades, restored backups, clones.
 
 Run many by hand: `python tests/node/mesh.py FIRST LAST`. A failing seed fails again: everything random comes from it.
 """
@@ -15,6 +17,13 @@ from replicas import NOTES, Replica, check_identity, converge, send
 OTHER = """
 CREATE TABLE items (shelf TEXT NOT NULL, place INTEGER NOT NULL, label TEXT, PRIMARY KEY (shelf, place));
 SELECT crsql_as_crr('main', 'items');
+"""
+NEWER = """
+SELECT crsql_begin_alter('main', 'notes');
+ALTER TABLE notes ADD COLUMN colour TEXT NOT NULL DEFAULT 'white';
+SELECT crsql_commit_alter('main', 'notes');
+CREATE TABLE tags (id BLOB PRIMARY KEY NOT NULL, name TEXT);
+SELECT crsql_as_crr('main', 'tags');
 """
 KEYS = [bytes([number]) * 16 for number in range(8)]
 
@@ -37,14 +46,8 @@ class Mesh:
             replica.close()
 
     def run(self, steps: int) -> None:
-        kinds = (
-            [self.write] * 8
-            + [self.transfer] * 10
-            + [self.restart]
-            + [self.back_up] * 2
-            + [self.restore]
-            + [self.clone]
-        )
+        often = [self.write] * 8 + [self.transfer] * 10
+        kinds = [*often, self.back_up, self.back_up, self.restart, self.restore, self.clone, self.upgrade]
         for _ in range(steps):
             step = self.random.choice(kinds)
             if step(self.random.choice(self.replicas)):
@@ -53,15 +56,22 @@ class Mesh:
     def write(self, replica: Replica) -> bool:
         with replica.database.transaction() as transaction:
             for _ in range(self.random.choice([1, 1, 1, 2, 12])):
-                transaction.execute(*self.statement())
+                transaction.execute(*self.statement(NEWER in replica.app))
         return True
 
-    def statement(self):
+    def statement(self, is_newer):
         key, number = self.random.choice(KEYS), self.random.randrange(1000)
         fresh = self.random.randbytes(16)
         shelf, place = self.random.choice("ab"), self.random.randrange(4)
+        newer = [
+            ("UPDATE notes SET colour = ? WHERE id = ?", (f"colour {number}", key)),
+            ("INSERT INTO tags VALUES (?, ?)", (fresh, f"tag {number}")),
+            ("INSERT OR IGNORE INTO tags VALUES (?, ?)", (key, f"tag {number}")),
+            ("DELETE FROM tags WHERE id = ?", (key,)),
+        ]
         return self.random.choice(
-            [
+            newer * is_newer
+            + [
                 ("INSERT INTO notes (id, title) VALUES (?, ?)", (fresh, f"fresh {number}")),
                 ("INSERT OR IGNORE INTO notes (id, title, stars) VALUES (?, ?, ?)", (key, f"shared {number}", number)),
                 ("UPDATE notes SET title = ? WHERE id = ?", (f"edited {number}", key)),
@@ -114,11 +124,21 @@ class Mesh:
             return False
         path = self.folder / f"clone-{len(self.replicas)}.db"
         copy(replica, path)
-        self.replicas.append(Replica(path, NOTES, OTHER, seed=self.random.getrandbits(64)))
+        self.replicas.append(Replica(path, *replica.app, seed=self.random.getrandbits(64)))
+        return True
+
+    def upgrade(self, replica: Replica) -> bool:
+        if NEWER in replica.app:
+            return False
+        self.fired["parked before the upgrade"] += replica.parked() > 0
+        replica.upgrade(NOTES, OTHER, NEWER)
         return True
 
     def heal(self) -> None:
-        """Let all meet until nothing is sent any more, and demand equal content and equal knowledge of it."""
+        """Upgrade all, let all meet until nothing is sent any more, and demand equal content."""
+        for replica in self.replicas:
+            self.upgrade(replica)
+            replica.storage.retry_parked()
         for replica in self.replicas:
             for other in self.replicas:
                 if replica is not other:
