@@ -40,8 +40,8 @@ class DatabaseBusy(DatabaseError):
 class _Patience:
     """Waits for a lock in short sleeps of random length.
 
-    SQLite's own waiting doubles its sleeps up to 100 ms: of four processes that write all the time the unlucky ones then
-    waited for 600 ms. Short sleeps made that 60 ms, and all together wrote twice as much.
+    SQLite's own waiting doubles its sleeps up to 100 ms: of four processes that write all the time the unlucky ones
+    then waited for 600 ms. Short sleeps made that 60 ms, and all together wrote twice as much.
     """
 
     def __init__(self) -> None:
@@ -204,6 +204,20 @@ def load_crsqlite(connection: apsw.Connection, random_bytes: Callable[[int], byt
     if is_new:
         connection.execute("COMMIT")
     connection.enable_load_extension(False)
+    refuse_misread_keys(connection)
+
+
+def refuse_misread_keys(connection: apsw.Connection) -> None:
+    """Refuse a build of cr-sqlite that reads packed keys with a sign, as it does with the `bytes` crate from 1.7.2 on.
+
+    It would merge the row 200 as the row -56, without a word.
+    """
+    sql = "SELECT cell FROM crsql_unpack_columns WHERE package = crsql_pack_columns(200)"
+    if connection.execute(sql).fetchall() != [(200,)]:
+        raise DatabaseError(
+            f"The cr-sqlite at {extension_path()} was built with a newer version of a library and misreads keys; "
+            f"build it anew with `python -m node.crsqlite build`."
+        )
 
 
 def _create_site_id(connection: apsw.Connection, random_bytes: Callable[[int], bytes]) -> None:

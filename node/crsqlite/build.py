@@ -51,7 +51,8 @@ EDITS = (
     Edit(f"{_CAPI}/Cargo.toml", 'bindgen = "0.68.1"\n', ""),
     Edit("rs/sqlite-rs-embedded/sqlite_nostd/Cargo.toml", 'version = "0.2.17"', 'version = "0.2"'),
     Edit("rs/sqlite-rs-embedded/sqlite_nostd/Cargo.toml", 'num-derive = "0.4.1"', 'num-derive = ">=0.3, <0.5"'),
-    Edit("rs/core/Cargo.toml", 'version = "1.5"', 'version = "1"'),
+    # From 1.7.2 on the crate reads packed integers and lengths with a sign: a key of 200 would come back as -56.
+    Edit("rs/core/Cargo.toml", 'version = "1.5"', 'version = ">=1, <1.7.2"'),
     Edit("rs/core/Cargo.toml", 'version = "0.2.17"', 'version = "0.2"'),
     Edit("rs/core/Cargo.toml", 'num-derive = "0.4.1"', 'num-derive = ">=0.3, <0.5"'),
     Edit("rs/fractindex-core/Cargo.toml", 'rand = "0.8.5"\n', ""),

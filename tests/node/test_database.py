@@ -9,7 +9,7 @@ import apsw
 import pytest
 from replicas import NOTES, Replica, write_migrations
 
-from node.connection import connect, disconnect
+from node.connection import connect, disconnect, refuse_misread_keys
 from node.database import Database, DatabaseError
 from node.migrate import own_migrations, upgrade
 
@@ -59,6 +59,17 @@ def test_a_readonly_connection_refuses_to_write(database):
     with pytest.raises(apsw.ReadOnlyError):
         connection.execute("DELETE FROM node")
     disconnect(connection)
+
+
+def test_an_extension_that_misreads_keys_is_refused():
+    connection = apsw.Connection(":memory:")
+    connection.execute(
+        "CREATE TABLE crsql_unpack_columns (cell, package); INSERT INTO crsql_unpack_columns VALUES (-56, 7)"
+    )
+    connection.create_scalar_function("crsql_pack_columns", lambda _: 7)
+    with pytest.raises(DatabaseError, match="misreads keys; build it anew"):
+        refuse_misread_keys(connection)
+    connection.close()
 
 
 # --- Transactions ----------------------------------------------------------------------------------------------------
