@@ -24,9 +24,10 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from node import ids, migrate
+from node import derived, ids, migrate
 from node.changes import ChangeStorage
 from node.database import Database, Row, Transaction, Value
+from node.doctor import Finding, examine
 from node.errors import IllegalState, InvalidInput, LeasemeshError, NotFound, TooEarly
 from node.ids import RunId
 from node.jsonvalue import Json, check_text
@@ -48,7 +49,7 @@ from node.stores import (
 from node.stores.peers import Peer, PeerStore
 from node.stores.reading import StatusName
 from node.stores.settings import SettingStore
-from node.syncing import Comparison, Syncing, SyncOptions, compare
+from node.syncing import Comparison, Syncing, SyncOptions, compare, sync_lock
 from node.watch import ChangeWatch, Subscription
 from sync.engine import EngineConfig
 from sync.limits import NAME_BYTES_MAX
@@ -292,6 +293,25 @@ class Node:
     def digest(self) -> DatabaseDigest:
         """Compute the digest of all replicated tables; equal on nodes that have converged."""
         return self._storage.digest()
+
+    def doctor(self, *, rebuild: bool = False) -> list[Finding]:
+        """Examine the file; see `node.doctor.examine`.
+
+        Args:
+            rebuild: first make the derived tables anew from the facts.
+        """
+        if rebuild:
+            derived.rebuild(self.database)
+        return examine(self.database)
+
+    def reset_identity(self) -> str:
+        """Give this file a new site id, because it is a copy of another node's file, and return it.
+
+        Raises:
+            SyncRefused: a process syncs this file.
+        """
+        with sync_lock(self.path):
+            return self._storage.reidentify().site.hex()
 
     def _new_run(self) -> RunId:
         return RunId(ids.ordered_id(self.database.clock_ms(), self.database.random_bytes))

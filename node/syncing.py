@@ -6,9 +6,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl as ssl_module
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 
 from filelock import FileLock, Timeout
@@ -71,6 +72,27 @@ class SyncOptions:
     limits: TransportLimits = field(default_factory=TransportLimits)
 
 
+@contextmanager
+def sync_lock(path: Path) -> Iterator[None]:
+    """Hold the right to sync a file, or to change its identity: one process at a time has it.
+
+    Raises:
+        SyncRefused: another one has it.
+    """
+    lock = FileLock(f"{path}.sync-lock", thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise SyncRefused(
+            f"another process syncs {path} already; stop it first, or just use the file: "
+            "what is written there is synced by that process"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class _NoticingStorage:
     """The node's storage; every merge is noticed with the tables that it changed."""
 
@@ -117,7 +139,6 @@ class Syncing:
         self._peer_urls = [parse_address(text) for text in options.peers]
         if options.listen is not None:
             check_binding(options.listen[0], options.token)
-        self._lock = FileLock(f"{database.path}.sync-lock", thread_local=False)
         self._random = Random(int.from_bytes(database.random_bytes(8), "big"))
         self._stack = AsyncExitStack()
         self._diallers: list[Dialler] = []
@@ -141,7 +162,7 @@ class Syncing:
             AddressError: the address cannot be listened on.
         """
         async with AsyncExitStack() as stack:
-            self._take_lock(stack)
+            stack.enter_context(sync_lock(self._database.path))
             state = await asyncio.to_thread(self._storage.state)
             self.loop = SyncLoop(Engine(state, self._config, self._database.random_bytes), self._storage)
             self._make_transports()
@@ -191,16 +212,6 @@ class Syncing:
         ]
 
     # --- Starting and stopping ----------------------------------------------------------------------------------------
-
-    def _take_lock(self, stack: AsyncExitStack) -> None:
-        try:
-            self._lock.acquire(blocking=False)
-        except Timeout as error:
-            raise SyncRefused(
-                f"another process syncs {self._database.path} already; stop it first, or just use the file: "
-                "what is written there is synced by that process"
-            ) from error
-        stack.callback(self._lock.release)
 
     def _make_transports(self) -> None:
         options = self._options

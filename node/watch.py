@@ -19,7 +19,7 @@ from node.connection import DatabaseError
 from node.database import CommitSource, Database
 
 POLL_S = 0.03
-"""How often other processes' commits are looked for: below what people notice, 0.1 % of a processor."""
+"""How often other processes' commits are looked for: below what people notice, for half a percent of a processor."""
 
 RETRY_S = 1.0
 """After an error of the file (a full disk, a lock that somebody holds for very long) it is looked at again this much

@@ -60,10 +60,14 @@ async def listening_to(sync, kind, containing=""):
 
 
 class Proxy:
-    """Forwards TCP connections to a port, and can stop doing so in one direction or cut them."""
+    """Forwards TCP connections to a port, and can stop doing so in one direction or cut them.
 
-    def __init__(self, port):
+    `bytes_max`: it stops by itself after so many bytes from the target.
+    """
+
+    def __init__(self, port, *, bytes_max=2**62):
         self._target = port
+        self._bytes_left = bytes_max
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._writers = []
@@ -82,11 +86,8 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
 
-    def pause(self):
-        """Read nothing more from the target."""
-        self._flowing.clear()
-
     def resume(self):
+        self._bytes_left = 2**62
         self._flowing.set()
 
     def cut(self):
@@ -111,6 +112,10 @@ class Proxy:
                 data = await reader.read(2**16)
                 if not data:
                     break
+                if pausable:
+                    self._bytes_left -= len(data)
+                    if self._bytes_left < 0:
+                        self._flowing.clear()
                 writer.write(data)
                 await writer.drain()
         except OSError:

@@ -159,6 +159,18 @@ class TestReservations:
             node.take_over([reservation.events[0].id])
 
 
+class TestDoctor:
+    def test_finds_a_new_node_healthy_and_rebuilds_what_is_derived(self, tmp_path):
+        with Node.open(tmp_path / "a.db") as node:
+            publish(node, "1", "2")
+            assert all(finding.healthy for finding in node.doctor())
+            with node.transaction() as transaction:
+                transaction.execute("UPDATE event_index SET status = 3")
+            assert not all(finding.healthy for finding in node.doctor())
+            assert all(finding.healthy for finding in node.doctor(rebuild=True))
+            assert message_ids(node) == ["1", "2"]
+
+
 class TestChanges:
     async def test_names_the_tables_that_this_process_changed(self, open_node, within):
         node = open_node("a")
