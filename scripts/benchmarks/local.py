@@ -5,7 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks.measuring import TOPIC, WORKFLOW, Measurement, database, duration, folder, new_events, rate, timed
@@ -26,12 +27,9 @@ def publish(batch: int, quick: bool) -> Iterator[Measurement]:
         store, queue = EventStore(opened), RawQueue(path / "raw.db")
         for number in range(ROUNDS):
             firsts = range(number * per_round, (number + 1) * per_round, batch)
-            raw.append(per_round / timed(lambda firsts=firsts: [queue.publish(first, batch) for first in firsts]))
-            chunks = [new_events(first, batch) for first in firsts]
-            ours.append(
-                per_round
-                / timed(lambda chunks=chunks: [store.publish_many(WORKFLOW, TOPIC, chunk) for chunk in chunks])
-            )
+            raw.append(per_round / timed(partial(_for_each, queue.publish, [(first, batch) for first in firsts])))
+            calls = [(WORKFLOW, TOPIC, new_events(first, batch)) for first in firsts]
+            ours.append(per_round / timed(partial(_for_each, store.publish_many, calls)))
         queue.close()
     yield rate(f"publish_{batch}", "events/s", ours, raw, PUBLISH_NOTE)
 
@@ -44,9 +42,10 @@ def settle(batch: int, quick: bool) -> Iterator[Measurement]:
         queue = RawQueue(path / "raw.db")
         queue.make_pending(ROUNDS * per_round)
         _publish_all(opened, ROUNDS * per_round)
+        batches = per_round // batch
         for _ in range(ROUNDS):
-            raw.append(per_round / timed(lambda: [queue.take_and_settle(batch) for _ in range(per_round // batch)]))
-            ours.append(per_round / timed(lambda: _settle_batches(opened, batch, per_round // batch)))
+            raw.append(per_round / timed(partial(_for_each, queue.take_and_settle, [(batch,)] * batches)))
+            ours.append(per_round / timed(partial(_settle_batches, opened, batch, batches)))
         queue.close()
     yield rate(f"settle_{batch}", "events/s", ours, raw, SETTLE_NOTE)
 
@@ -86,7 +85,12 @@ def peek_scale(quick: bool) -> Iterator[Measurement]:
 
 def _peek_seconds(opened: Database) -> float:
     store = EventStore(opened)
-    return timed(lambda: [store.peek(WORKFLOW, TOPIC, limit=100) for _ in range(20)]) / 20
+    return timed(partial(_for_each, store.peek, [(WORKFLOW, TOPIC)] * 20)) / 20
+
+
+def _for_each(work: Callable[..., object], calls: Sequence[tuple[object, ...]]) -> None:
+    for arguments in calls:
+        work(*arguments)
 
 
 def _publish_all(opened: Database, count: int, chunk: int = 5_000) -> None:

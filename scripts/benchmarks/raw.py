@@ -65,7 +65,7 @@ class RawQueue:
         """Reserve `count` events in one transaction and consume them in another."""
         run = os.urandom(16)
         self._connection.execute("BEGIN IMMEDIATE")
-        rows = self._connection.execute(
+        rows: list[tuple[Any, ...]] = self._connection.execute(
             "SELECT n, id FROM status WHERE status = 0 ORDER BY n LIMIT ?", (count,)
         ).fetchall()
         body = {"state": "held", "events": [identifier.hex() for _, identifier in rows]}

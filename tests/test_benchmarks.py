@@ -1,0 +1,36 @@
+"""The benchmarks run and measure what they say; how fast they are is nobody's business here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+NAMES = (
+    "publish_1 publish_10 publish_100 settle_1 settle_10 settle_100 settle_100_4proc "
+    "catch_up_100k catch_up_memory merge_10k live_p50 live_p99 peek_scale"
+).split()
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'scripts'}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_every_benchmark_gives_one_json_line_with_its_limit_and_ratio() -> None:
+    done = bench("--quick", "--json")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sorted(line["name"] for line in lines) == sorted(NAMES)
+    for line in lines:
+        assert line["value"] > 0 and line["raw"] > 0 and line["ratio"] > 0, line
+
+
+def test_an_unknown_benchmark_is_named_with_those_there_are() -> None:
+    done = bench("--only", "warp_speed")
+    assert done.returncode == 2
+    assert "warp_speed" in done.stderr and "catch_up_100k" in done.stderr
