@@ -2,7 +2,8 @@
 
 import itertools
 import json
-from contextlib import contextmanager
+import shutil
+from contextlib import closing, contextmanager
 from random import Random
 
 import apsw
@@ -45,10 +46,15 @@ class RolledBack(Exception):
 class Device:
     """One database file with all stores, a clock that the test sets, and randomness from a seed."""
 
-    def __init__(self, path, *, seed=0):
+    def __init__(self, path, *, seed=0, template=None):
+        """With a `template`, a migrated file, the device begins as its copy with a site id of its own."""
         self.path = path
         self.now_ms = NOW_MS
         self.random = Random(seed)
+        if template:
+            shutil.copyfile(template, path)
+            with closing(apsw.Connection(str(path))) as connection:
+                connection.execute("UPDATE crsql_site_id SET site_id = ?", (self.random.randbytes(16),))
         self.database = Database.open(path, clock_ms=lambda: self.now_ms, random_bytes=self.random.randbytes)
         upgrade(self.database, [own_migrations()])
         self.topics = TopicStore(self.database)
@@ -119,10 +125,10 @@ class Device:
         return {table: sorted(self.query(f"SELECT * FROM {table}"), key=repr) for table in FACTS}
 
     def dump(self):
-        """Everything that the file holds, replicated or not."""
+        """Everything that the file holds, replicated or not; but for the eras, which say who may write from now on."""
         with self.database.transaction(replicated=False) as transaction:
             tables = transaction.execute(
-                "SELECT name FROM sqlite_schema WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
+                "SELECT name FROM sqlite_schema WHERE type = 'table' AND name <> 'eras' ORDER BY name"
             )
             return {name: sorted(transaction.execute(f'SELECT * FROM "{name}"'), key=repr) for (name,) in tables}
 
