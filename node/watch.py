@@ -1,8 +1,8 @@
 """Notice of changes: what was committed here, by whom, and in which tables.
 
 Three sources: this process's app ("local"), transfers that this process merged ("peer"), and other processes on the
-same file ("process"), which are noticed by asking SQLite for `PRAGMA data_version` every few milliseconds: 3
-microseconds each, without reading a page. Notices coalesce: a subscriber that is slow gets fewer and larger ones, never
+same file ("process"), which are noticed by asking SQLite for `PRAGMA data_version` now and then, which reads no page.
+Notices coalesce: a subscriber that is slow gets fewer and larger ones, never
 an endless queue.
 """
 
@@ -213,9 +213,11 @@ class ChangeWatch:
 
     def _looked_up(self, sources: tuple[ChangeSource, ...], future: asyncio.Future[tuple[int, frozenset[str]]]) -> None:
         self._looking = False
-        if future.cancelled() or self._loop is None:
+        if future.cancelled():
             return
-        error = future.exception()
+        error = future.exception()  # first: an error that nobody looks at would be reported when it is collected
+        if self._loop is None:
+            return
         if error is not None:
             log.warning("cannot look up what has changed: %s", error)
             self._loop.call_later(RETRY_S, functools.partial(self._retry, sources))

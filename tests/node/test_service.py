@@ -1,11 +1,15 @@
 """The node as an app uses it, and real nodes that sync over real websockets on loopback."""
 
 import asyncio
+import contextlib
+import gc
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
+from meshes import LOOPBACK, message_ids, publish
 
 from node import (
     Changed,
@@ -13,46 +17,11 @@ from node import (
     InvalidInput,
     LeaseLost,
     MigrationError,
-    NewEvent,
     Node,
     NotFound,
     TooEarly,
     WorkspaceMismatch,
 )
-
-LOOPBACK = ("127.0.0.1", 0)
-
-
-def publish(node, *message_ids, topic="mail"):
-    node.publish_many("inbox", topic, [NewEvent(message_id, title=f"about {message_id}") for message_id in message_ids])
-
-
-def message_ids(node, topic="mail", status="pending"):
-    return [event.message_id for event in node.peek("inbox", topic, limit=10_000, status=status)]
-
-
-async def converged(*nodes):
-    """Wait until all nodes have equal digests. Woken by changes of the last one; every other check costs nothing."""
-    async with asyncio.timeout(15):
-        subscriptions = [node.changes() for node in nodes]
-        while len({repr(sorted(node.digest().tables.items())) for node in nodes}) > 1:
-            waits = [asyncio.ensure_future(anext(subscription)) for subscription in subscriptions]
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
-                wait.cancel()
-        for subscription in subscriptions:
-            subscription.close()
-
-
-async def told(sync, kind, containing=""):
-    """Wait for a telling of this kind."""
-    observer = sync.loop.observe()
-    async with asyncio.timeout(15):
-        async for tell in observer:
-            if tell.kind == kind and containing in tell.text:
-                sync.loop.unobserve(observer)
-                return tell
-
 
 # --- Without sync -----------------------------------------------------------------------------------------------------
 
@@ -205,6 +174,31 @@ class TestChanges:
         async with within():
             assert [change async for change in changes] == []
 
+    async def test_closing_while_changes_are_looked_up_is_quiet(self, open_node, within, monkeypatch):
+        node = open_node("a")
+        reports, looking, go_on = [], threading.Event(), threading.Event()
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context))
+        look_up = node.database.tables_changed_since
+
+        def wait_and_look_up(version):
+            looking.set()
+            assert go_on.wait(15)
+            return look_up(version)
+
+        monkeypatch.setattr(node.database, "snapshot", contextlib.nullcontext)
+        monkeypatch.setattr(node.database, "tables_changed_since", wait_and_look_up)
+        async with within():
+            node.changes()
+            publish(node, "1")
+            await asyncio.to_thread(looking.wait)
+            monkeypatch.undo()
+            node.close()
+            go_on.set()
+            await asyncio.get_running_loop().shutdown_default_executor()
+            await asyncio.sleep(0)
+        gc.collect()
+        assert reports == []
+
     def test_one_event_loop_after_the_other_may_watch(self, tmp_path):
         with Node.open(tmp_path / "a.db") as node:
 
@@ -235,10 +229,10 @@ class TestTwoNodes:
             changes = laptop.changes()
             publish(hub, "1", "2")
             await hub.caught_up("laptop")
-            assert message_ids(laptop) == ["before", "1", "2"]
+            assert message_ids(laptop) == ["1", "2", "before"]
             publish(laptop, "3")
             await laptop.caught_up("hub")
-            assert message_ids(hub) == ["before", "1", "2", "3"]
+            assert message_ids(hub) == ["1", "2", "3", "before"]
             assert (await anext(changes)).source == "peer"
             assert hub.digest().tables == laptop.digest().tables
 
