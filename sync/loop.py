@@ -42,6 +42,7 @@ from sync.effects import (
 )
 from sync.engine import Engine, PeerStatus, Purpose
 from sync.errors import CloseCode, LocalProtocolError, is_retryable
+from sync.knowledge import Era, SiteId
 from sync.ports import ChangeReader, LocalState, ReadResult, Storage
 from sync.workers import Worker
 
@@ -55,6 +56,10 @@ PROGRESS_KINDS = frozenset({"sending", "receiving"})
 
 REFUSALS_MAX = 256
 """Different refusals remembered, in order not to say each of them every few seconds."""
+
+HEARD_WRITTEN_EVERY_S = 1.0
+"""Presence comes from every peer every few seconds; writing it down together costs one small transaction a second.
+Take-over waits for a minute of silence, so a second that is lost in a crash does not matter."""
 
 STATE_RETRY_S = 1.0
 """When the local state cannot be read (a disk error, a file locked for very long), it is tried again this much
@@ -226,6 +231,8 @@ class SyncLoop:
         self.peers_changed = asyncio.Event()
         self._refusals: set[str] = set()  # told since the last link was established
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        self._heard: dict[SiteId, tuple[Era, int]] = {}  # not written down yet
+        self._heard_timer: asyncio.TimerHandle | None = None
         self._commit_noticed = False
         self._stopping = False
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -262,6 +269,7 @@ class SyncLoop:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
+        self._record_heard()
         for worker in (self._storage_worker, *self._readers):
             await worker.stop()
         for observer in self._observers:
@@ -568,10 +576,20 @@ class SyncLoop:
         self._input(self._engine.timer_fired, key)
 
     def _hear(self, effect: Hear) -> None:
-        self._storage_worker.submit(
-            functools.partial(self._storage.record_heard, effect.heard),
-            failed=lambda error: log.warning("cannot record which nodes were heard of: %s", error),
-        )
+        self._heard.update(effect.heard)
+        if self._heard_timer is None:
+            self._heard_timer = self._loop.call_later(HEARD_WRITTEN_EVERY_S, self._record_heard)
+
+    def _record_heard(self) -> None:
+        if self._heard_timer is not None:
+            self._heard_timer.cancel()
+            self._heard_timer = None
+        if self._heard:
+            heard, self._heard = self._heard, {}
+            self._storage_worker.submit(
+                functools.partial(self._storage.record_heard, heard),
+                failed=lambda error: log.warning("cannot record which nodes were heard of: %s", error),
+            )
 
 
 def _drop(_: bytes) -> None:

@@ -11,10 +11,10 @@ import pytest
 import sync.loop
 from node import NewEvent
 from node.changes import ChangeStorage
-from sync.effects import LinkId, Tell
+from sync.effects import Hear, LinkId, Reidentify, SetTimer, Tell
 from sync.engine import Engine, EngineConfig
 from sync.errors import LocalProtocolError, StorageLimit
-from sync.knowledge import Era
+from sync.knowledge import Era, SiteId
 from sync.loop import OBSERVER_QUEUE_MAX, LinkEnd, Observer, SyncLoop, TransportEnd
 from sync.workers import Worker
 
@@ -250,7 +250,7 @@ class TestStorageFaults:
     async def test_an_identity_that_cannot_be_changed_ends_the_loop(self, device, within):
         a = device("a")
         a.storage.break_("reidentify", OSError("read-only"))
-        a.loop._reidentify(sync.effects.Reidentify("it is a copy"))
+        a.loop._reidentify(Reidentify("it is a copy"))
         async with within():
             with pytest.raises(OSError, match="read-only"):
                 await a.loop.wait()
@@ -267,6 +267,15 @@ class TestStorageFaults:
             a.publish("1")
             await b.loop.until(lambda: b.has(1))
         assert a.storage.calls.count("state") - before < 100
+
+    async def test_nodes_heard_of_are_written_down_together_and_at_the_end(self, device, within):
+        a = device("a")
+        for number in range(100):
+            a.loop._hear(Hear({SiteId(bytes([number % 10]) * 16): (Era(b"incarnat"), number)}))
+        async with within():
+            await a.stop()
+        assert a.storage.calls.count("record_heard") == 1
+        assert len(a.node.query("SELECT 1 FROM heard")) == 10
 
     async def test_commits_may_be_noticed_from_any_thread(self, device, within):
         a, b = device("a"), device("b")
@@ -341,7 +350,7 @@ class TestWaiting:
         a.engine.timer_fired = lambda key, now_ms: fired.append(key)
         now_ms = int(time.monotonic() * 1000)
         for delay_ms in (0, 5, 10):
-            a.loop._set_timer(sync.effects.SetTimer(("test", 1), now_ms + delay_ms))
+            a.loop._set_timer(SetTimer(("test", 1), now_ms + delay_ms))
         async with within():
             await a.loop.until(lambda: bool(fired))
         assert fired == [("test", 1)] and time.monotonic() * 1000 >= now_ms + 10
