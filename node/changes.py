@@ -19,9 +19,9 @@ a connection of their own and do not wait.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import chain
 from operator import itemgetter
 from typing import Final
 
@@ -79,6 +79,7 @@ _SELECT_BYTES = (
 _INSERT = f"INSERT INTO crsql_changes ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 _VERSION: Final = 5  # The index of db_version in a change.
+_CAUSAL_LENGTH: Final = 7
 _ROW_BYTES = 40  # What a change takes besides its key and value, about.
 
 _STAGED_ROWS_AT_ONCE = 4096
@@ -120,9 +121,11 @@ class ChangeReader:
         self._state: LocalState | None = None
         # The numbers of the parked rows to be sent: above the first, up to the second.
         self._parked_span = (0, 0)
-        # Changes still to come, each with whether a piece may end before it; those taken too many go in front again.
-        self._stream: Iterator[tuple[Change, bool]] = iter(())
-        self._carried: deque[tuple[Change, bool]] = deque()
+        self._cursor: apsw.Cursor | None = None
+        # What is still to come: rows that were taken too many, all of one version; changes; parked rows.
+        self._carried: list[Change] = []
+        self._changes: Iterator[Change] = iter(())
+        self._parked: Iterator[Change] = iter(())
 
     def begin(self, request: ReadRequest, rows_bytes_max: int) -> ReadResult:
         """Drop an unfinished transfer, take a snapshot and return the first piece (about `rows_bytes_max` at most)."""
@@ -141,9 +144,13 @@ class ChangeReader:
 
     def end(self) -> None:
         """Release the snapshot of an unfinished transfer. No effect otherwise."""
-        self._stream = iter(())
-        self._carried.clear()
+        self._carried = []
+        self._changes = self._parked = iter(())
         self._header = None
+        # By hand, because the traceback of an error may still hold it; cr-sqlite would crash on closing the connection.
+        if self._cursor is not None:
+            self._cursor.close(True)
+            self._cursor = None
         if self._connection.in_transaction:
             self._connection.execute("COMMIT")
 
@@ -165,6 +172,13 @@ class ChangeReader:
 
     def _connect(self) -> apsw.Connection:
         return connect(self._path, readonly=True, crsqlite=True)
+
+    def _select(self, sql: str, span: tuple[int, int]) -> apsw.Cursor:
+        """Begin to read changes: the versions above the first and up to the second. One cursor is open at a time."""
+        if self._cursor is not None:
+            self._cursor.close(True)
+        self._cursor = self._connection.execute(sql, span)
+        return self._cursor
 
     def _query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[object, ...]]:
         return self._connection.execute(sql, parameters).fetchall()
@@ -205,21 +219,17 @@ class ChangeReader:
             knowledge = Knowledge({state.site: state.lineage.point(0)})
         rows_estimate = self._estimate(ranges) + parked
         self._header = TransferHeader(state.lineage.point(state.version), knowledge, rows_estimate)
-        self._stream = self._changes(ranges, state.version)
+        self._changes = chain.from_iterable(self._select(_SELECT, span) for span in ranges)
+        self._parked = self._parked_changes(state.version)
 
-    def _changes(self, ranges: Iterable[tuple[int, int]], version: int) -> Iterator[tuple[Change, bool]]:
-        """Yield what the transfer consists of: the changes of all ranges, then what is parked.
+    def _parked_changes(self, version: int) -> Iterator[Change]:
+        """Yield the parked rows under the version of the snapshot.
 
-        Parked rows are given the version of the snapshot. Their own is a number of the node that once sent them, and
-        the receiver needs no more than an order in which none comes too early.
+        Their own is a number of the node that once sent them, and the receiver needs no more than an order in which
+        none comes too early.
         """
-        before = 0
-        for start, end in ranges:
-            for row in self._connection.execute(_SELECT, (start, end)):
-                yield row, row[_VERSION] != before
-                before = row[_VERSION]
         for _, (table, pk, cid, value, col_version, _, site, cl, seq) in read_parked(self._query, *self._parked_span):
-            yield (table, pk, cid, value, col_version, version, site, cl, seq), True
+            yield (table, pk, cid, value, col_version, version, site, cl, seq)
 
     def _read(self, rows_bytes_max: int, *, first: bool) -> ReadResult:
         header, state = self._header, self._state
@@ -239,22 +249,23 @@ class ChangeReader:
 
     def _next_piece(self, rows_bytes_max: int) -> tuple[list[Change], bool]:
         """Take rows up to the size; end at a border if there was one since the piece began."""
-        rows: list[Change] = []
-        size = border = 0
-        for row, is_border in iter(self._next_change, None):
-            if is_border:
-                border = len(rows)
-            if rows and (size >= rows_bytes_max or len(rows) >= limits.ROWS_MAX):
-                self._carried.appendleft((row, is_border))
-                if border:
-                    self._carried.extendleft((row, False) for row in reversed(rows[border:]))
-                return (rows[:border], True) if border else (rows, False)
-            rows.append(row)
-            size += _size(row)
+        rows, self._carried = self._carried, []
+        size = sum(map(_size, rows))
+        version = rows[-1][_VERSION] if rows else 0
+        border = 0
+        for stream, is_parked in ((self._changes, False), (self._parked, True)):
+            for row in stream:
+                if row[_VERSION] != version or is_parked:
+                    border = len(rows)
+                    version = row[_VERSION]
+                if rows and (size >= rows_bytes_max or len(rows) >= limits.ROWS_MAX):
+                    self._carried = [*rows[border:], row] if border else [row]
+                    return (rows[:border], True) if border else (rows, False)
+                rows.append(row)
+                value = row[3]
+                # Inlined `_size`: a call for each row would cost a tenth of reading it.
+                size += _ROW_BYTES + len(row[1]) + (len(value) if isinstance(value, (str, bytes)) else 0)
         return rows, True
-
-    def _next_change(self) -> tuple[Change, bool] | None:
-        return self._carried.popleft() if self._carried else next(self._stream, None)
 
     @contextmanager
     def _broken_text_named(self, version: int) -> Iterator[None]:
@@ -267,7 +278,7 @@ class ChangeReader:
             ) from error
 
     def _broken_texts(self, version: int) -> Iterator[str]:
-        for table, pk, cid, value in self._connection.execute(_SELECT_BYTES, (0, version)):
+        for table, pk, cid, value in self._select(_SELECT_BYTES, (0, version)):
             try:
                 value.decode()
             except UnicodeDecodeError:
@@ -289,7 +300,7 @@ class ChangeReader:
     def _table_digests(self, version: int) -> dict[str, TableDigest]:
         cells = dict.fromkeys(replicated_tables(self._query), 0)
         sums = dict.fromkeys(cells, 0)
-        for table, pk, cid, value, col_version, _, _, cl, _ in self._connection.execute(_SELECT, (0, version)):
+        for table, pk, cid, value, col_version, _, _, cl, _ in self._select(_SELECT, (0, version)):
             content = msgpack.packb((table, pk, cid, 0.0 if value == 0.0 else value, col_version, cl))
             cells[table] += 1
             sums[table] += int.from_bytes(hashlib.blake2b(content, digest_size=limits.DIGEST_BYTES).digest())
@@ -402,7 +413,9 @@ class ChangeStorage:
             before = self._states.version(query)
             self._refresh_schema(transaction)
             rows = parked = 0
+            revives = False
             for chunk in self._chunks(transaction, incoming):
+                revives = revives or any(row[_CAUSAL_LENGTH] > 1 for row in chunk)
                 failed = self._insert_known(transaction, chunk, careful)
                 rows += len(chunk)
                 parked += park(
@@ -413,11 +426,11 @@ class ChangeStorage:
                     schema_version=self._schema_version,
                 )
             after = self._states.version(query)
-            if after > before:
+            tables = self._states.tables_changed_since(query, before)
+            if after > before and not (revives and _made_changes(query, tables, before)):
                 append_absorbed(query, Absorbed(before + 1, after, incoming.header.knowledge))
             self._advance(query, incoming)
             state = self._states.read(query)
-            tables = self._states.tables_changed_since(query, before)
         self._staged.pop(incoming.site, None)
         return Applied(state, rows, parked, tables)
 
@@ -507,6 +520,16 @@ def _insert_carefully(transaction: Transaction, rows: list[Change], indices: Seq
     middle = len(indices) // 2
     first = _insert_carefully(transaction, rows, indices[:middle])
     return first + _insert_carefully(transaction, rows, indices[middle:])
+
+
+def _made_changes(query: Query, tables: Iterable[str], version: int) -> bool:
+    """Tell whether the merge since `version` made changes of its own, which the sender knows nothing of.
+
+    When a row that is alive here comes back from a deletion that passed this node by, cr-sqlite sets all its cells to
+    col_version 0, also those of columns that the reviving node, with an older schema, did not have and does not send.
+    """
+    sql = 'SELECT 1 FROM "{}__crsql_clock" WHERE db_version > ? AND col_version = 0 LIMIT 1'
+    return any(query(sql.format(table), (version,)) for table in sorted(tables))
 
 
 def _refuse_malformed(incoming: Incoming, own_version: int) -> None:

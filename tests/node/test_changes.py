@@ -317,6 +317,23 @@ def test_the_log_is_bounded_and_a_dropped_entry_costs_duplicates_only(make, monk
     assert one.tables() == other.tables()
 
 
+def test_what_a_merge_changes_by_itself_is_passed_on(make):
+    """A node with an older schema deletes a row and writes it again, without the column that it does not know."""
+    colour, plain, late = make(NOTES, COLOUR), make(NOTES), make(NOTES, COLOUR)
+    note = colour.note("a")
+    colour.write("UPDATE notes SET colour = 'red'")
+    exchange(colour, plain)
+    plain.write("DELETE FROM notes")
+    exchange(plain, late)
+    plain.note("a", note)
+    for replica in (late, colour):
+        exchange(plain, replica)
+    converge(colour, late)
+    assert colour.tables() == late.tables()
+    shown = [replica.database.query("SELECT title, colour FROM notes") for replica in (colour, late)]
+    assert shown[0] == shown[1]
+
+
 # --- Schema ----------------------------------------------------------------------------------------------------------
 
 
