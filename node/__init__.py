@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from node.stores.peers import Peer
     from node.syncing import Comparison, Syncing, SyncRefused
     from node.watch import Changed
-    from sync.websocket import AddressError
+    from sync.address import AddressError
 
 _MODULE_BY_NAME = {
-    "AddressError": "sync.websocket",
+    "AddressError": "sync.address",
     "Ambiguous": "node.errors",
     "Changed": "node.watch",
     "Comparison": "node.syncing",

@@ -20,6 +20,7 @@ from node.errors import LeasemeshError
 from node.ids import NodeId
 from node.stores.peers import Direction, Peer, PeerStore
 from node.watch import ChangeWatch
+from sync.address import check_binding, parse_address
 from sync.effects import LinkId, Tell
 from sync.engine import Engine, EngineConfig, PeerStatus
 from sync.loop import Observer, SyncLoop
@@ -30,9 +31,7 @@ from sync.websocket import (
     Listener,
     TransportLimits,
     carry_dialled,
-    check_binding,
     dial,
-    parse_address,
 )
 
 PEERS_WRITTEN_EVERY_S = 1.0

@@ -22,7 +22,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from sync.effects import (
     Apply,
@@ -44,6 +44,7 @@ from sync.engine import Engine, PeerStatus, Purpose
 from sync.errors import CloseCode, LocalProtocolError, is_retryable
 from sync.knowledge import Era, SiteId
 from sync.ports import ChangeReader, LocalState, ReadResult, Storage
+from sync.transport import Transport, TransportEnd
 from sync.workers import Worker
 
 READER_THREADS_MAX = 4
@@ -80,38 +81,6 @@ LOG_LEVELS = {
 }
 
 log = logging.getLogger("leasemesh.sync")
-
-
-class Transport(Protocol):
-    """One open connection, as the loop uses it."""
-
-    remote: str
-    """Who is at the other end, for people."""
-
-    is_local: bool
-    """Both ends are on one machine, so that bytes cost less than compressing them."""
-
-    def send(self, data: bytes) -> None:
-        """Send one message, after those before it. Never waits, never raises."""
-
-    def close(self, code: int, reason: str) -> None:
-        """Begin to close; messages that still arrive are dropped. The first call wins."""
-
-    async def pump(self, received: Callable[[bytes], None]) -> TransportEnd:
-        """Hand over each message until the connection has ended; return how it ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class TransportEnd:
-    """How a connection ended.
-
-    Attributes:
-        code: the websocket close code that the peer or the transport gave; None when the connection just broke off.
-        reason: one sentence.
-    """
-
-    code: int | None
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Links over websockets: addresses, a listener, a dialler that comes back, and the pump between a connection and the
+"""Links over websockets: a listener, a dialler that comes back, and the pump between a connection and the
 sync loop.
 
 One leasemesh message is one binary websocket message. The library's own pings and compression are off: liveness is the
@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import http
-import ipaddress
 import logging
 import ssl as ssl_module
 from collections.abc import Callable
@@ -29,15 +28,17 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
+from sync.address import AddressError as AddressError
+from sync.address import is_loopback
 from sync.backoff import Backoff
 from sync.effects import LinkId, Tell
 from sync.engine import Purpose
 from sync.errors import CloseCode
 from sync.limits import MESSAGE_BYTES_MAX
-from sync.loop import LinkEnd, SyncLoop, TransportEnd
+from sync.loop import LinkEnd, SyncLoop
+from sync.transport import TransportEnd
 
 SUBPROTOCOL = Subprotocol("leasemesh.1")
-LOOPBACK_HOSTS = frozenset({"localhost", "ip6-localhost"})
 
 STABLE_S = 10.0
 """A link that stayed for so long was a success: the next failure starts with short waits again. One that breaks at
@@ -66,66 +67,6 @@ class TransportLimits:
     open_timeout_s: float = 10.0
     close_timeout_s: float = 2.0
     write_buffer_bytes_max: int = 64 * 1024 * 1024
-
-
-# --- Addresses --------------------------------------------------------------------------------------------------------
-
-
-class AddressError(ValueError):
-    """An address that cannot be dialled or listened on; the message says which and why."""
-
-
-def parse_address(text: str) -> str:
-    """Return the websocket URL for what a person wrote: ws://…, wss://… or host:port.
-
-    Raises:
-        AddressError: it is none of these.
-    """
-    url = text if "://" in text else f"ws://{text}"
-    problem = _problem_with(url, explicit_port="://" not in text)
-    if problem:
-        raise AddressError(f"cannot dial {text!r}: {problem}; write host:port, ws://host:port or wss://host:port")
-    return url
-
-
-def _problem_with(url: str, *, explicit_port: bool) -> str | None:
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        return str(error).lower()
-    if parts.scheme not in ("ws", "wss"):
-        return f"the scheme {parts.scheme}:// is not a websocket"
-    if not parts.hostname or any(character.isspace() for character in url):
-        return "it names no host"
-    if parts.username is not None or parts.password is not None:
-        return "an address holds no user name or password"
-    if parts.fragment:
-        return "an address has no part after #"
-    if port == 0 or (explicit_port and port is None):
-        return "it names no port"
-    return None
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() in LOOPBACK_HOSTS
-
-
-def check_binding(host: str, token: str | None) -> None:
-    """Refuse to offer a workspace to the network without a secret.
-
-    Raises:
-        AddressError: `host` can be reached from outside and there is no token.
-    """
-    if not token and not is_loopback(host):
-        raise AddressError(
-            f"refusing to listen on {host or 'all addresses'} without a token: whoever reaches it could read and write "
-            "the workspace; give a token, or listen on 127.0.0.1"
-        )
 
 
 # --- One connection ---------------------------------------------------------------------------------------------------

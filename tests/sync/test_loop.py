@@ -15,7 +15,8 @@ from sync.effects import Hear, LinkId, Reidentify, SetTimer, Tell
 from sync.engine import Engine, EngineConfig
 from sync.errors import LocalProtocolError, StorageLimit
 from sync.knowledge import Era, SiteId
-from sync.loop import OBSERVER_QUEUE_MAX, LinkEnd, Observer, SyncLoop, TransportEnd
+from sync.loop import OBSERVER_QUEUE_MAX, LinkEnd, Observer, SyncLoop
+from sync.transport import TransportEnd
 from sync.workers import Worker
 
 

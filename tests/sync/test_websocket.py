@@ -13,19 +13,16 @@ from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 
 from node import NewEvent
+from sync.address import AddressError, check_binding, is_loopback, parse_address
 from sync.limits import MESSAGE_BYTES_MAX
-from sync.loop import TransportEnd
+from sync.transport import TransportEnd
 from sync.websocket import (
     SUBPROTOCOL,
-    AddressError,
     DialFailed,
     Listener,
     TransportLimits,
     WebSocketTransport,
-    check_binding,
     dial,
-    is_loopback,
-    parse_address,
 )
 
 LOOPBACK = ("127.0.0.1", 0)
