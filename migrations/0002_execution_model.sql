@@ -26,7 +26,7 @@ CREATE TABLE topics (
     body TEXT NOT NULL DEFAULT '{}' CHECK (body = '{}' OR typeof(body) = 'text' AND (
         json_valid(body)
         AND json_type(body, '$.workflow') = 'text' AND json_type(body, '$.name') = 'text'
-        AND typeof(body ->> '$.created_at') = 'integer' AND body ->> '$.created_at' BETWEEN 0 AND 9007199254740991
+        AND json_type(body, '$.created_at') = 'integer' AND body ->> '$.created_at' BETWEEN 0 AND 9007199254740991
     ) IS TRUE),
     workflow TEXT AS (body ->> '$.workflow') VIRTUAL,
     name TEXT AS (body ->> '$.name') VIRTUAL,
@@ -42,7 +42,7 @@ CREATE TABLE publications (
         json_valid(body)
         AND json_type(body, '$.workflow') = 'text' AND json_type(body, '$.topic') = 'text'
         AND length(unhex(body ->> '$.topic_id')) = 16
-        AND typeof(body ->> '$.at') = 'integer' AND body ->> '$.at' BETWEEN 0 AND 4611686018427387904
+        AND json_type(body, '$.at') = 'integer' AND body ->> '$.at' BETWEEN 0 AND 4611686018427387904
         AND json_type(body, '$.ids') = 'array' AND json_type(body, '$.events') = 'array'
     ) IS TRUE)
 );
@@ -57,7 +57,7 @@ CREATE TABLE reservations (
         AND json_type(body, '$.workflow') = 'text' AND json_type(body, '$.handler') = 'text'
         AND json_type(body, '$.incarnation') = 'text'
         AND length(unhex(body ->> '$.node')) = 16
-        AND typeof(body ->> '$.at') = 'integer' AND body ->> '$.at' BETWEEN 0 AND 4611686018427387904
+        AND json_type(body, '$.at') = 'integer' AND body ->> '$.at' BETWEEN 0 AND 4611686018427387904
         AND json_type(body, '$.events') = 'array'
     ) IS TRUE),
     state TEXT NOT NULL DEFAULT 'held' CHECK (typeof(state) = 'text')
@@ -75,8 +75,9 @@ CREATE TABLE handler_runs (
         AND length(unhex(body ->> '$.node')) = 16
         AND coalesce(json_type(body, '$.session'), 'null') IN ('null', 'text')
         AND (body ->> '$.retry_of' IS NULL OR length(unhex(body ->> '$.retry_of')) = 16)
-        AND typeof(body ->> '$.started_at') = 'integer' AND body ->> '$.started_at' BETWEEN 0 AND 9007199254740991
-        AND typeof(body ->> '$.ended_at') IN ('null', 'integer') AND json_type(body, '$.details') = 'object'
+        AND json_type(body, '$.started_at') = 'integer' AND body ->> '$.started_at' BETWEEN 0 AND 9007199254740991
+        AND coalesce(json_type(body, '$.ended_at'), 'null') IN ('null', 'integer')
+        AND coalesce(body ->> '$.ended_at', 0) BETWEEN 0 AND 9007199254740991 AND json_type(body, '$.details') = 'object'
     ) IS TRUE),
     workflow TEXT AS (body ->> '$.workflow') VIRTUAL,
     handler TEXT AS (body ->> '$.handler') VIRTUAL,
@@ -99,9 +100,11 @@ CREATE TABLE mutations (
         json_valid(body)
         AND json_type(body, '$.tool') = 'text' AND json_type(body, '$.status') = 'text'
         AND length(unhex(body ->> '$.node')) = 16 AND length(unhex(body ->> '$.work')) = 16
-        AND typeof(body ->> '$.reconcile_attempts') = 'integer'
-        AND typeof(body ->> '$.next_reconcile_at') IN ('null', 'integer')
-        AND typeof(body ->> '$.created_at') = 'integer' AND typeof(body ->> '$.updated_at') = 'integer'
+        AND json_type(body, '$.reconcile_attempts') = 'integer' AND body ->> '$.reconcile_attempts' BETWEEN 0 AND 9007199254740991
+        AND json_type(body, '$.next_reconcile_at') IN ('null', 'integer')
+        AND coalesce(body ->> '$.next_reconcile_at', 0) BETWEEN 0 AND 9007199254740991
+        AND json_type(body, '$.created_at') = 'integer' AND body ->> '$.created_at' BETWEEN 0 AND 9007199254740991
+        AND json_type(body, '$.updated_at') = 'integer' AND body ->> '$.updated_at' BETWEEN 0 AND 9007199254740991
     ) IS TRUE),
     work BLOB AS (unhex(body ->> '$.work')) VIRTUAL,
     status TEXT AS (body ->> '$.status') VIRTUAL,
@@ -118,7 +121,7 @@ CREATE TABLE verdicts (
         json_valid(body)
         AND json_type(body, '$.verdict') = 'text' AND json_type(body, '$.by') = 'text'
         AND length(unhex(body ->> '$.work')) = 16 AND length(unhex(body ->> '$.node')) = 16
-        AND typeof(body ->> '$.at') = 'integer' AND body ->> '$.at' BETWEEN 0 AND 9007199254740991
+        AND json_type(body, '$.at') = 'integer' AND body ->> '$.at' BETWEEN 0 AND 9007199254740991
     ) IS TRUE),
     work BLOB AS (unhex(body ->> '$.work')) VIRTUAL
 );
@@ -133,8 +136,8 @@ CREATE TABLE handler_state (
         AND json_type(body, '$.workflow') = 'text' AND json_type(body, '$.handler') = 'text'
         AND json_type(body, '$.run') = 'text'
         AND length(unhex(body ->> '$.handler_id')) = 16 AND length(unhex(body ->> '$.node')) = 16
-        AND typeof(body ->> '$.version') = 'integer' AND body ->> '$.version' BETWEEN 1 AND 9007199254740991
-        AND typeof(body ->> '$.at') = 'integer' AND body ->> '$.at' BETWEEN 0 AND 9007199254740991
+        AND json_type(body, '$.version') = 'integer' AND body ->> '$.version' BETWEEN 1 AND 9007199254740991
+        AND json_type(body, '$.at') = 'integer' AND body ->> '$.at' BETWEEN 0 AND 9007199254740991
     ) IS TRUE),
     handler_id BLOB AS (unhex(body ->> '$.handler_id')) VIRTUAL,
     workflow TEXT AS (body ->> '$.workflow') VIRTUAL

@@ -68,6 +68,7 @@ class Transaction:
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK TO part")
+            _unmark(connection)
             raise
         finally:
             if connection.in_transaction:
@@ -221,11 +222,16 @@ class Database:
         Inside a transaction of this thread it sees what the transaction has written so far, otherwise what is
         committed.
         """
-        if self._owner == threading.get_ident():
-            return self._writer.execute(sql, parameters).fetchall()
-        with self._reading:
-            self._check_open()
-            return self._reader.execute(sql, parameters).fetchall()
+        try:
+            if self._owner == threading.get_ident():
+                return self._writer.execute(sql, parameters).fetchall()
+            with self._reading:
+                self._check_open()
+                return self._reader.execute(sql, parameters).fetchall()
+        except apsw.ReadOnlyError as error:
+            raise DatabaseError("A query only reads; write inside `with database.transaction()`.") from error
+        except apsw.Error as error:
+            raise (explain(error, self.path) or error) from error
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -293,6 +299,7 @@ class Database:
     def _whole(self, replicated: bool) -> Iterator[Transaction]:
         connection = self._writer
         transaction = Transaction(connection)
+        committed = False
         try:
             connection.execute("BEGIN IMMEDIATE")
             self._owner = threading.get_ident()
@@ -302,6 +309,7 @@ class Database:
             if not connection.in_transaction:
                 raise DatabaseError("SQLite has rolled the transaction back after an error; nothing of it was kept.")
             connection.execute("COMMIT")
+            committed = True
         except apsw.Error as error:
             raise (explain(error, self.path) or error) from error
         finally:
@@ -309,6 +317,8 @@ class Database:
             self._owner = None
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
+            if not committed:
+                _unmark(connection)
 
     def _begin_era(self) -> None:
         """Record that from the next version on this process writes, unless it is so already.
@@ -340,6 +350,15 @@ class Database:
     def _forbid_inside(self, action: str) -> None:
         if threading.get_ident() in (self._owner, self._snapshot_owner):
             raise DatabaseError(f"Cannot {action} {self.path} inside a transaction; end the transaction first.")
+
+
+def _unmark(connection: apsw.Connection) -> None:
+    """Tell cr-sqlite that no row is being merged.
+
+    It marks its connection while it merges one, and leaves the mark when the row fails (a constraint, a full disk).
+    Whatever is written under the mark is taken for merged and replicates to nobody.
+    """
+    connection.execute("SELECT crsql_internal_sync_bit(0)").fetchall()
 
 
 __all__ = [
