@@ -132,8 +132,19 @@ def test_queries_outside_see_only_what_is_committed_and_do_not_wait(database):
 
 
 def test_a_query_cannot_write(database):
-    with pytest.raises(apsw.ReadOnlyError):
+    with pytest.raises(DatabaseError, match="only reads; write inside"):
         database.query("DELETE FROM node")
+
+
+def test_a_damaged_file_is_named(replica):
+    for _ in range(50):
+        replica.note("x" * 500)
+    replica.close()
+    with replica.path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (replica.path.stat().st_size - 4096))
+    with pytest.raises(DatabaseError, match=r"node\.db is damaged; restore it from a backup"):
+        open_database(replica.path)
 
 
 def test_a_snapshot_shows_one_moment(database):

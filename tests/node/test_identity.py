@@ -2,7 +2,7 @@ import shutil
 from contextlib import closing
 
 import pytest
-from mesh import copy, run_mesh
+from database_mesh import copy, run_mesh
 from replicas import Replica, check_identity, converge, exchange, send
 
 from node.database import DatabaseError
