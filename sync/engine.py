@@ -146,6 +146,12 @@ class Engine:
         except SyncError as error:
             self._end(entry, error, now_ms)
 
+    def heard(self, link: LinkId, now_ms: int) -> None:
+        """A part of a message has arrived: the link is alive, however long the whole takes."""
+        entry = self._links.get(link)
+        if entry is not None:
+            entry.session.heard_at_ms = now_ms
+
     def disconnected(self, link: LinkId, now_ms: int, reason: str = CONNECTION_ENDED) -> None:
         """The link is gone, by whomever. Also expected after a Close effect (and harmless then).
 

@@ -542,7 +542,15 @@ class SyncLoop:
 
     def _timer_fired(self, key: tuple[str, int]) -> None:
         del self._timers[key]
+        if key[0] == "presence":
+            self._note_signs_of_life()
         self._input(self._engine.timer_fired, key)
+
+    def _note_signs_of_life(self) -> None:
+        """Before the engine ends what is silent: a large value on a slow link may arrive for minutes."""
+        for link in self._links.values():
+            if link.transport.has_received():
+                self._engine.heard(link.id, now_ms=self._now_ms())
 
     def _hear(self, effect: Hear) -> None:
         self._heard.update(effect.heard)

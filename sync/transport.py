@@ -35,5 +35,8 @@ class Transport(Protocol):
     def close(self, code: int, reason: str) -> None:
         """Begin to close; messages that still arrive are dropped. The first call wins."""
 
+    def has_received(self) -> bool:
+        """Tell whether anything has come since this was last asked, be it a part of a message."""
+
     async def pump(self, received: Callable[[bytes], None]) -> TransportEnd:
         """Hand over each message until the connection has ended; return how it ended."""

@@ -72,6 +72,20 @@ class TransportLimits:
 # --- One connection ---------------------------------------------------------------------------------------------------
 
 
+class _Noticing(Connection):
+    """A connection that notices each arriving packet, long before the message is whole."""
+
+    has_received = False
+
+    def data_received(self, data: bytes) -> None:
+        self.has_received = True
+        super().data_received(data)
+
+
+class _DialledConnection(_Noticing, ClientConnection):
+    """A client connection that notices."""
+
+
 class WebSocketTransport:
     """A websocket connection as the sync loop uses it. Use it in the event loop's thread only."""
 
@@ -96,6 +110,14 @@ class WebSocketTransport:
         if self._closing is None:
             self._end = self._end or TransportEnd(code, reason)
             self._closing = asyncio.get_running_loop().create_task(self._close(code, reason))
+
+    def has_received(self) -> bool:
+        """Tell whether a packet has come since this was last asked."""
+        connection = self._connection
+        if not isinstance(connection, _Noticing):
+            return False
+        has_received, connection.has_received = connection.has_received, False
+        return has_received
 
     async def pump(self, received: Callable[[bytes], None]) -> TransportEnd:
         """Hand each message to `received` until the connection has ended; return how it ended."""
@@ -251,7 +273,7 @@ class Listener:
         await self._sync_loop.carry(transport, dialed=False, on_established=established)
 
 
-class _CountedConnection(ServerConnection):
+class _CountedConnection(_Noticing, ServerConnection):
     """A server connection that its listener counts from the first TCP packet on, long before any handshake."""
 
     def __init__(self, listener: Listener, *arguments: Any, **options: Any) -> None:
@@ -388,7 +410,12 @@ async def dial(url: str, *, limits: TransportLimits, ssl: ssl_module.SSLContext 
         options["proxy"] = None
     try:
         connection = await connect(
-            url, subprotocols=[SUBPROTOCOL], compression=None, open_timeout=limits.open_timeout_s, **options
+            url,
+            subprotocols=[SUBPROTOCOL],
+            compression=None,
+            open_timeout=limits.open_timeout_s,
+            create_connection=_DialledConnection,
+            **options,
         )
     except InvalidStatus as error:
         raise DialFailed(_http_problem(error.response.status_code)) from error
