@@ -17,6 +17,7 @@ from node.stores.peers import Peer
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
     from node.service import Node
     from sync.knowledge import Knowledge
@@ -166,8 +167,8 @@ def _draw_status(session: Session, document: dict[str, Any]) -> Iterable[Rendera
     others = [one for one in document["knowledge"] if one["node"] != document["node"]]
     if others:
         yield ""
-        rows = [[one["device"], short(one["node"]), f"{one['version']:,}"] for one in others[:LISTED_MAX]]
-        yield screen.table([Column("knows", flexible=True), Column("id"), Column("up to version", right=True)], rows)
+        columns = [Column("knows"), Column("name", flexible=True), Column("up to version", right=True)]
+        yield screen.table(columns, (_knowledge_row(one) for one in others[:LISTED_MAX]))
         yield from _more(len(others))
     if document["held"]:
         yield ""
@@ -209,6 +210,12 @@ def _peer_table(session: Session, peers: list[dict[str, Any]]) -> RenderableType
         for one in peers
     ]
     return session.screen.table(columns, rows)
+
+
+def _knowledge_row(one: dict[str, Any]) -> list[str | Text]:
+    identifier = short(one["node"])
+    name = "" if one["device"] == identifier else one["device"]
+    return [styled(identifier, "dim"), name, f"{one['version']:,}"]
 
 
 def _more(count: int) -> Iterable[RenderableType]:

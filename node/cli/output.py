@@ -106,8 +106,11 @@ class Screen:
         sys.stdout.flush()
 
     def document(self, document: dict[str, Any]) -> None:
-        """Print one JSON document on a line of its own."""
-        sys.stdout.write(json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n")
+        """Print one JSON document on a line of its own.
+
+        In ASCII: no line separator of Unicode splits the line, and no control of a title reaches a terminal.
+        """
+        sys.stdout.write(json.dumps(document, separators=(",", ":")) + "\n")
 
     def warn(self, text: str) -> None:
         """Print a sentence on standard error."""
@@ -116,7 +119,7 @@ class Screen:
     def error(self, text: str, code: int) -> None:
         """Print why the command failed on standard error."""
         if self.as_json:
-            sys.stderr.write(json.dumps({"error": text, "exit_code": int(code)}, ensure_ascii=False) + "\n")
+            sys.stderr.write(json.dumps({"error": text, "exit_code": int(code)}) + "\n")
             return
         self.console(sys.stderr).print(joined(styled("leasemesh: ", "bold red"), text), soft_wrap=True)
 

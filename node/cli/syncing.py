@@ -52,7 +52,8 @@ TokenVariable = Annotated[
     examples=[
         "leasemesh serve --listen 127.0.0.1:8787",
         "leasemesh serve --peer 127.0.0.1:8787",
-        "leasemesh serve --listen 0.0.0.0:8787 --token-file secret --peer wss://hub.example.org",
+        "leasemesh serve --listen 0.0.0.0:8787 --token-file secret",
+        "leasemesh serve --peer wss://hub.example.org --token-file secret",
     ],
 )
 def serve(
@@ -291,6 +292,7 @@ def _draw_comparison(
     if comparison.equal:
         cells = sum(table.cells for table in comparison.mine.tables.values())
         yield joined(styled("equal ", "bold green"), f"to {peer}: {count_of(cells, 'cell')} compared")
+        return  # Versions may differ all the same: merging what the other one has counts as one, too.
     for lacking, who in ((lacks_here, "this device lacks"), (lacks_there, f"{comparison.name} lacks")):
         for device, versions in lacking.items():
             yield styled(f"{who} {count_of(versions, 'version')} of {device}", "yellow")
