@@ -235,22 +235,31 @@ FROM event_index AS e
 JOIN publications AS p ON p.id = e.publication
 LEFT JOIN run_index AS r ON r.n = e.run;
 
--- The folded outcome of one piece of work over all its runs and verdicts: the one place that says what "unknown" means.
+-- For each run's effect the folded outcome of its work, over all runs of that work and all verdicts on it: the one place that
+-- says what "unknown" means. No GROUP BY: SQLite would fold all works to look one up.
 CREATE VIEW work_outcomes AS
 SELECT
+    m.id AS run,
     m.work AS work,
     CASE
-        WHEN max(m.status = 'applied') THEN 'applied'
+        WHEN EXISTS (SELECT 1 FROM mutations AS o WHERE o.work = m.work AND o.status = 'applied') THEN 'applied'
         WHEN EXISTS (SELECT 1 FROM verdicts AS v WHERE v.work = m.work AND v.body ->> '$.verdict' = 'happened') THEN 'applied'
         WHEN EXISTS (SELECT 1 FROM verdicts AS v WHERE v.work = m.work AND v.body ->> '$.verdict' = 'skip') THEN 'skipped'
-        WHEN NOT max(m.status IN ('in_flight', 'needs_reconcile', 'indeterminate')) THEN
-            CASE WHEN max(m.status = 'failed') THEN 'failed' ELSE 'none' END
-        WHEN max(m.status = 'in_flight') THEN 'unknown'
-        WHEN EXISTS (SELECT 1 FROM verdicts AS v WHERE v.work = m.work AND v.body ->> '$.verdict' = 'not_happened') THEN 'failed'
-        ELSE 'unknown'
+        WHEN EXISTS (SELECT 1 FROM mutations AS o WHERE o.work = m.work AND o.status = 'in_flight') THEN 'unknown'
+        WHEN EXISTS (
+            SELECT 1 FROM mutations AS o WHERE o.work = m.work AND o.status IN ('needs_reconcile', 'indeterminate')
+        ) THEN
+            CASE
+                WHEN EXISTS (
+                    SELECT 1 FROM verdicts AS v WHERE v.work = m.work AND v.body ->> '$.verdict' = 'not_happened'
+                ) THEN 'failed'
+                ELSE 'unknown'
+            END
+        WHEN EXISTS (SELECT 1 FROM mutations AS o WHERE o.work = m.work AND o.status = 'failed') THEN 'failed'
+        ELSE 'none'
     END AS outcome
 FROM mutations AS m
-GROUP BY m.work;
+WHERE m.work IS NOT NULL;
 
 -- Inserting into an absorb_ view derives; the triggers on the facts and `leasemesh doctor --rebuild` both do just that.
 
@@ -414,8 +423,7 @@ END;
 -- An effect in flight or unknown keeps its events reserved, whatever the claims say; see work_outcomes.
 CREATE VIEW absorb_outcome AS SELECT NULL AS work;
 CREATE TRIGGER absorb_outcome INSTEAD OF INSERT ON absorb_outcome BEGIN
-    UPDATE run_index SET unknown = (
-        SELECT coalesce(max(w.outcome = 'unknown'), 0) FROM work_outcomes AS w WHERE w.work = NEW.work)
+    UPDATE run_index SET unknown = (SELECT w.outcome = 'unknown' FROM work_outcomes AS w WHERE w.work = NEW.work LIMIT 1)
     WHERE id IN (SELECT id FROM mutations WHERE work = NEW.work);
     INSERT INTO derive_status
         SELECT DISTINCT c.event FROM mutations AS m JOIN run_index AS r ON r.id = m.id JOIN claims AS c ON c.run = r.n

@@ -163,14 +163,16 @@ class MutationStore(Store):
         check_whole("limit", limit, least=1, most=LIST_MAX)
         return self._select(
             "status IN ('in_flight', 'needs_reconcile', 'indeterminate') AND 'unknown' = "
-            "(SELECT w.outcome FROM work_outcomes AS w WHERE w.work = mutations.work) ORDER BY id LIMIT ?",
+            "(SELECT w.outcome FROM work_outcomes AS w WHERE w.run = mutations.id) ORDER BY id LIMIT ?",
             (limit,),
         )
 
     def outcome(self, work: str) -> WorkOutcome:
         """Return the one answer that all runs of this work and all verdicts on it come to; none when nothing was
         tried."""
-        rows = self._database.query("SELECT w.outcome FROM work_outcomes AS w WHERE w.work = ?", (blob_of(work),))
+        rows = self._database.query(
+            "SELECT w.outcome FROM work_outcomes AS w WHERE w.work = ? LIMIT 1", (blob_of(work),)
+        )
         outcome: WorkOutcome = rows[0][0] if rows else "none"
         return outcome
 

@@ -438,10 +438,10 @@ def test_threads_that_reserve_at_once_share_the_events(device):
 WORKER = """
 import sys
 from pathlib import Path
-sys.path[:0] = sys.argv[2:]
+sys.path[:0] = sys.argv[3:]
 from devices import Device
 from test_leasing import drain
-device = Device(Path(sys.argv[1]))
+device = Device(Path(sys.argv[1]), seed=sys.argv[2])
 print("ready", flush=True)
 sys.stdin.readline()
 won = []
@@ -455,8 +455,12 @@ def test_processes_that_reserve_at_once_share_the_events(device):
     published = [f"m{number}" for number in range(150)]
     device.events.publish_many("mail", "inbox", (NewEvent(name) for name in published))
     here = Path(__file__).parent
-    command = [sys.executable, "-c", WORKER, device.path, here, here.parent.parent.parent]
-    workers = [subprocess.Popen(command, stdin=-1, stdout=-1, text=True) for _ in range(2)]
+    command = [sys.executable, "-c", WORKER, device.path]
+    folders = [here, here.parent.parent.parent]
+    workers = [
+        subprocess.Popen([*command, seed, *folders], stdin=-1, stdout=-1, text=True)
+        for seed in ("worker 1", "worker 2")
+    ]
     for worker in workers:
         assert worker.stdout.readline() == "ready\n"
     for worker in workers:

@@ -8,6 +8,8 @@ from devices import (
     deletion,
     event_of,
     forged,
+    meet,
+    merge,
     mutation_body,
     publication_body,
     reservation_body,
@@ -18,6 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from node.derived import rebuild
+from node.errors import LeasemeshError
 from node.ids import RunId
 from node.leases import EPOCH_MAX, Claim, ClaimState, decide
 
@@ -205,7 +208,7 @@ def check_derived(devices):
 
 
 @settings(
-    max_examples=120, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
+    max_examples=80, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
 @given(st.data())
@@ -216,4 +219,100 @@ def test_status_follows_from_the_facts_in_every_order_of_arrival(lasting_trio, d
         for device in lasting_trio:
             order = data.draw(st.permutations(range(len(rows))))
             deliver(device, rows, order, data.draw(st.integers(1, 8)))
+        check_derived(lasting_trio)
+
+
+# What people and handlers do, through the stores, on devices that meet now and then.
+
+ACTIONS = [
+    "publish", "publish", "reserve", "reserve", "reserve next", "consume", "skip", "bury", "release", "take over",
+    "effect", "applied", "failed", "indeterminate", "verdict", "happened", "delete topic", "meet", "merge", "clock",
+]  # fmt: skip
+
+
+def act(devices, action, number, choose):
+    """One action on one device; a refusal is an outcome like any other."""
+    device = devices[number]
+    events, mutations = device.events, device.mutations
+    held = events.held_runs(own=True)
+    match action:
+        case "publish":
+            device.publish(*choose(st.lists(st.sampled_from(MESSAGES), min_size=1, max_size=3, unique=True)))
+        case "reserve":
+            names = choose(st.lists(st.sampled_from(MESSAGES), min_size=1, max_size=3, unique=True))
+            device.reserve(*names, partial=choose(st.booleans()))
+        case "reserve next":
+            events.reserve_next(device.runs.new_id(), "mail", "inbox", limit=choose(st.integers(1, 3)))
+        case "consume" | "skip" | "bury" | "release":
+            getattr(events, action)(choose(held))
+        case "happened":
+            events.consume(choose(held), effect_happened=True)
+        case "take over":
+            reserved = events.peek("mail", "inbox", status="reserved")
+            events.take_over(device.runs.new_id(), [choose(reserved).id])
+        case "effect":
+            run = choose(held)
+            device.effect(run, choose(st.sampled_from([*WORKS, work_of(run)])))
+        case "applied" | "failed" | "indeterminate":
+            unresolved = [entry.run for entry in mutations.unresolved() if entry.node == device.node]
+            getattr(mutations, f"mark_{action}")(choose(unresolved))
+        case "verdict":
+            work = choose(mutations.unresolved()).work
+            mutations.resolve(work, choose(st.sampled_from(["happened", "skip", "not_happened"])), by="Ann")
+        case "delete topic":
+            events.delete_by_topic("mail", "inbox", force=choose(st.booleans()))
+        case "merge":
+            merge(devices[number - 1], device)
+        case "meet":
+            meet(*devices)
+        case "clock":
+            device.now_ms += choose(st.sampled_from([-3_600_000, 1, 60_000]))
+
+
+class NothingToChoose(Exception):
+    """The action has nothing to work on."""
+
+
+def chooser(data):
+    def choose(strategy):
+        if isinstance(strategy, list):
+            if not strategy:
+                raise NothingToChoose
+            strategy = st.sampled_from(strategy)
+        return data.draw(strategy)
+
+    return choose
+
+
+def terminal(device):
+    """Events that have ended, and how: what no later action may reopen. Only a stronger outcome may replace one."""
+    rows = device.query("SELECT id, status FROM event_index WHERE status >= 3")
+    return dict(rows)
+
+
+@settings(
+    max_examples=40, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)  # fmt: skip
+@given(st.data())
+def test_devices_that_work_apart_agree_when_they_meet(lasting_trio, data):
+    one, two, three = lasting_trio
+    with one.discarded(), two.discarded(), three.discarded():
+        for device in lasting_trio:
+            device.now_ms = NOW_MS
+            device.publish("a", "b")
+        ended = [terminal(device) for device in lasting_trio]
+        for _ in range(data.draw(st.integers(1, 25))):
+            action, number = data.draw(st.sampled_from(ACTIONS)), data.draw(st.integers(0, 2))
+            facts = [device.facts() for device in lasting_trio]
+            try:
+                act(lasting_trio, action, number, chooser(data))
+            except (LeasemeshError, NothingToChoose):
+                assert [device.facts() for device in lasting_trio] == facts, "a refused action writes nothing"
+            for device, before in zip(lasting_trio, ended, strict=True):
+                now = terminal(device)
+                assert before.keys() <= now.keys()
+                assert all(now[event] <= status for event, status in before.items())
+                before |= now
+        meet(*lasting_trio)
         check_derived(lasting_trio)

@@ -1,0 +1,297 @@
+"""No statement of a store reads a whole table that grows: not its own SQL, and not the triggers that it sets off.
+
+Every public method of every store is called while the connections are traced; what SQLite plans for each statement is
+then searched for scans. A method that is not called here makes the test fail.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from contextlib import contextmanager
+
+import apsw
+import pytest
+from devices import NOW_MS, event_of, forged, reservation_body, work_of
+
+from node import stores
+from node.stores import NewEvent
+from node.stores.base import Store
+
+# Small by nature, or a list that was handed in.
+NOT_GROWING = {
+    "j", "json_each", "CONSTANT", "hybrid_clock", "node", "peers", "NEW", "OLD",
+}  # fmt: skip
+
+# Scans that are meant: (what is scanned and how, the statement's beginning, why).
+MEANT = [
+    ("SCAN workflows", "SELECT id, title, enabled", "the list of all workflows returns every row"),
+    ("SCAN run_index USING INDEX run_index_held", "SELECT id FROM run_index WHERE state = 0", "has held ones only"),
+    ("SCAN duplicates", "SELECT count(*) FROM duplicates", "work done twice is rare, and people look at each"),
+    ("SCAN duplicates", "SELECT e.id", "in the order asked for, up to the limit"),
+    ("SCAN d", "SELECT e.id", "the rows of the line above"),
+    ("SCAN eras", "SELECT era FROM eras ORDER BY first_version DESC LIMIT 1", "reads the last row"),
+]  # fmt: skip
+
+# What merges do to the facts and stores do not.
+MERGES = [
+    "UPDATE publications SET body = '{}' WHERE id = zeroblob(16)",
+    "DELETE FROM publications WHERE id = zeroblob(16)",
+    "UPDATE reservations SET body = '{}' WHERE id = zeroblob(16)",
+    "UPDATE reservations SET state = 'held' WHERE id = zeroblob(16)",
+    "DELETE FROM reservations WHERE id = zeroblob(16)",
+    "INSERT INTO mutations (id) VALUES (zeroblob(16))",
+    "UPDATE mutations SET body = '{}' WHERE id = zeroblob(16)",
+    "DELETE FROM mutations WHERE id = zeroblob(16)",
+    "INSERT INTO verdicts (id) VALUES (zeroblob(16))",
+    "UPDATE verdicts SET body = '{}' WHERE id = zeroblob(16)",
+    "DELETE FROM verdicts WHERE id = zeroblob(16)",
+]
+
+
+@contextmanager
+def traced(database):
+    """Collect the statements that both connections run, each with one set of its parameters."""
+    statements = {}
+
+    def note(_cursor, sql, bindings):
+        statements.setdefault(sql, bindings)
+        return True
+
+    connections = (database._writer, database._reader)
+    for connection in connections:
+        connection.exec_trace = note
+    try:
+        yield statements
+    finally:
+        for connection in connections:
+            connection.exec_trace = None
+
+
+def plan(database, sql, bindings=None):
+    """The steps that SQLite plans for a statement and for all triggers that it sets off."""
+    connection = database._writer
+    connection.config(apsw.SQLITE_DBCONFIG_TRIGGER_EQP, 1)
+    try:
+        return [detail for *_, detail in connection.execute(f"EXPLAIN QUERY PLAN {sql}", bindings)]
+    finally:
+        connection.config(apsw.SQLITE_DBCONFIG_TRIGGER_EQP, 0)
+
+
+def full_scans(steps, sql):
+    """Those steps that read a growing table from end to end, or build an index of it for one statement."""
+    found = []
+    for step in steps:
+        words = step.split()
+        meant = any(step.startswith(scan) and sql.lstrip().startswith(start) for scan, start, _ in MEANT)
+        # A name in parentheses is a subquery, whose own steps are judged.
+        scans = words[0] == "SCAN" and words[1] not in NOT_GROWING and not words[1].startswith("(")
+        if (scans and not meant) or "AUTOMATIC" in words:
+            found.append(step)
+    return found
+
+
+def store_classes():
+    modules = [importlib.import_module(f"node.stores.{info.name}") for info in pkgutil.iter_modules(stores.__path__)]
+    found = {
+        one for module in modules for one in vars(module).values() if inspect.isclass(one) and issubclass(one, Store)
+    }
+    # The event store is made of layers that nobody uses by themselves.
+    return {one for one in found if one is not Store and not any(issubclass(other, one) for other in found - {one})}
+
+
+def public_methods(store_class):
+    return {name for name in dir(store_class) if not name.startswith("_") and callable(getattr(store_class, name))}
+
+
+class Caller:
+    """Passes calls on to a store and notes which methods were called."""
+
+    def __init__(self, store):
+        self.store = store
+        self.called = set()
+
+    def __getattr__(self, name):
+        self.called.add(name)
+        return getattr(self.store, name)
+
+
+def call_event_store(events, device):
+    new_run = device.runs.new_id
+    events.publish("mail", "inbox", "a", created_by_run=new_run(), caused_by=event_of("x"))
+    events.publish_many("mail", "inbox", [NewEvent(name) for name in "bcdefghi"])
+    events.peek("mail", "inbox")
+    events.get(event_of("a"))
+    events.get_by_message_id("mail", "inbox", "a")
+    events.get_many("mail", "inbox", ["a", "b"])
+    events.find(event_of("a"))
+    events.count_pending("mail", "inbox")
+    events.counts("mail")
+    runs = [new_run() for _ in range(6)]
+    events.reserve(runs[0], "mail", [("inbox", ["a", "b"])])
+    events.reserve(runs[1], "mail", [("inbox", ["a", "c"])], partial=True)
+    events.reserve_next(runs[2], "mail", "inbox", limit=2)
+    events.reserve(runs[3], "mail", [("inbox", ["f"])])
+    events.take_over(runs[4], [event_of("f")])
+    events.reserved_by(runs[0])
+    events.reservation(runs[0])
+    events.find_run(runs[0])
+    events.held_runs(own=True)
+    events.held_runs(own=False)
+    device.effect(runs[0])
+    events.consume(runs[0])
+    events.skip(runs[1])
+    events.bury(runs[2])
+    events.release(runs[4])
+    events.consume(runs[3], effect_happened=True)
+    # A duplicate.
+    twin = b"t" * 16
+    device.absorb([
+        forged("reservations", twin, reservation_body([(event_of("a"), 1)])),
+        forged("reservations", twin, "consumed", column="state"),
+    ])  # fmt: skip
+    assert [event.message_id for event in events.duplicates()] == ["a"]
+    assert events.count_duplicates() == 1
+    events.explain(event_of("a"))
+    events.delete_by_topic("mail", "inbox", force=True)
+    device.publish("a")
+    events.delete_by_workflow("mail", force=True)
+
+
+def call_topic_store(topics, device):
+    topic = topics.get_or_create("mail", "inbox")
+    topics.get(topic.id)
+    topics.get_by_name("mail", "inbox")
+    topics.list("mail")
+    topics.delete(topic.id)
+    topics.delete_by_workflow("mail")
+
+
+def call_handler_run_store(runs, device):
+    run = runs.create("mail", "send", "consumer", session="s1").id
+    runs.new_id()
+    runs.get(run)
+    runs.advance(run, "preparing")
+    runs.set_status(run, "crashed")
+    retry = runs.create("mail", "send", "consumer", retry_of=run).id
+    runs.retry_chain(retry)
+    runs.incomplete("mail")
+    runs.by_session("s1")
+    runs.by_workflow("mail")
+
+
+def call_mutation_store(mutations, device):
+    device.publish(*"abcde")
+    runs = [device.reserve(name) for name in "abcde"]
+    for run in runs:
+        mutations.create(run, work_of(run), tool="send")
+        mutations.get(run)
+        mutations.mark_in_flight(run)
+    mutations.mark_applied(runs[0])
+    mutations.mark_failed(runs[1])
+    mutations.mark_needs_reconcile(runs[2], at=NOW_MS)
+    mutations.schedule_reconcile(runs[2], at=NOW_MS)
+    mutations.mark_indeterminate(runs[3])
+    mutations.due(NOW_MS)
+    mutations.unresolved()
+    mutations.outcome(work_of(runs[3]))
+    mutations.resolve(work_of(runs[3]), "skip", by="Ann")
+    mutations.resolve(work_of(runs[3]), "happened", by="Ann")
+    mutations.verdicts(work_of(runs[3]))
+
+
+def call_handler_state_store(states, device):
+    states.set("mail", "poll", 1, run="r1", expected_version=0)
+    states.set("mail", "poll", 2, run="r1", expected_version=1)
+    states.get("mail", "poll")
+    states.list("mail")
+    states.set_wake_at("mail", "poll", NOW_MS)
+    states.wake_at("mail", "poll")
+    states.set_wake_at("mail", "poll", None)
+
+
+def call_workflow_store(workflows, device):
+    workflows.get_or_create("mail")
+    workflows.get("mail")
+    workflows.list()
+    workflows.update("mail", title="Mail", enabled=True, status="active", error="", handler_config={})
+
+
+def call_script_run_store(sessions, device):
+    sessions.create("s1", "mail")
+    sessions.get("s1")
+    sessions.by_workflow("mail")
+    sessions.add_handler_run("s1")
+    sessions.end("s1")
+
+
+def call_peer_store(peers, device):
+    peers.replace([])
+    peers.list()
+
+
+def call_setting_store(settings, device):
+    settings.get_or_set("name", "laptop")
+    settings.set("name", "desktop")
+    settings.get("name")
+
+
+CALLS = {
+    "EventStore": call_event_store,
+    "TopicStore": call_topic_store,
+    "HandlerRunStore": call_handler_run_store,
+    "MutationStore": call_mutation_store,
+    "HandlerStateStore": call_handler_state_store,
+    "WorkflowStore": call_workflow_store,
+    "ScriptRunStore": call_script_run_store,
+    "PeerStore": call_peer_store,
+    "SettingStore": call_setting_store,
+}
+
+
+@pytest.mark.parametrize(
+    "store_class", sorted(store_classes(), key=lambda one: one.__name__), ids=lambda one: one.__name__
+)
+def test_no_statement_of_a_store_reads_a_growing_table_from_end_to_end(device, store_class):
+    caller = Caller(store_class(device.database))
+    with traced(device.database) as statements:
+        CALLS[store_class.__name__](caller, device)
+    assert caller.called == public_methods(store_class), "every public method must be called here"
+    planned = {
+        sql: full_scans(plan(device.database, sql, bindings), sql)
+        for sql, bindings in statements.items()
+        if sql.split()[0] in ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH") and "crsql_" not in sql
+    }
+    assert len(planned) >= 2
+    assert {sql: scans for sql, scans in planned.items() if scans} == {}
+
+
+@pytest.mark.parametrize("sql", MERGES)
+def test_what_a_merge_does_reads_no_growing_table_from_end_to_end(device, sql):
+    steps = plan(device.database, sql)
+    assert any("TRIGGER" in step for step in steps), "the plan shows the triggers too"
+    assert full_scans(steps, sql) == []
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT id FROM event_index WHERE at > 5",
+        "SELECT id FROM run_index WHERE state = 3",
+        "SELECT id FROM handler_runs WHERE phase = 'pending'",
+        "SELECT count(*) FROM claims",
+        "SELECT 1 FROM event_index AS e JOIN run_index AS r ON r.at = e.at WHERE e.id = zeroblob(16)",
+        "UPDATE publications SET body = '{}'",
+    ],
+)
+def test_a_full_scan_is_found(device, sql):
+    assert full_scans(plan(device.database, sql), sql)
+
+
+def test_a_full_scan_in_a_trigger_is_found(device):
+    with device.database.transaction() as transaction:
+        transaction.execute(
+            "CREATE TRIGGER slow AFTER INSERT ON topics "
+            "BEGIN UPDATE event_index SET epoch = 0 WHERE at = NEW.created_at; END"
+        )
+    sql = "INSERT INTO topics (id) VALUES (zeroblob(16))"
+    assert full_scans(plan(device.database, sql), sql) == ["SCAN event_index"]
