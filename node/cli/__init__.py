@@ -8,6 +8,6 @@ from typing import NoReturn
 
 def main() -> NoReturn:
     """Run the command line with this process's arguments and exit."""
-    from node.cli import commands
+    from node.cli.app import run
 
-    sys.exit(commands.run(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))

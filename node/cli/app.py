@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, get_ty
 
 import typer
 
+from node.cli.commands import load
 from node.cli.output import ExitCode, Screen
 from node.errors import (
     Ambiguous,
@@ -64,6 +65,12 @@ app = typer.Typer(
 )
 
 Arguments = ParamSpec("Arguments")
+
+
+@app.callback(help=app.info.help, epilog=EPILOG)
+def _root() -> None:
+    # Without it Typer takes an app with one command, which is all that `load` may register, for that command itself.
+    pass
 
 
 class CommandError(LeasemeshError):
@@ -173,6 +180,7 @@ def command(
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code; nothing is raised."""
     screen = Screen(as_json="--json" in arguments)
+    load(arguments)
     try:
         code = int(app(args=list(arguments) or ["--help"], prog_name="leasemesh", standalone_mode=False) or 0)
         sys.stdout.flush()

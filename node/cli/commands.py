@@ -1,6 +1,33 @@
-"""All commands. The order of importing is the order in which --help lists them."""
+"""Which module has which command; only the one that is called is imported, because importing takes longest of all."""
 
-from node.cli.app import app, run  # isort: skip
-from node.cli import events, story, work, syncing, device  # isort: skip
+from __future__ import annotations
 
-__all__ = ["app", "device", "events", "run", "story", "syncing", "work"]
+from collections.abc import Sequence
+from importlib import import_module
+
+MODULE_BY_COMMAND = {
+    "publish": "events",
+    "topics": "events",
+    "peek": "events",
+    "why": "story",
+    "reserve": "work",
+    "consume": "work",
+    "skip": "work",
+    "release": "work",
+    "take-over": "work",
+    "serve": "syncing",
+    "verify": "syncing",
+    "init": "device",
+    "status": "device",
+    "doctor": "device",
+    "identity": "device",
+    "version": "device",
+}
+
+
+def load(arguments: Sequence[str]) -> None:
+    """Register the command that these arguments call; all commands, in the order above, when they call none."""
+    called = arguments[0] if arguments else ""
+    modules = [MODULE_BY_COMMAND[called]] if called in MODULE_BY_COMMAND else dict.fromkeys(MODULE_BY_COMMAND.values())
+    for module in modules:
+        import_module(f"node.cli.{module}")

@@ -279,19 +279,17 @@ def identity_reset(
 
     Runs that this file held stay with the old identity: what they reserved can be taken over.
     """
-    from filelock import FileLock, Timeout
-
-    from node.changes import ChangeStorage
+    from node.syncing import SyncRefused
 
     node = session.node
     before = node.site_id
     if not yes and not session.screen.as_json:
         typer.confirm(f"Give {session.path} a new identity?", abort=True, err=True)
     try:
-        with FileLock(f"{node.path}.sync-lock", blocking=False):
-            after = ChangeStorage(node.database).reidentify().site.hex()
-    except Timeout as error:
-        raise CommandError(f"a process syncs {session.path} now; stop it first", ExitCode.NOT_AVAILABLE) from error
+        after = node.reset_identity()
+    except SyncRefused as error:
+        text = f"a process syncs {session.path} now; stop it first"
+        raise CommandError(text, ExitCode.NOT_AVAILABLE) from error
     text = f"{session.path} was {short(before)} and is {short(after)} from now on"
     session.screen.show({"before": before, "after": after}, lambda: [styled(text)])
 

@@ -13,10 +13,11 @@ from node.cli.events import TopicArgument, event_document, event_table
 from node.cli.naming import existing_topic, find_event, find_run, short_run
 from node.cli.output import ExitCode, count_of, styled
 from node.errors import TooEarly
-from node.service import Reservation
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from node.stores import Event
 
 WAIT_STEP_S = 1.0
 """A waiting take-over looks again this often: the wait is a minute or more."""
@@ -58,16 +59,16 @@ def reserve(
         reservation = node.reserve(workflow, name, limit=10 if limit is None else limit, handler=handler)
     if not reservation.events:
         raise CommandError(f"nothing is pending in {topic}; nothing was reserved", ExitCode.NOT_AVAILABLE)
-    _show_reservation(session, reservation, "reserved")
+    _show_reservation(session, reservation.run, reservation.events, "reserved")
 
 
-def _show_reservation(session: Session, reservation: Reservation, verb: str) -> None:
-    document = {"run": reservation.run, "events": [event_document(event) for event in reservation.events]}
+def _show_reservation(session: Session, run: str, events: Sequence[Event], verb: str) -> None:
+    document = {"run": run, "events": [event_document(event) for event in events]}
 
     def draw() -> list[RenderableType]:
-        head = f"run {reservation.run} {verb} {count_of(len(reservation), 'event')}:"
-        next_step = f"when the work is done: leasemesh consume {reservation.run}"
-        return [styled(head, "bold"), event_table(session, reservation.events), styled(next_step, "dim")]
+        head = f"run {run} {verb} {count_of(len(events), 'event')}:"
+        next_step = f"when the work is done: leasemesh consume {run}"
+        return [styled(head, "bold"), event_table(session, events), styled(next_step, "dim")]
 
     session.screen.show(document, draw)
 
@@ -143,15 +144,16 @@ def take_over(
     identifiers = [find_event(node, text).id for text in events]
     if force:
         run = node.handler_runs.new_id()
-        reservation = Reservation(node.events, run, node.events.take_over(run, identifiers, handler=handler))
+        taken = node.events.take_over(run, identifiers, handler=handler)
     else:
         if wait:
             _wait_for_silence(session, identifiers)
         try:
             reservation = node.take_over(identifiers, handler=handler)
+            run, taken = reservation.run, list(reservation.events)
         except TooEarly as error:
             raise CommandError(f"{error}; --wait waits for it, --force does not", ExitCode.NOT_AVAILABLE) from error
-    _show_reservation(session, reservation, "took over")
+    _show_reservation(session, run, taken, "took over")
 
 
 def _wait_for_silence(session: Session, events: Sequence[str]) -> None:

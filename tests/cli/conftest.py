@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from node.cli.commands import run
+from node.cli.app import run
 from node.service import Node
 
 
