@@ -12,7 +12,7 @@ E3 At most one link to a site has `started` for syncing. Two processes with one 
 E4 While a peer's claim about this node's own history is in doubt, that peer is sent no rows; when the claim is true and
    this file does not know of it, the file takes a new site id before anything else happens.
 E5 Whatever is committed here, locally or from a peer, is read for every other started link.
-E6 Every link either brings something every SILENCE_MS or is closed.
+E6 Every link brings something every SILENCE_MS, and an Ack every ACK_MS when one is due, or is closed.
 """
 
 from __future__ import annotations
@@ -501,6 +501,8 @@ class Engine:
                 continue
             if now_ms - entry.session.heard_at_ms >= limits.SILENCE_MS:
                 self._end(entry, TimedOut(f"nothing came for {limits.SILENCE_MS // 1000} s"), now_ms)
+            elif entry.is_stuck(now_ms):
+                self._end(entry, TimedOut(f"stored nothing for {limits.ACK_MS // 60_000} minutes"), now_ms)
             else:
                 self._send_presence(entry, now_ms)
         if self._links:

@@ -92,6 +92,14 @@ WINDOW_BYTES = 4 * MIB
 """Unacknowledged bytes of Changes (before compression) after which a sender waits. Enough for reading, sending and
 applying to overlap (eight full pieces); as Python objects it is some ten times as much memory at the receiver."""
 
+MESSAGE_COST_BYTES = 256
+"""What a Changes message counts in the window besides its header and rows: without it a peer could send empty ones
+without end."""
+
+SNAPSHOT_BYTES = 16 * MIB
+"""About how much is sent out of one read snapshot; then the transfer begins anew, with a new one, where it was. SQLite
+cannot fold its log into the file while a snapshot is open, so that on a slow link the log would grow for hours."""
+
 COMPRESS_BYTES_MIN = 1 * KIB
 """Smaller bodies are sent as they are: zlib saves less than a packet there, and costs latency."""
 
@@ -113,6 +121,10 @@ PRESENCE_MS = 5_000
 
 SILENCE_MS = 30_000
 """A link that brought nothing for so long is dead: six presence frames, or one full piece at 150 kbit/s."""
+
+ACK_MS = 20 * 60_000
+"""A peer that stores nothing for so long, while something waits for its Ack, holds up a snapshot (and with it SQLite's
+log) for nothing. Longer than the longest value takes at 150 kbit/s, or the largest transaction to be merged."""
 
 PROBE_MS = 3_000
 """Time that a link has to answer when another one with the same site id came: longer than a bad network's round trip,

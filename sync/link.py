@@ -66,6 +66,8 @@ class Link:
         self.digest_owed = 0
         self._effects = effects
         self._checkpoint_timed = False
+        self._acknowledged = -1  # how many messages, when that last grew, and when that was
+        self._acknowledged_at_ms = 0
         self._caught_up = False
 
     @property
@@ -129,6 +131,16 @@ class Link:
         sending = self.session.sending
         if sending is not None and sending.checkpoint_due:
             sending.want_checkpoint()
+
+    def is_stuck(self, now_ms: int) -> bool:
+        """Tell whether the peer has stored nothing for ACK_MS, although something waits for its Ack."""
+        sending = self.session.sending
+        if sending is None:
+            return False
+        if not sending.waits_for_ack or sending.messages_acknowledged != self._acknowledged:
+            self._acknowledged = sending.messages_acknowledged
+            self._acknowledged_at_ms = now_ms
+        return now_ms - self._acknowledged_at_ms >= limits.ACK_MS
 
     def digest_requested(self, request: DigestRequest) -> None:
         """Note what the peer asks for.

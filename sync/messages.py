@@ -65,7 +65,8 @@ class Changes:
         upto: the sender's history is delivered up to here, once a message is `whole`.
         whole: no version continues in the next message.
         last: the transfer is complete.
-        cost: what a received message takes of the flow window: the size of its rows before compression.
+        cost: what a received message takes of the flow window: the size of its header, of its rows before
+            compression, and a little.
     """
 
     header: TransferHeader | None

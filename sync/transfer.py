@@ -24,7 +24,8 @@ from sync.ports import Incoming, ReadRequest, ReadResult, TransferHeader
 class SendingHalf:
     """Reads what the peer may lack and sends it, at most a window ahead of the peer's acknowledgements.
 
-    One transfer after another; a transfer is begun when something may be there to send (`want`), and is a checkpoint
+    One transfer after another, and a long one out of several snapshots, begun anew at a version's border; so no slow
+    peer holds one for long. A transfer is begun when something may be there to send (`want`), and is a checkpoint
     without rows when it turns out that the peer has it all. Such a checkpoint is worth a message only now and then:
     `checkpoint_due` tells the owner to call `want_checkpoint` some time later.
 
@@ -35,6 +36,7 @@ class SendingHalf:
         checkpoint_due: a checkpoint was left out.
         rows, rows_total: progress of the transfer that is under way, or of the last one.
         transfers: how many transfers were acknowledged whole.
+        messages_acknowledged: how many messages the peer has stored.
     """
 
     def __init__(self, link: LinkId, effects: list[Effect], *, peer_knowledge: Knowledge, compress: bool) -> None:
@@ -54,13 +56,15 @@ class SendingHalf:
         self._checkpoint_wanted = True
         self._awaiting_read = False
         self._in_transfer = False
+        self._header_open = False  # The peer was sent a header, and not the end of that transfer yet.
+        self._snapshot_bytes = 0
         self._kept_result: ReadResult | None = None
         self._parked_upto = 0
         # For each message its cost, and its transfer's header if it is the last one.
         self._unacknowledged: deque[tuple[int, TransferHeader | None]] = deque()
         self._unacknowledged_bytes = 0
         self._messages_sent = 0
-        self._messages_acknowledged = 0
+        self.messages_acknowledged = 0
 
     def want(self, version: int) -> None:
         """This node has reached `version`: read what the peer may lack of it, unless that was done already."""
@@ -119,10 +123,16 @@ class SendingHalf:
             self._parked_upto = result.parked_upto
         if self._says_something(result):
             self._send(result)
+        # Parked rows alone are left: they have no border to begin anew from, and would be sent from their beginning.
+        has_border = result.whole and result.upto != result.header.point
+        if has_border and self._snapshot_bytes >= limits.SNAPSHOT_BYTES:
+            self.read_upto = result.upto.version
+            self._in_transfer = False
+            self._read_wanted = True
         self.pump()
 
     def _says_something(self, result: ReadResult) -> bool:
-        if result.rows or not result.first or not result.last:
+        if result.rows or not result.first or not result.last or self._header_open:
             return True
         if not self._checkpoint_wanted:
             self.checkpoint_due = True
@@ -132,11 +142,14 @@ class SendingHalf:
 
     def _send(self, result: ReadResult) -> None:
         if result.first:
-            self.rows = 0
-            self.rows_total = result.header.rows_estimate
+            self.rows = self.rows if self._header_open else 0
+            self.rows_total = self.rows + result.header.rows_estimate
+            self._snapshot_bytes = 0
         message = Changes(result.header if result.first else None, result.rows, result.upto, result.whole, result.last)
         data, cost = wire.encode_changes(message, compress=self._compress)
         self.rows += len(result.rows)
+        self._header_open = not result.last
+        self._snapshot_bytes += cost
         if result.last:
             self._checkpoint_wanted = self.checkpoint_due = False
         self._unacknowledged.append((cost, result.header if result.last else None))
@@ -144,22 +157,27 @@ class SendingHalf:
         self._messages_sent += 1
         self._effects.append(Send(self._link, data))
 
+    @property
+    def waits_for_ack(self) -> bool:
+        """Something was sent that the peer has not stored yet."""
+        return bool(self._unacknowledged)
+
     def acknowledged(self, ack: Ack) -> bool:
         """Take an acknowledgement; return whether it completed a transfer.
 
         Raises:
             RemoteProtocolError: it is for messages that were never sent, or not a new one.
         """
-        if not self._messages_acknowledged < ack.messages <= self._messages_sent:
+        if not self.messages_acknowledged < ack.messages <= self._messages_sent:
             raise RemoteProtocolError(
                 f"Ack: of message {ack.messages}, but {self._messages_sent} were sent and "
-                f"{self._messages_acknowledged} acknowledged"
+                f"{self.messages_acknowledged} acknowledged"
             )
         completed = False
-        while self._messages_acknowledged < ack.messages:
+        while self.messages_acknowledged < ack.messages:
             cost, header = self._unacknowledged.popleft()
             self._unacknowledged_bytes -= cost
-            self._messages_acknowledged += 1
+            self.messages_acknowledged += 1
             if header is not None:
                 self.peer_knowledge = self.peer_knowledge.merged(header.knowledge)
                 self.transfers += 1
@@ -187,6 +205,7 @@ class ReceivingHalf:
         self._site = site
         self._own_version = own_version
         self._header: TransferHeader | None = None  # of the transfer that has begun to come and has not ended
+        self._is_whole = True  # its last message ended at a version's border
         self._row_version = 0  # of its last row
         self._border = 0  # its last `upto`
         self._queue: deque[tuple[Incoming, int]] = deque()
@@ -194,6 +213,7 @@ class ReceivingHalf:
         self._under_way: Incoming | None = None
         self._pieces_under_way = 0
         self._messages_applied = 0
+        self._applied_in_part = False  # the last transfer, so far
 
     def receive(self, changes: Changes) -> None:
         """Take a message in.
@@ -209,6 +229,7 @@ class ReceivingHalf:
         incoming = Incoming(
             self._site, header, changes.header is not None, changes.rows, changes.upto, changes.whole, changes.last
         )
+        self._is_whole = changes.whole
         if changes.last:
             self._header = None
         self._queue.append((incoming, changes.cost))
@@ -220,8 +241,8 @@ class ReceivingHalf:
             if self._header is None:
                 raise RemoteProtocolError("Changes: a transfer that did not begin with a header")
             return self._header
-        if self._header is not None:
-            raise RemoteProtocolError("Changes: a transfer within a transfer")
+        if self._header is not None and not self._is_whole:
+            raise RemoteProtocolError("Changes: a transfer begins anew in the middle of a version")
         header = changes.header
         if header.knowledge.point(self._site) != header.point and header.point.version > 0:
             raise RemoteProtocolError("Changes: the header's knowledge does not include its own point")
@@ -279,8 +300,9 @@ class ReceivingHalf:
         self._messages_applied += self._pieces_under_way
         self._effects.append(Send(self._link, wire.encode(Ack(self._messages_applied))))
         if incoming.first:
-            self.rows = 0
-            self.rows_total = incoming.header.rows_estimate
+            self.rows = self.rows if self._applied_in_part else 0
+            self.rows_total = self.rows + incoming.header.rows_estimate
+        self._applied_in_part = not incoming.last
         self.rows += rows
         self.transfers += incoming.last
         self.pump()

@@ -33,8 +33,9 @@ empty; a token on one side only is refused. The proof does not encrypt: use wss 
 knowledge at its snapshot, and about how many rows will come), the last the flag LAST. Rows are ordered by db_version.
 `upto` says how far the sender's history is delivered; it counts once a message with the flag WHOLE came. The receiver
 takes over the header's knowledge with the LAST message and not before: what the sender has overwritten since is
-missing from the early part of the stream. Rows are columns (sync/columns.py), compressed with zlib when `raw size` is
-above 0, which is their size then.
+missing from the early part of the stream. A header where a transfer has not ended begins it anew from `upto`, out of
+a newer snapshot; it comes after a message with the flag WHOLE only. Rows are columns (sync/columns.py), compressed with
+zlib when `raw size` is above 0, which is their size then.
 
 **Flow control.** A sender has at most `limits.WINDOW_BYTES` of unacknowledged Changes (sizes before compression,
 `Changes.cost`) when it sends the next one; a receiver may treat more as an error. Acks come when rows are stored, so a
@@ -142,13 +143,13 @@ def encode_changes(message: Changes, *, compress: bool) -> tuple[bytes, int]:
         LocalProtocolError: it is longer than peers accept, or something in it is.
     """
     body = encode_rows(message.rows)
-    cost = len(body)
-    raw_size = 0
-    if compress and cost >= limits.COMPRESS_BYTES_MIN:
-        compressed = zlib.compress(body, limits.COMPRESS_LEVEL)
-        if len(compressed) < cost:
-            body, raw_size = compressed, cost
     header = None if message.header is None else _pack_header(message.header)
+    cost = _cost(header, body)
+    raw_size = 0
+    if compress and len(body) >= limits.COMPRESS_BYTES_MIN:
+        compressed = zlib.compress(body, limits.COMPRESS_LEVEL)
+        if len(compressed) < len(body):
+            body, raw_size = compressed, len(body)
     flags = _WHOLE * message.whole + _LAST * message.last
     data = _pack(2, flags, header, *_pack_point(message.upto), len(message.rows), raw_size, body)
     if max(len(data), cost) > limits.MESSAGE_BYTES_MAX or len(message.rows) > limits.ROWS_MAX:
@@ -157,6 +158,10 @@ def encode_changes(message: Changes, *, compress: bool) -> tuple[bytes, int]:
             f"{limits.MESSAGE_BYTES_MAX} bytes in {limits.ROWS_MAX} rows"
         )
     return data, cost
+
+
+def _cost(header: bytes | None, body: bytes) -> int:
+    return limits.MESSAGE_COST_BYTES + len(header or b"") + len(body)
 
 
 def cut_text(text: str, bytes_max: int) -> str:
@@ -289,7 +294,7 @@ def _decode_changes(items: list[Any]) -> Changes:
     whole, last = bool(flags & _WHOLE), bool(flags & _LAST)
     if last and not whole:
         raise RemoteProtocolError("Changes: the last message of a transfer ends in the middle of a version")
-    return Changes(header, decode_rows(body, count), upto, whole, last, len(body))
+    return Changes(header, decode_rows(body, count), upto, whole, last, _cost(items[1], body))
 
 
 def _decode_header(data: Any) -> TransferHeader:

@@ -145,6 +145,27 @@ def test_a_cut_transfer_goes_on_where_it_was_cut(world: World) -> None:
     assert one.count(EndRead) == 1
 
 
+def test_a_long_transfer_takes_several_snapshots(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SNAPSHOT_BYTES", 3 * limits.MESSAGE_COST_BYTES)
+    one, other = world.node(1), world.node(2)
+    one.store.piece_rows = 2
+    for number in range(10):
+        one.store.write(*keys(2, 2 * number))
+    one.engine.local_commit(one.store.state(), 0)
+    world.connect(one, other, run=False)
+    while other.store.version < 6:
+        assert world.step()
+    assert one.count(BeginRead) > 1
+    assert other.store.knowledge == {}, "the first snapshot's knowledge is never claimed: its stream was not sent whole"
+    world.commit(one, *keys(1), run=False)  # what was sent already is overwritten
+    world.run()
+    assert other.store.content() == one.store.content()
+    assert other.store.knowledge == {one.site: one.store.state().knowledge[one.site]}
+    assert rows_sent(one) == 20 + 1
+    assert one.told("sending")[-1].startswith("node-2: sending, 21 of about ")
+    assert other.told("caught_up") and one.told("caught_up")
+
+
 def test_a_transaction_larger_than_a_piece_arrives_as_a_whole(world: World) -> None:
     one, other = world.node(1), world.node(2)
     one.store.piece_rows = 2
@@ -555,6 +576,22 @@ def test_a_link_that_brings_nothing_is_closed(world: World) -> None:
     world.advance(limits.SILENCE_MS + limits.PRESENCE_MS)
     assert refusal(other, other_link) == CloseCode.TIMED_OUT
     assert other.told("disconnected") == ["node-1: nothing came for 30 s"]
+
+
+def test_a_peer_that_stores_nothing_is_closed(world: World) -> None:
+    one, other = world.node(1), world.node(2)
+    other.slow.add(Apply)
+    link, _ = world.connect(one, other)
+    world.answer(other)
+    world.advance(2 * limits.ACK_MS)
+    assert not one.closed, "nothing waits for an Ack"
+    world.commit(one, b"k")
+    world.advance(limits.ACK_MS - limits.PRESENCE_MS)
+    assert not one.closed
+    world.commit(one, b"l")
+    world.advance(2 * limits.PRESENCE_MS)
+    assert refusal(one, link) == CloseCode.TIMED_OUT
+    assert one.told("disconnected") == ["node-2: stored nothing for 20 minutes"]
 
 
 def test_a_stranger_that_says_nothing_is_closed(world: World) -> None:

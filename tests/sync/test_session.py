@@ -415,6 +415,29 @@ def test_a_peer_that_does_not_wait_for_acks_is_refused(receiving: ReceivingHalf)
         receiving.receive(changes(row(3), upto=3))
 
 
+def test_a_transfer_may_begin_anew_at_a_border(receiving: ReceivingHalf, effects: list[Effect]) -> None:
+    receiving.receive(changes(row(1), upto=1, head=3))
+    receiving.applied(1)
+    receiving.receive(changes(row(2), upto=2, head=4))
+    assert isinstance(effects[-1], Apply) and effects[-1].incoming.first
+    assert not receiving.applied(1).last
+    assert (receiving.rows, receiving.rows_total, receiving.transfers) == (2, 2, 0)
+    receiving.receive(changes(row(4), upto=4, last=True))
+    receiving.applied(1)
+    assert (receiving.rows, receiving.transfers) == (3, 1)
+    receiving.receive(changes(row(5), upto=5, head=5, last=True))
+    receiving.applied(1)
+    assert (receiving.rows, receiving.transfers) == (1, 2)
+
+
+def test_empty_messages_have_a_bound_too(receiving: ReceivingHalf) -> None:
+    empty = wire.decode(wire.encode_changes(changes(upto=9, head=9, last=True), compress=False)[0])
+    assert isinstance(empty, Changes)
+    with pytest.raises(RemoteProtocolError, match="without waiting for an Ack"):
+        for _ in range(limits.WINDOW_BYTES // limits.MESSAGE_COST_BYTES + 1):
+            receiving.receive(empty)
+
+
 def test_a_version_may_come_in_several_pieces(receiving: ReceivingHalf, effects: list[Effect]) -> None:
     receiving.receive(changes(row(3), upto=0, head=3, whole=False))
     receiving.receive(changes(row(3), row(3), upto=3, last=True))
@@ -425,7 +448,7 @@ FORGED = TransferHeader(Point(9, ERA), Knowledge({OWN: Point(8, ERA)}), 0)
 
 BAD_TRANSFERS: dict[str, list[Changes]] = {
     "does not begin with a header": [changes(row(1), upto=1)],
-    "begins within another one": [changes(row(1), upto=1, head=9), changes(row(2), upto=2, head=9)],
+    "begins anew within a version": [changes(row(1), upto=0, head=9, whole=False), changes(row(1), upto=1, head=9)],
     "goes on after its end": [changes(upto=9, head=9, last=True), changes(row(2), upto=2)],
     "contradicts its own header": [Changes(FORGED, [], FORGED.point, True, True)],
     "is far ahead of this node": [changes(upto=2**41, head=2**41, last=True)],
