@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -70,7 +70,7 @@ class Column:
     Attributes:
         title: its heading.
         right: align to the right, for numbers.
-        flexible: the column that is cut when the table is too wide.
+        flexible: the column may be cut when the table is too wide.
     """
 
     title: str
@@ -134,24 +134,19 @@ class Screen:
         return self._consoles[stream]
 
     def table(self, columns: Sequence[Column], rows: Iterable[Sequence[str | Text]]) -> RenderableType:
-        """Return a table. The flexible column is cut so that the table fits the screen."""
+        """Return a table. Flexible columns are cut so that it fits the screen."""
         from rich.table import Table
 
         cells = [[styled(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
         needed = [
             max([len(column.title), *(row[index].cell_len for row in cells)]) for index, column in enumerate(columns)
         ]
-        fixed = sum(width for width, column in zip(needed, columns, strict=True) if not column.flexible)
-        room = self.console().width - fixed - COLUMN_GAP * (len(columns) - 1)
+        room = self.console().width - COLUMN_GAP * (len(columns) - 1)
+        widths = fit(needed, [column.flexible for column in columns], room)
         drawn = Table(box=None, padding=(0, COLUMN_GAP, 0, 0), pad_edge=False, header_style="bold")
-        for column, width in zip(columns, needed, strict=True):
-            drawn.add_column(
-                column.title,
-                justify="right" if column.right else "left",
-                no_wrap=True,
-                overflow="ellipsis",
-                width=min(width, max(room, FLEXIBLE_COLUMNS_MIN)) if column.flexible else width,
-            )
+        for column, width in zip(columns, widths, strict=True):
+            justify: Literal["left", "right"] = "right" if column.right else "left"
+            drawn.add_column(column.title, justify=justify, no_wrap=True, overflow="ellipsis", width=width)
         for row in cells:
             drawn.add_row(*row)
         return drawn
@@ -173,6 +168,22 @@ class Screen:
         with Progress(*columns, TimeRemainingColumn(), console=self.console(sys.stderr), transient=True) as progress:
             task = progress.add_task(clean(title), total=total)
             yield lambda done: progress.update(task, completed=done)
+
+
+def fit(needed: Sequence[int], flexible: Sequence[bool], room: int) -> list[int]:
+    """Return the widths of a table's columns.
+
+    Flexible columns share what the others leave, the narrow ones first; each keeps FLEXIBLE_COLUMNS_MIN, however little
+    room there is.
+    """
+    widths = list(needed)
+    room -= sum(width for width, bends in zip(needed, flexible, strict=True) if not bends)
+    bending = sorted((index for index, bends in enumerate(flexible) if bends), key=lambda index: needed[index])
+    for position, index in enumerate(bending):
+        share = max(room // (len(bending) - position), FLEXIBLE_COLUMNS_MIN)
+        widths[index] = min(needed[index], share)
+        room -= widths[index]
+    return widths
 
 
 def clean(text: str) -> str:

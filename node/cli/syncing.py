@@ -98,6 +98,7 @@ async def _serve(session: Session, listen: tuple[str, int] | None, peers: list[s
             asked = asyncio.create_task(stop.wait())
             await asyncio.wait((ended, asked), return_when=asyncio.FIRST_COMPLETED)
             asked.cancel()
+            teller.stopping = True
         await asyncio.gather(telling, ended)
         teller.ended()
 
@@ -143,10 +144,15 @@ def _stop_on_signals(stop: asyncio.Event) -> None:
 
 
 class Teller:
-    """Prints what sync tells: a line for each thing that happened, a bar for each transfer that is under way."""
+    """Prints what sync tells: a line for each thing that happened, a bar for each transfer that is under way.
+
+    Attributes:
+        stopping: this node was asked to stop; that its links end now is no news.
+    """
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
+        self.stopping = False
         self._level: set[str] = set()
         self._bars: Progress | None = None
         self._tasks: dict[tuple[str, str], TaskID] = {}
@@ -163,7 +169,11 @@ class Teller:
         document = {"event": "started", "at": _now_ms(), "name": name, "workspace": workspace, "url": sync.url}
         where = [f"listening on {sync.url}"] if sync.url else []
         where += [f"dialling {peer}" for peer in peers]
-        self._screen.event(document, f"{name} of workspace {workspace}: {', '.join(where)}; Ctrl-C stops", "bold")
+        if self._screen.as_json:
+            self._screen.event(document, "")
+        else:
+            self._screen.event({}, f"{name} of workspace {workspace}", "bold")
+            self._screen.event({}, f"{', '.join(where)}; Ctrl-C stops")
 
     def ended(self) -> None:
         """Sync was stopped."""
@@ -181,7 +191,7 @@ class Teller:
 
     def _is_news(self, tell: Tell) -> bool:
         """Transfers are told when they brought something, "caught up" once for each connection."""
-        if tell.kind in PROGRESS_KINDS or tell.kind == "digest":
+        if tell.kind in PROGRESS_KINDS or tell.kind == "digest" or (self.stopping and tell.kind == "disconnected"):
             return False
         if tell.kind in ("sent", "received"):
             return tell.rows > 0

@@ -4,7 +4,7 @@ import time
 import pytest
 from rich.cells import cell_len
 
-from node.cli.output import Column, Screen, ago, clean, count_of, iso
+from node.cli.output import Column, Screen, ago, clean, count_of, fit, iso
 
 SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000
 
@@ -60,6 +60,19 @@ def test_a_table_fits_its_screen_by_cutting_the_flexible_column(capsys, monkeypa
     assert lines[1].endswith("12") and "…" in lines[1]
     assert "[red]" in lines[2]
     assert max(cell_len(re.sub(r"\x1b\[\d*m", "", line)) for line in lines) == 40
+
+
+@pytest.mark.parametrize(
+    ("needed", "room", "widths"),
+    [
+        ([10, 5, 20, 7], 60, [10, 5, 20, 7]),
+        ([10, 5, 90, 7], 60, [10, 5, 38, 7]),
+        ([10, 50, 90, 7], 61, [10, 22, 22, 7]),
+        ([10, 50, 90, 7], 20, [10, 12, 12, 7]),
+    ],
+)
+def test_columns_that_may_be_cut_share_what_the_others_leave(needed, room, widths):
+    assert fit(needed, [False, True, True, False], room) == widths
 
 
 def test_nothing_is_cut_when_it_does_not_go_to_a_terminal(capsys):

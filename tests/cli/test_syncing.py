@@ -109,13 +109,13 @@ def test_people_read_one_line_for_each_thing_that_happens(database, other):
         url = desktop.wait_for("started")["url"]
         command = [sys.executable, "-m", "node.cli", "serve", "--db", str(database), "--peer", url]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as laptop:
-            lines = [laptop.stdout.readline() for _ in range(3)]
+            lines = [laptop.stdout.readline() for _ in range(4)]
             laptop.send_signal(signal.SIGINT)
             rest, errors = laptop.communicate(timeout=TELLS_WITHIN_S)
-    assert lines[0] == f"laptop of workspace team: dialling {url}; Ctrl-C stops\n"
-    assert re.fullmatch(r"\d\d:\d\d:\d\d  desktop: connected.*\n", lines[1])
-    assert re.fullmatch(r"\d\d:\d\d:\d\d  desktop: both sides have caught up\n", lines[2])
-    assert rest.splitlines()[-1] == "stopped"
+    assert lines[:2] == ["laptop of workspace team\n", f"dialling {url}; Ctrl-C stops\n"]
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  desktop: connected.*\n", lines[2])
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  desktop: both sides have caught up\n", lines[3])
+    assert rest == "stopped\n"
     assert (errors, laptop.returncode) == ("", 0)
 
 
