@@ -7,7 +7,7 @@ the legal transitions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from node import ids
 from node.database import Transaction
@@ -52,18 +52,7 @@ PHASES: dict[RunKind, dict[Phase, tuple[Phase, ...]]] = {
     },
 }
 
-STATUSES: tuple[RunStatus, ...] = (
-    "active",
-    "paused:transient",
-    "paused:approval",
-    "paused:reconciliation",
-    "paused:confirmation",
-    "failed:logic",
-    "failed:internal",
-    "lost",
-    "crashed",
-    "committed",
-)
+STATUSES: tuple[RunStatus, ...] = get_args(RunStatus)
 ENDED: frozenset[RunStatus] = frozenset({"failed:logic", "failed:internal", "lost", "crashed", "committed"})
 """A run in one of these never moves again; a retry is a new run."""
 
