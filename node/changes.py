@@ -541,6 +541,15 @@ def _refuse_malformed(incoming: Incoming, own_version: int) -> None:
         raise RemoteProtocolError(f"a peer sends a change above its own version {version}")
     if find_malformed(row[1] for row in incoming.rows) is not None:
         raise RemoteProtocolError("a peer sends a malformed primary key")
+    if not all(map(_is_consistent, incoming.rows)):
+        raise RemoteProtocolError("a peer sends a change whose causal length contradicts it")
+
+
+def _is_consistent(row: Change) -> bool:
+    """Tell whether cr-sqlite could have made the change. It merges others as well, and then holds rows that no peer
+    accepts, or that differ on two nodes by the order in which they came: this node would be cut off for ever."""
+    _, _, cid, _, col_version, _, _, cl, _ = row
+    return col_version == cl if cid == "-1" else cl % 2 == 1
 
 
 def _size(row: Change) -> int:

@@ -591,6 +591,24 @@ def test_a_version_out_of_bounds_is_refused_and_inflates_nothing(make, row_versi
     assert one.database.version() == 1
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        change(cid="-1", value=None, col_version=0, cl=1),
+        change(cid="-1", value=None, col_version=3, cl=2),
+        change(cl=2),
+    ],
+    ids=["mark of a row that was never made", "mark with two lengths", "cell of a deleted row"],
+)
+def test_a_change_that_cr_sqlite_never_makes_is_refused_and_changes_nothing(make, row):
+    one = make()
+    before = one.storage.state()
+    with pytest.raises(RemoteProtocolError, match="causal length"):
+        one.storage.apply(piece(change(pk=b"\x01\x0c\x10" + b"j" * 16), row))
+    assert one.storage.state() == before
+    assert one.titles() == []
+
+
 # --- Digest, presence ------------------------------------------------------------------------------------------------
 
 
