@@ -470,26 +470,3 @@ def test_processes_that_reserve_at_once_share_the_events(device):
     assert sorted(name for part in won for name in part) == sorted(published)
     assert all(worker.returncode == 0 for worker in workers)
     assert len(device.events.peek("mail", "inbox", status="reserved", limit=200)) == 150
-
-
-def test_threads_may_read_one_store_while_its_memory_of_publications_turns_over(device, monkeypatch):
-    monkeypatch.setattr("node.stores.publications.CACHED_MAX", 1)
-    for number in range(20):
-        device.publish(f"m{number}")
-    failures = []
-
-    def read():
-        try:
-            for _ in range(20):
-                assert len(device.events.peek("mail", "inbox")) == 20
-                with device.database.transaction(replicated=False):
-                    assert len(device.events.peek("mail", "inbox")) == 20
-        except Exception as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=read) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []

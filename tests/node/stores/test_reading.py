@@ -1,3 +1,6 @@
+import threading
+from collections import OrderedDict
+
 import pytest
 from devices import NOW_MS, event_of, meet, merge
 
@@ -5,6 +8,7 @@ from node import ids
 from node.errors import Ambiguous, InvalidInput
 from node.leases import EventStatus
 from node.stores import ClaimInfo, NewEvent
+from node.stores.publications import PublicationReader
 from node.stores.reading import LIST_MAX, status_name, status_number
 
 
@@ -213,3 +217,27 @@ def test_a_caller_s_changes_to_a_payload_stay_with_the_caller(device):
     device.events.publish("mail", "inbox", "a", payload={"list": [1]})
     device.event("a").payload["list"].append(2)
     assert device.event("a").payload == {"list": [1]}
+
+
+def test_a_thread_may_drop_a_publication_from_memory_while_another_reads_it(device, monkeypatch):
+    monkeypatch.setattr("node.stores.publications.CACHED_MAX", 1)
+    device.publish("a", "b")
+    first, second = (row[0] for row in device.query("SELECT publication FROM event_index ORDER BY at"))
+    reader = PublicationReader(device.database)
+    reader.get(first)
+    others = []
+
+    class Interrupted(OrderedDict):
+        """Between the look-up and its use another thread comes and reads something else."""
+
+        def get(self, key, default=None):
+            found = super().get(key, default)
+            if not others:
+                others.append(threading.Thread(target=reader.get, args=(second,)))
+                others[0].start()
+                others[0].join(0.1)
+            return found
+
+    reader._parsed = Interrupted(reader._parsed)
+    assert reader.get(first).event(0)["message_id"] == "a"
+    others[0].join()

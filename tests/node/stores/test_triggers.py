@@ -98,6 +98,15 @@ def test_a_body_that_is_no_json_object_fails_alone(device, table):
 
 
 @pytest.mark.parametrize("table", FACTS)
+@pytest.mark.parametrize(
+    "ending", [", extra: 1}", ', "extra": 1,}', ", 'extra': 1}", ', "extra": +1}', ', "extra": 0x1} // why']
+)
+def test_a_body_that_sqlite_reads_and_python_does_not_fails_alone(device, table, ending):
+    with device.unchanged():
+        assert not device.forge(table, RUN, json.dumps(GOOD[table])[:-1] + ending)
+
+
+@pytest.mark.parametrize("table", FACTS)
 def test_a_field_of_a_wrong_type_fails_alone_or_is_harmless(device, table):
     for field in GOOD[table]:
         for value in [*WRONG_VALUES, "absent"]:
