@@ -99,7 +99,8 @@ class SendingHalf:
         if self._in_transfer:
             self._effects.append(ContinueRead(self._link, limits.ROWS_BYTES_MAX))
         elif self._read_wanted or self._wanted_version > self.read_upto:
-            self._read_wanted = False
+            # What becomes due from here on may not be in the snapshot any more.
+            self._read_wanted = self.checkpoint_due = False
             self._in_transfer = True
             request = ReadRequest(self.read_upto, self.peer_knowledge, self._parked_upto)
             self._effects.append(BeginRead(self._link, request, limits.ROWS_BYTES_MAX))
@@ -151,7 +152,7 @@ class SendingHalf:
         self._header_open = not result.last
         self._snapshot_bytes += cost
         if result.last:
-            self._checkpoint_wanted = self.checkpoint_due = False
+            self._checkpoint_wanted = False
         self._unacknowledged.append((cost, result.header if result.last else None))
         self._unacknowledged_bytes += cost
         self._messages_sent += 1

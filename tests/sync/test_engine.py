@@ -9,7 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sync import limits, wire
-from sync.effects import Apply, BeginRead, ComputeDigest, EndRead, LinkId, LoadResume, LoadState, Reidentify, Send
+from sync.effects import (
+    Apply,
+    BeginRead,
+    ComputeDigest,
+    ContinueRead,
+    EndRead,
+    LinkId,
+    LoadResume,
+    LoadState,
+    Reidentify,
+    Send,
+)
 from sync.errors import CloseCode, LocalProtocolError, StorageLimit, is_retryable
 from sync.knowledge import START, Era, Knowledge, Point
 from sync.link import PeerStatus
@@ -111,6 +122,19 @@ def test_checkpoints_without_rows_are_sent_now_and_then_only(world: World) -> No
     world.advance(limits.CHECKPOINT_MS)
     assert len(other.messages(Changes)) == before + 1
     assert one.store.knowledge[other.site].version == other.store.version
+
+
+def test_a_checkpoint_that_became_due_after_a_snapshot_is_not_dropped_with_it(world: World) -> None:
+    one, other = world.node(1), world.node(2)
+    world.connect(one, other)
+    other.slow.add(BeginRead)
+    world.commit(other, b"same")
+    world.commit(one, b"same", b"new")
+    world.answer(other)  # the snapshot is from before the other commit came; to `one` it brings nothing new
+    other.slow.clear()
+    world.advance(limits.CHECKPOINT_MS)
+    assert other.store.version == 2
+    assert one.store.knowledge[other.site].version == 2
 
 
 def test_an_idle_mesh_comes_to_rest(world: World) -> None:
