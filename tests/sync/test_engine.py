@@ -13,7 +13,6 @@ from sync.effects import (
     Apply,
     BeginRead,
     ComputeDigest,
-    ContinueRead,
     EndRead,
     LinkId,
     LoadResume,
