@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import AbstractContextManager, asynccontextmanager
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from node import derived, ids, migrate
 from node.changes import ChangeStorage
@@ -49,11 +50,15 @@ from node.stores import (
 from node.stores.peers import Peer, PeerStore
 from node.stores.reading import StatusName
 from node.stores.settings import SettingStore
-from node.syncing import Comparison, Syncing, SyncOptions, compare, sync_lock
 from node.watch import ChangeWatch, Subscription
-from sync.engine import EngineConfig
 from sync.limits import NAME_BYTES_MAX
 from sync.ports import DatabaseDigest
+
+if TYPE_CHECKING:
+    from node.syncing import Comparison, Syncing
+    from sync.engine import EngineConfig
+
+# Sync, with the network below it, is imported when it is first used: a command that reads ten events does without.
 
 OWN_COMPONENT_OF_APPS = "app"
 """The name under which an app's migrations are recorded."""
@@ -310,6 +315,8 @@ class Node:
         Raises:
             SyncRefused: a process syncs this file.
         """
+        from node.syncing import sync_lock
+
         with sync_lock(self.path):
             return self._storage.reidentify().site.hex()
 
@@ -346,6 +353,8 @@ class Node:
             AddressError: an address is wrong, in use, or not to be opened without a token.
             IllegalState: this node is syncing.
         """
+        from node.syncing import Syncing, SyncOptions
+
         if self._sync is not None:
             raise IllegalState(f"node {self.name}", "syncing", "stop_sync comes before the next start_sync")
         options = SyncOptions(listen, tuple(peers), token, listen_ssl, dial_ssl)
@@ -405,10 +414,14 @@ class Node:
             SyncRefused: the peer cannot be reached, or refuses.
             AddressError: the address is wrong.
         """
+        from node.syncing import SyncOptions, compare
+
         options = SyncOptions(token=token, dial_ssl=dial_ssl)
         return await compare(self.database, self._storage, self._config(token), peer, options)
 
     def _config(self, token: str | None) -> EngineConfig:
+        from sync.engine import EngineConfig
+
         return EngineConfig(self.workspace_id, self.name, self.database.incarnation, token)
 
     def _running_sync(self) -> Syncing:

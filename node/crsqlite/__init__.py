@@ -10,8 +10,20 @@ Rules:
    this package on its own, before the dependencies of leasemesh are installed.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .errors import CrsqliteError, CrsqliteMissing
 from .locate import ENTRY_POINT, VERSION, extension_path
-from .ways import acquire
+
+if TYPE_CHECKING:
+    from .ways import acquire
 
 __all__ = ["ENTRY_POINT", "VERSION", "CrsqliteError", "CrsqliteMissing", "acquire", "extension_path"]
+
+
+def __getattr__(name: str) -> Any:
+    # Downloading and building take more imports than all the rest of a short command; every connection only looks.
+    if name != "acquire":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(".ways", __name__).acquire
