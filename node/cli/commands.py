@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 MODULE_BY_COMMAND = {
-    "publish": "events",
+    "publish": "publishing",
     "topics": "events",
     "peek": "events",
     "why": "story",
