@@ -2,7 +2,8 @@
 
 What happens to them: writes, cut transfers, restarts, upgrades, restored backups, clones.
 
-Run many by hand: `python tests/node/database_mesh.py FIRST LAST`. A failing seed fails again: everything random comes from it.
+Run many by hand: `python tests/node/database_mesh.py FIRST LAST`. A failing seed fails again: everything random
+comes from it.
 """
 
 import shutil
