@@ -265,7 +265,7 @@ class SyncLoop:
             self._storage_worker.submit(
                 self._read_committed_state,
                 functools.partial(self._input, self._engine.local_commit),
-                self._state_failed,
+                functools.partial(self._state_failed, self.notify_commit),
             )
 
     async def carry(
@@ -456,9 +456,10 @@ class SyncLoop:
         self._commit_noticed = False  # first: a commit from here on asks again
         return self._storage.state()
 
-    def _state_failed(self, error: Exception) -> None:
+    def _state_failed(self, again: Callable[[], None], error: Exception) -> None:
         log.warning("cannot read the local state, trying again: %s", error)
-        self._loop.call_later(STATE_RETRY_S, self.notify_commit)
+        if not self._stopping:
+            self._loop.call_later(STATE_RETRY_S, again)
 
     # --- Effects ------------------------------------------------------------------------------------------------------
 
@@ -482,9 +483,11 @@ class SyncLoop:
                 functools.partial(self._end_link_internally, link),
             )
 
-    def _load_state(self, _: LoadState) -> None:
+    def _load_state(self, effect: LoadState) -> None:
         self._storage_worker.submit(
-            self._storage.state, functools.partial(self._input, self._engine.state_loaded), self._fail
+            self._storage.state,
+            functools.partial(self._input, self._engine.state_loaded),
+            functools.partial(self._state_failed, lambda: self._load_state(effect)),
         )
 
     def _begin_read(self, effect: BeginRead) -> None:

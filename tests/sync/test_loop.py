@@ -11,7 +11,7 @@ import pytest
 import sync.loop
 from node import NewEvent
 from node.changes import ChangeStorage
-from sync.effects import Hear, LinkId, Reidentify, SetTimer, Tell
+from sync.effects import Hear, LinkId, LoadState, Reidentify, SetTimer, Tell
 from sync.engine import Engine, EngineConfig
 from sync.errors import LocalProtocolError, StorageLimit
 from sync.knowledge import Era, SiteId
@@ -250,6 +250,21 @@ class TestStorageFaults:
             await asyncio.to_thread(a.storage.wait_for, "state", times=3)
             a.storage.mend()
             await b.loop.until(lambda: b.has(1))
+
+    async def test_a_doubt_lasts_until_the_state_can_be_read(self, device, within, monkeypatch):
+        monkeypatch.setattr(sync.loop, "STATE_RETRY_S", 0.01)
+        a, b = device("a"), device("b")
+        answered = asyncio.Event()
+        monkeypatch.setattr(a.engine, "state_loaded", lambda state, now_ms: answered.set())
+        a.storage.break_("state", OSError("busy"))
+        a.engine._effects.append(LoadState())
+        link(a, b)
+        async with within():
+            await asyncio.to_thread(a.storage.wait_for, "state", times=2)
+            assert not answered.is_set()
+            a.storage.mend()
+            await answered.wait()
+            assert a.loop.failure is None
 
     async def test_an_identity_that_cannot_be_changed_ends_the_loop(self, device, within):
         a = device("a")
