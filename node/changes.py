@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from itertools import chain
 from operator import itemgetter
 from typing import Final
@@ -360,11 +361,12 @@ class ChangeStorage:
         _refuse_malformed(incoming, self._database.version())
         if not incoming.whole:
             return self._stage(incoming)
-        self.retry_parked()
+        retried = self.retry_parked()
         try:
-            return self._merge(incoming, careful=False)
+            applied = self._merge(incoming, careful=False)
         except _Poisoned:
-            return self._merge(incoming, careful=True)
+            applied = self._merge(incoming, careful=True)
+        return replace(applied, tables=applied.tables | retried)
 
     def retry_parked(self) -> frozenset[str]:
         """Merge the parked changes that the schema knows now; call it after a migration. Costs nothing otherwise.

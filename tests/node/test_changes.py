@@ -371,7 +371,9 @@ def test_parked_rows_come_back_with_the_next_piece_after_another_process_has_mig
     process = Replica(older.path, NOTES, TAGS)
     process.close()
     newer.note("a")
-    send(newer, older)
+    (result,) = pieces(newer, older)
+    applied = older.storage.apply(incoming(newer, result))
+    assert applied.tables == {"notes", "tags"}, "whoever waits for tags is told"
     assert older.tables() == newer.tables()
     # They are no part of what that piece's sender knew, so they are sent on to everybody.
     third = make(NOTES, TAGS)
