@@ -23,6 +23,7 @@ from node.watch import ChangeWatch
 from sync.address import check_binding, parse_address
 from sync.effects import LinkId, Tell
 from sync.engine import Engine, EngineConfig, PeerStatus
+from sync.knowledge import SiteId
 from sync.loop import Observer, SyncLoop
 from sync.ports import Applied, DatabaseDigest, Incoming, Storage
 from sync.websocket import (
@@ -305,14 +306,21 @@ class Comparison:
     """Two nodes' digests, side by side.
 
     Attributes:
-        name, node: the peer.
+        name, site: the peer.
+        own_site: this node.
         mine, theirs: the digests.
     """
 
     name: str
-    node: NodeId
+    site: SiteId
+    own_site: SiteId
     mine: DatabaseDigest
     theirs: DatabaseDigest
+
+    @property
+    def node(self) -> NodeId:
+        """The peer, as people write it."""
+        return NodeId(self.site.hex())
 
     @property
     def equal(self) -> bool:
@@ -327,8 +335,12 @@ class Comparison:
 
     @property
     def same_knowledge(self) -> bool:
-        """Whether both had absorbed the same; if not, a difference means only that sync has not finished."""
-        return self.mine.knowledge.covers(self.theirs.knowledge) and self.theirs.knowledge.covers(self.mine.knowledge)
+        """Whether each had all that the other had; if not, a difference means only that sync has not finished."""
+        mine, theirs = self.mine.knowledge, self.theirs.knowledge
+        # What they have heard of third nodes may differ for long: it is passed on together with rows.
+        return mine.includes(self.site, theirs.point(self.site)) and theirs.includes(
+            self.own_site, mine.point(self.own_site)
+        )
 
 
 async def compare(
@@ -359,7 +371,7 @@ async def compare(
         tell = answer.result()
         assert tell.digest is not None and tell.site is not None, "a telling of a digest has both"
         mine = await asyncio.to_thread(storage.digest)
-        return Comparison(tell.name, NodeId(tell.site.hex()), mine, tell.digest)
+        return Comparison(tell.name, tell.site, state.site, mine, tell.digest)
     except DialFailed as error:
         raise SyncRefused(f"{url}: {error}") from error
     finally:

@@ -9,6 +9,9 @@ import pytest
 from meshes import LOOPBACK, Proxy, digests, equal, listening_to, message_ids, publish, told
 
 from node import AddressError, IllegalState, Node, SyncRefused
+from node.syncing import Comparison
+from sync.knowledge import Era, Knowledge, Point, SiteId
+from sync.ports import DatabaseDigest
 
 
 class TestShapes:
@@ -256,6 +259,19 @@ class TestOneFile:
                 await laptop.compare(serving.url, token="wrong")
         with pytest.raises(SyncRefused, match="cannot be reached"):
             await laptop.compare(serving.url)
+
+    def test_is_level_with_a_peer_that_has_heard_of_more_elsewhere(self):
+        """A third node's merges raise its version, and bring nobody a row."""
+        mine, hub, third = SiteId(b"m" * 16), SiteId(b"h" * 16), SiteId(b"t" * 16)
+
+        def same(at_third, own_at_hub=5, hub_here=7):
+            here = Knowledge({mine: Point(5, Era(b"e")), hub: Point(hub_here, Era(b"e")), third: Point(2, Era(b"e"))})
+            there = Knowledge({mine: Point(own_at_hub, Era(b"e")), hub: Point(7, Era(b"e")), third: at_third})
+            return Comparison("hub", hub, mine, DatabaseDigest(here, {}), DatabaseDigest(there, {})).same_knowledge
+
+        assert same(Point(2, Era(b"e"))) and same(Point(3, Era(b"e")))
+        assert not same(Point(3, Era(b"e")), own_at_hub=4)
+        assert not same(Point(3, Era(b"e")), hub_here=6)
 
 
 class TestCopies:
