@@ -6,48 +6,50 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 from benchmarks.measuring import TOPIC, WORKFLOW, Measurement, database, duration, folder, new_events, rate, timed
-from benchmarks.raw import RawQueue
+from benchmarks.raw import Handmade, Statements
 from node.database import Database
 from node.stores import EventStore, HandlerRunStore
 
 ROUNDS = 5
-PUBLISH_NOTE = "one narrow replicated row per event, plain APSW"
-SETTLE_NOTE = "replicated row per batch + status by hand, plain APSW"
+NOTE = "the same statements on the same schema, plain APSW"
 
 
 def publish(batch: int, quick: bool) -> Iterator[Measurement]:
     """Publish in transactions of `batch` events."""
-    per_round = max(batch, (200 if quick else 1000) * (1 if batch == 1 else 10))
-    ours, raw = [], []
-    with folder() as path, database(path / "ours.db") as opened:
-        store, queue = EventStore(opened), RawQueue(path / "raw.db")
+    per_round = _events_per_round(batch, quick)
+    ours, raw, handmade = [], [], []
+    with folder() as path, database(path / "ours.db") as opened, _limits(path) as (statements, by_hand):
+        store = EventStore(opened)
         for number in range(ROUNDS):
             firsts = range(number * per_round, (number + 1) * per_round, batch)
-            raw.append(per_round / timed(partial(_for_each, queue.publish, [(first, batch) for first in firsts])))
-            calls = [(WORKFLOW, TOPIC, new_events(first, batch)) for first in firsts]
-            ours.append(per_round / timed(partial(_for_each, store.publish_many, calls)))
-        queue.close()
-    yield rate(f"publish_{batch}", "events/s", ours, raw, PUBLISH_NOTE)
+            calls = [(first, batch) for first in firsts]
+            handmade.append(per_round / timed(partial(_for_each, by_hand.publish, calls)))
+            raw.append(per_round / timed(partial(_for_each, statements.publish, calls)))
+            events = [(WORKFLOW, TOPIC, new_events(first, batch)) for first in firsts]
+            ours.append(per_round / timed(partial(_for_each, store.publish_many, events)))
+    yield rate(f"publish_{batch}", "events/s", ours, raw, _note("one narrow replicated row per event", handmade))
 
 
 def settle(batch: int, quick: bool) -> Iterator[Measurement]:
     """Reserve and consume `batch` events at a time: two transactions."""
-    per_round = max(batch, (200 if quick else 1000) * (1 if batch == 1 else 10))
-    ours, raw = [], []
-    with folder() as path, database(path / "ours.db") as opened:
-        queue = RawQueue(path / "raw.db")
-        queue.make_pending(ROUNDS * per_round)
+    per_round = _events_per_round(batch, quick)
+    ours, raw, handmade = [], [], []
+    with folder() as path, database(path / "ours.db") as opened, _limits(path) as (statements, by_hand):
         _publish_all(opened, ROUNDS * per_round)
+        statements.publish(0, ROUNDS * per_round)
+        by_hand.make_pending(ROUNDS * per_round)
         batches = per_round // batch
         for _ in range(ROUNDS):
-            raw.append(per_round / timed(partial(_for_each, queue.take_and_settle, [(batch,)] * batches)))
+            handmade.append(per_round / timed(partial(_for_each, by_hand.take_and_settle, [(batch,)] * batches)))
+            raw.append(per_round / timed(partial(_for_each, statements.take_and_settle, [(batch,)] * batches)))
             ours.append(per_round / timed(partial(_settle_batches, opened, batch, batches)))
-        queue.close()
-    yield rate(f"settle_{batch}", "events/s", ours, raw, SETTLE_NOTE)
+    yield rate(f"settle_{batch}", "events/s", ours, raw, _note("status without claims", handmade))
 
 
 def settle_processes(processes: int, quick: bool) -> Iterator[Measurement]:
@@ -55,14 +57,28 @@ def settle_processes(processes: int, quick: bool) -> Iterator[Measurement]:
     batches = 10 if quick else 50
     total = processes * batches * 100
     with folder() as path:
-        queue = RawQueue(path / "raw.db")
-        queue.make_pending(total)
-        queue.close()
+        with closing(Statements(path / "raw.db")) as statements:
+            statements.publish(0, total)
+            topic = statements.topic
         with database(path / "ours.db") as opened:
             _publish_all(opened, total)
-        raw = total / _in_processes(processes, _raw_worker, path / "raw.db", batches)
-        ours = total / _in_processes(processes, _our_worker, path / "ours.db", batches)
-    yield rate(f"settle_100_{processes}proc", "events/s", [ours], [raw], SETTLE_NOTE + f", {processes} processes")
+        raw = total / _in_processes(processes, _raw_worker, path / "raw.db", topic, batches)
+        ours = total / _in_processes(processes, _our_worker, path / "ours.db", None, batches)
+    yield rate(f"settle_100_{processes}proc", "events/s", [ours], [raw], f"{NOTE}, {processes} processes")
+
+
+def _events_per_round(batch: int, quick: bool) -> int:
+    return max(batch, (200 if quick else 1000) * (1 if batch == 1 else 10))
+
+
+@contextmanager
+def _limits(path: Path) -> Iterator[tuple[Statements, Handmade]]:
+    with closing(Statements(path / "raw.db")) as statements, closing(Handmade(path / "handmade.db")) as handmade:
+        yield statements, handmade
+
+
+def _note(what: str, rates: list[float]) -> str:
+    return f"{NOTE}; {what}, by hand: {statistics.median(rates):,.0f}"
 
 
 def peek_scale(quick: bool) -> Iterator[Measurement]:
@@ -107,10 +123,10 @@ def _settle_batches(opened: Database, batch: int, batches: int) -> None:
             store.consume(run)
 
 
-def _in_processes(count: int, worker: Callable[..., None], path: Path, batches: int) -> float:
+def _in_processes(count: int, worker: Callable[..., None], path: Path, topic: bytes | None, batches: int) -> float:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(count + 1)
-    processes = [context.Process(target=worker, args=(path, batches, barrier)) for _ in range(count)]
+    processes = [context.Process(target=worker, args=(path, topic, batches, barrier)) for _ in range(count)]
     for process in processes:
         process.start()
     barrier.wait()
@@ -122,15 +138,14 @@ def _in_processes(count: int, worker: Callable[..., None], path: Path, batches: 
     return seconds
 
 
-def _raw_worker(path: Path, batches: int, barrier: multiprocessing.synchronize.Barrier) -> None:
-    queue = RawQueue(path)
-    barrier.wait()
-    for _ in range(batches):
-        queue.take_and_settle(100)
-    queue.close()
+def _raw_worker(path: Path, topic: bytes, batches: int, barrier: Barrier) -> None:
+    with closing(Statements(path, topic)) as statements:
+        barrier.wait()
+        for _ in range(batches):
+            statements.take_and_settle(100)
 
 
-def _our_worker(path: Path, batches: int, barrier: multiprocessing.synchronize.Barrier) -> None:
+def _our_worker(path: Path, _: None, batches: int, barrier: Barrier) -> None:
     with database(path) as opened:
         barrier.wait()
         _settle_batches(opened, 100, batches)

