@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from node import ids
 from node.clock import credible_until, next_hybrid_time
@@ -17,9 +17,9 @@ from node.database import Transaction
 from node.errors import IllegalState, InvalidInput, LeaseLost, NotAvailable, NotFound
 from node.ids import EventId, NodeId, RunId
 from node.jsonvalue import check_text, check_whole, decode_object
-from node.leases import EPOCH_MAX, EventStatus
+from node.leases import EPOCH_MAX
 from node.stores.base import blob_of, events_of, topic_of
-from node.stores.reading import Event, EventReader, status_name
+from node.stores.reading import EVENT_COLUMNS, Event, EventReader
 
 Outcome = Literal["consumed", "skipped", "dead"]
 CLAIMS_MAX = 1_000
@@ -48,14 +48,6 @@ class ReservationInfo:
     at: int
     state: str
     claims: dict[EventId, int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    id: EventId
-    status: int
-    epoch: int
-    run: str
 
 
 class Leasing(EventReader):
@@ -94,15 +86,13 @@ class Leasing(EventReader):
         }
         check_whole("number of events to reserve", len(names), least=1, most=CLAIMS_MAX)
         with self._database.transaction() as transaction:
-            found = self._candidates(list(names))
+            found = self._existing(list(names))
             missing = [name for identifier, name in names.items() if identifier not in found]
             if missing:
                 raise NotFound("event", missing, f"workflow {workflow} has no such message ids; nothing was reserved")
-            free = [candidate for candidate in found.values() if candidate.status == EventStatus.PENDING]
+            free = [event for event in found.values() if event.status == "pending"]
             if len(free) < len(found) and not partial:
-                raise NotAvailable(
-                    {names[one.id]: self._holder(one) for one in found.values() if one.status != EventStatus.PENDING}
-                )
+                raise NotAvailable({names[one.id]: _holder(one) for one in found.values() if one.status != "pending"})
             return self._claim(transaction, run, workflow, handler, free)
 
     def reserve_next(
@@ -116,12 +106,12 @@ class Leasing(EventReader):
         """
         check_whole("limit", limit, least=1, most=CLAIMS_MAX)
         with self._database.transaction() as transaction:
-            rows = self._database.query(
-                "SELECT e.id, e.status, e.epoch, NULL FROM event_index AS e "
+            free = self._events(
+                f"SELECT {EVENT_COLUMNS} FROM event_index AS e "
                 "WHERE e.topic = ? AND e.status = 0 ORDER BY e.at, e.id LIMIT ?",
                 (blob_of(topic_of(workflow, topic)), limit),
             )
-            return self._claim(transaction, run, workflow, handler, [_candidate(row) for row in rows])
+            return self._claim(transaction, run, workflow, handler, free)
 
     def reservation(self, run: str) -> ReservationInfo | None:
         """Return the reservation of a run."""
@@ -196,9 +186,8 @@ class Leasing(EventReader):
                 return 0
             if state != "held":
                 raise IllegalState(f"the reservation of run {run}", state, "what is settled cannot be released")
-            owned = len(self.reserved_by(run))
-            lost = bool(self._not_owned(run))
-            _set_state(transaction, run, "lost" if lost else "released")
+            claimed, owned = self._claimed_and_owned(run)
+            _set_state(transaction, run, "lost" if owned < claimed else "released")
             return owned
 
     def take_over(self, run: str, events: Sequence[str], *, handler: str = "manual") -> list[Event]:
@@ -214,24 +203,22 @@ class Leasing(EventReader):
         for event in events:
             blob_of(event)
         with self._database.transaction() as transaction:
-            found = self._candidates([EventId(event) for event in events])
+            found = self._existing([EventId(event) for event in events])
             missing = [event for event in events if event not in found]
             if missing:
                 raise NotFound("event", missing)
             for one in found.values():
-                if one.status != EventStatus.RESERVED:
-                    raise IllegalState(
-                        f"event {one.id}", status_name(one.status), "only a reserved event can be taken over"
-                    )
-            loaded = self.get(events[0])
-            return self._claim(transaction, run, loaded.workflow if loaded else "", handler, list(found.values()))
+                if one.status != "reserved":
+                    raise IllegalState(f"event {one.id}", one.status, "only a reserved event can be taken over")
+            workflow = found[EventId(events[0])].workflow
+            return self._claim(transaction, run, workflow, handler, list(found.values()))
 
     def _claim(
-        self, transaction: Transaction, run: str, workflow: str, handler: str, candidates: Sequence[_Candidate]
+        self, transaction: Transaction, run: str, workflow: str, handler: str, events: Sequence[Event]
     ) -> list[Event]:
-        if not candidates:
+        if not events:
             return []
-        if max(candidate.epoch for candidate in candidates) >= EPOCH_MAX:
+        if max(event.epoch for event in events) >= EPOCH_MAX:
             raise InvalidInput("event", f"was claimed {EPOCH_MAX:,} times; that is a fault and not work")
         blob = blob_of(run)
         self._refuse_run_of_other_writer(run)
@@ -243,10 +230,20 @@ class Leasing(EventReader):
             "workflow": workflow,
             "handler": check_text("handler", handler),
             "at": self._issue_time(transaction, 1),
-            "events": [f"{candidate.id}@{candidate.epoch + 1}" for candidate in candidates],
+            "events": [f"{event.id}@{event.epoch + 1}" for event in events],
         }
         transaction.execute("INSERT INTO reservations (id, body) VALUES (?, ?)", (blob, json.dumps(body)))
-        return self.reserved_by(run)
+        assert self._claimed_and_owned(run) == (len(events), len(events)), "a claim at the next epoch owns its event"
+        return [Event(*event[:-3], "reserved", event.epoch + 1, RunId(run)) for event in events]
+
+    def _claimed_and_owned(self, run: str) -> tuple[int, int]:
+        """Return how many events `run` has claimed, and how many of them it owns."""
+        ((claimed, owned),) = self._database.query(
+            "SELECT count(*), count(*) FILTER (WHERE e.status IN (1, 2) AND e.run = c.run) FROM run_index AS r "
+            "CROSS JOIN claims AS c ON c.run = r.n CROSS JOIN event_index AS e ON e.n = c.event WHERE r.id = ?",
+            (blob_of(run),),
+        )
+        return claimed, owned
 
     def _issue_time(self, transaction: Transaction, count: int) -> int:
         """Return the first of `count` consecutive hybrid times, later than all seen."""
@@ -261,17 +258,13 @@ class Leasing(EventReader):
         transaction.execute("UPDATE hybrid_clock SET latest = ? WHERE id = 1", (first + count - 1,))
         return first
 
-    def _candidates(self, identifiers: Sequence[EventId]) -> dict[EventId, _Candidate]:
-        rows = self._database.query(
-            "SELECT e.id, e.status, e.epoch, (SELECT lower(hex(r.id)) FROM run_index AS r WHERE r.n = e.run) "
-            "FROM json_each(?) AS j CROSS JOIN event_index AS e "
-            "WHERE e.id = unhex(j.value) AND e.publication IS NOT NULL ORDER BY j.key",
+    def _existing(self, identifiers: Sequence[EventId]) -> dict[EventId, Event]:
+        found = self._events(
+            f"SELECT {EVENT_COLUMNS} FROM json_each(?) AS j CROSS JOIN event_index AS e "
+            "WHERE e.id = unhex(j.value) AND e.publication IS NOT NULL ORDER BY e.at, e.id",
             (json.dumps(identifiers),),
         )
-        return {candidate.id: candidate for candidate in map(_candidate, rows)}
-
-    def _holder(self, candidate: _Candidate) -> str:
-        return status_name(candidate.status) + (f" by run {ids.short(candidate.run)}" if candidate.run else "")
+        return {event.id: event for event in found}
 
     def _own_state(self, run: str) -> str:
         rows = self._database.query(
@@ -299,20 +292,16 @@ class Leasing(EventReader):
                 return 0
             if state != "held" and not (effect_happened and state in ("released", "lost")):
                 raise IllegalState(f"the reservation of run {run}", state, f"it cannot become {outcome}")
-            lost = self._not_owned(run)
-            if lost and not effect_happened:
-                raise LeaseLost(run, lost)
+            claimed, owned = self._claimed_and_owned(run)
+            if owned < claimed and not effect_happened:
+                raise LeaseLost(run, self._not_owned(run))
             _set_state(transaction, run, outcome)
-            rows = self._database.query(
-                "SELECT count(*) FROM run_index AS r CROSS JOIN claims AS c ON c.run = r.n WHERE r.id = ?",
-                (blob_of(run),),
-            )
-            return int(rows[0][0])
+            return claimed
 
 
 def _set_state(transaction: Transaction, run: str, state: str) -> None:
     transaction.execute("UPDATE reservations SET state = ? WHERE id = ?", (state, blob_of(run)))
 
 
-def _candidate(row: tuple[Any, ...]) -> _Candidate:
-    return _Candidate(id=EventId(row[0].hex()), status=row[1], epoch=row[2], run=row[3] or "")
+def _holder(event: Event) -> str:
+    return event.status + (f" by run {ids.short(event.run)}" if event.run else "")

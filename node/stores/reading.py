@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from node import ids
 from node.clock import unix_ms
@@ -22,14 +22,14 @@ StatusName = Literal["pending", "reserved", "unknown", "consumed", "skipped", "d
 LIST_MAX = 10_000
 """Events that one call returns at the most; a caller who wants more asks again."""
 
-_COLUMNS = (
+EVENT_COLUMNS = (
     "e.id, e.publication, e.position, e.at, e.status, e.epoch, (SELECT r.id FROM run_index AS r WHERE r.n = e.run)"
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """An event as this device knows it.
+class Event(NamedTuple):
+    """An event as this device knows it. A tuple, because it is made a hundred at a time: a frozen dataclass takes
+    four times as long.
 
     Attributes:
         id: 32 hexadecimal characters, the same on every device.
@@ -89,14 +89,16 @@ class EventReader(Store):
         check_whole("limit", limit, least=1, most=LIST_MAX)
         topic_id = topic_of(workflow, topic)
         return self._events(
-            f"SELECT {_COLUMNS} FROM event_index AS e WHERE e.topic = ? AND e.status = ? ORDER BY e.at, e.id LIMIT ?",
+            f"SELECT {EVENT_COLUMNS} FROM event_index AS e "
+            "WHERE e.topic = ? AND e.status = ? ORDER BY e.at, e.id LIMIT ?",
             (blob_of(topic_id), status_number(status), limit),
         )
 
     def get(self, event: str) -> Event | None:
         """Return the event with this id (32 hexadecimal characters)."""
         found = self._events(
-            f"SELECT {_COLUMNS} FROM event_index AS e WHERE e.id = ? AND e.publication IS NOT NULL", (blob_of(event),)
+            f"SELECT {EVENT_COLUMNS} FROM event_index AS e WHERE e.id = ? AND e.publication IS NOT NULL",
+            (blob_of(event),),
         )
         return found[0] if found else None
 
@@ -108,7 +110,7 @@ class EventReader(Store):
         """Return those of the named events that exist, in the order of the names, whatever their status."""
         identifiers = events_of(topic_of(workflow, topic), message_ids)
         return self._events(
-            f"SELECT {_COLUMNS} FROM json_each(?) AS j CROSS JOIN event_index AS e "
+            f"SELECT {EVENT_COLUMNS} FROM json_each(?) AS j CROSS JOIN event_index AS e "
             "WHERE e.id = unhex(j.value) AND e.publication IS NOT NULL ORDER BY j.key",
             (json.dumps(identifiers),),
         )
@@ -127,7 +129,7 @@ class EventReader(Store):
         """Return the events that a run owns now, oldest first; without those whose content was deleted or is not here
         yet."""
         return self._events(
-            f"SELECT {_COLUMNS} FROM run_index AS r CROSS JOIN claims AS c ON c.run = r.n "
+            f"SELECT {EVENT_COLUMNS} FROM run_index AS r CROSS JOIN claims AS c ON c.run = r.n "
             "CROSS JOIN event_index AS e ON e.n = c.event "
             "WHERE r.id = ? AND e.run = c.run AND e.status IN (1, 2) AND e.publication IS NOT NULL ORDER BY e.at, e.id",
             (blob_of(run),),
@@ -156,7 +158,7 @@ class EventReader(Store):
         """Return events that two runs consumed, the newest first."""
         check_whole("limit", limit, least=1, most=LIST_MAX)
         return self._events(
-            f"SELECT {_COLUMNS} FROM (SELECT event FROM duplicates ORDER BY event DESC LIMIT ?) AS d "
+            f"SELECT {EVENT_COLUMNS} FROM (SELECT event FROM duplicates ORDER BY event DESC LIMIT ?) AS d "
             "CROSS JOIN event_index AS e ON e.n = d.event WHERE e.publication IS NOT NULL",
             (limit,),
         )
@@ -185,21 +187,20 @@ class EventReader(Store):
     def _loaded(
         self, identifier: bytes, publication: bytes, position: int, at: int, status: int, epoch: int, run: bytes | None
     ) -> Event:
-        content = self._publications.get(publication)
-        head, fields = content.head, content.event(position)
+        head, fields = self._publications.take(publication, position)
         return Event(
-            id=EventId(identifier.hex()),
-            workflow=head.get("workflow", ""),
-            topic=head.get("topic", ""),
-            message_id=fields.get("message_id", ""),
-            title=fields.get("title", ""),
-            payload=fields.get("payload"),
-            created_at=unix_ms(at),
-            created_by_run=head.get("run"),
-            caused_by=head.get("caused_by"),
-            status=status_name(status),
-            epoch=epoch,
-            run=None if run is None else RunId(run.hex()),
+            EventId(identifier.hex()),
+            head.get("workflow", ""),
+            head.get("topic", ""),
+            fields.get("message_id", ""),
+            fields.get("title", ""),
+            fields.get("payload"),
+            unix_ms(at),
+            head.get("run"),
+            head.get("caused_by"),
+            _NAMES[status],
+            epoch,
+            None if run is None else RunId(run.hex()),
         )
 
 

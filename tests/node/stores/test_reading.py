@@ -224,7 +224,7 @@ def test_a_thread_may_drop_a_publication_from_memory_while_another_reads_it(devi
     device.publish("a", "b")
     first, second = (row[0] for row in device.query("SELECT publication FROM event_index ORDER BY at"))
     reader = PublicationReader(device.database)
-    reader.get(first)
+    reader.take(first, 0)
     others = []
 
     class Interrupted(OrderedDict):
@@ -233,11 +233,11 @@ def test_a_thread_may_drop_a_publication_from_memory_while_another_reads_it(devi
         def get(self, key, default=None):
             found = super().get(key, default)
             if not others:
-                others.append(threading.Thread(target=reader.get, args=(second,)))
+                others.append(threading.Thread(target=reader.take, args=(second, 0)))
                 others[0].start()
                 others[0].join(0.1)
             return found
 
     reader._parsed = Interrupted(reader._parsed)
-    assert reader.get(first).event(0)["message_id"] == "a"
+    assert reader.take(first, 0)[1]["message_id"] == "a"
     others[0].join()
