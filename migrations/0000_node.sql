@@ -29,11 +29,13 @@ CREATE TABLE absorbed (
 ) STRICT;
 CREATE INDEX absorbed_by_last ON absorbed (last);
 
--- How far an unfinished transfer from `site` came. Good for continuing with that site alone.
+-- How far an unfinished transfer from `site` came, and the site's point at the snapshot that it was read from. Good for
+-- continuing with that site alone, as long as its history includes the snapshot.
 CREATE TABLE resume (
     site BLOB NOT NULL PRIMARY KEY CHECK (length(site) = 16),
     version INTEGER NOT NULL CHECK (version >= 0),
-    era BLOB NOT NULL
+    snapshot_version INTEGER NOT NULL CHECK (snapshot_version >= version),
+    snapshot_era BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 -- Changes that came from peers and cannot be merged yet: a table or column that is unknown here, or a row that some

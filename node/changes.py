@@ -40,14 +40,14 @@ from node.knowledge_store import (
     read_absorbed,
     read_resume,
     write_heard,
-    write_point,
+    write_resume,
 )
 from node.packed_keys import find_malformed
 from node.parking import count_parked_after, finish_retries, park, read_parked, read_retries
 from node.versions import Query, replicated_tables
 from sync import limits
 from sync.errors import RemoteProtocolError, StorageLimit
-from sync.knowledge import Absorbed, Era, Knowledge, Point, SiteId, ranges_to_send
+from sync.knowledge import Absorbed, Era, Knowledge, Resume, SiteId, ranges_to_send
 from sync.ports import (
     Applied,
     Change,
@@ -328,8 +328,8 @@ class ChangeStorage:
         with self._database.snapshot():
             return self._states.read(self._database.query)
 
-    def resume_point(self, site: SiteId) -> Point:
-        """Return how far an unfinished transfer from `site` came (START when there is none)."""
+    def resume_point(self, site: SiteId) -> Resume:
+        """Return how far an unfinished transfer from `site` came (FROM_START when there is none)."""
         return read_resume(self._database.query, site)
 
     def open_reader(self) -> ChangeReader:
@@ -442,7 +442,7 @@ class ChangeStorage:
             raise_knowledge(query, incoming.header.knowledge, own_site)
             delete_resume(query, incoming.site)
         else:
-            write_point(query, "resume", incoming.site, incoming.upto)
+            write_resume(query, incoming.site, Resume(incoming.upto.version, incoming.header.point))
 
     def _chunks(self, transaction: Transaction, incoming: Incoming) -> Iterator[list[Change]]:
         """Yield what was staged of this transfer, then the piece itself."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from node.connection import connect, disconnect
 from node.database import Database
-from node.knowledge_store import StateReader, insert_absorbed, read_absorbed, write_point
+from node.knowledge_store import StateReader, insert_absorbed, read_absorbed, write_known
 from node.versions import Query, replicated_tables
 from sync.knowledge import Absorbed, Knowledge, SiteId
 from sync.limits import SITE_BYTES
@@ -45,7 +45,7 @@ def reidentify(database: Database) -> SiteId:
 def _change_identity(query: Query, site: SiteId, database: Database) -> None:
     state = StateReader().read(query)
     if state.version:
-        write_point(query, "knowledge", state.site, state.knowledge.point(state.site))
+        write_known(query, state.site, state.knowledge.point(state.site))
         _log_own_history(query, state)
     ((ordinal,),) = query("SELECT max(ordinal) + 1 FROM crsql_site_id")
     # Changes of this file's own carry the number 0. They become changes of the old id.

@@ -12,7 +12,7 @@ import msgpack
 from node.boot import boot_id
 from node.database import Database
 from node.versions import Query, StoredVersions
-from sync.knowledge import START, Absorbed, Era, Knowledge, Lineage, Point, SiteId
+from sync.knowledge import FROM_START, Absorbed, Era, Knowledge, Lineage, Point, Resume, SiteId
 from sync.ports import LocalState
 
 ABSORBED_ENTRIES_MAX = 4096
@@ -79,18 +79,24 @@ def raise_knowledge(query: Query, other: Knowledge, own_site: SiteId) -> None:
     before = read_knowledge(query)
     for site, point in before.merged(other).items():
         if site != own_site and point != before.get(site):
-            write_point(query, "knowledge", site, point)
+            write_known(query, site, point)
 
 
-def write_point(query: Query, table: str, site: SiteId, point: Point) -> None:
-    """Set the point of `site` in `knowledge` or `resume`."""
-    query(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?)", (site, point.version, point.era))
+def write_known(query: Query, site: SiteId, point: Point) -> None:
+    """Set what is known of `site`."""
+    query("INSERT OR REPLACE INTO knowledge VALUES (?, ?, ?)", (site, point.version, point.era))
 
 
-def read_resume(query: Query, site: SiteId) -> Point:
+def write_resume(query: Query, site: SiteId, resume: Resume) -> None:
+    """Set how far an unfinished transfer from `site` came."""
+    snapshot = resume.snapshot
+    query("INSERT OR REPLACE INTO resume VALUES (?, ?, ?, ?)", (site, resume.version, snapshot.version, snapshot.era))
+
+
+def read_resume(query: Query, site: SiteId) -> Resume:
     """Return how far an unfinished transfer from `site` came."""
-    rows = query("SELECT version, era FROM resume WHERE site = ?", (site,))
-    return Point(rows[0][0], Era(rows[0][1])) if rows else START
+    rows = query("SELECT version, snapshot_version, snapshot_era FROM resume WHERE site = ?", (site,))
+    return Resume(rows[0][0], Point(rows[0][1], Era(rows[0][2]))) if rows else FROM_START
 
 
 def delete_resume(query: Query, site: SiteId) -> None:

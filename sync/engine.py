@@ -44,7 +44,7 @@ from sync.errors import (
     TimedOut,
     WorkspaceRefused,
 )
-from sync.knowledge import Era, Point, SiteId
+from sync.knowledge import FROM_START, Point, Resume, SiteId
 from sync.link import Link
 from sync.link import PeerStatus as PeerStatus
 from sync.messages import (
@@ -209,7 +209,7 @@ class Engine:
         if not session.dialed:
             return
         if session.purpose == "inspect":
-            session.introduce(Point(0, Era(b"")))
+            session.introduce(FROM_START)
             return
         for other in self._links.values():
             rival = other.session
@@ -228,7 +228,7 @@ class Engine:
             )
         if hello.purpose == "sync":
             self._settle_rivals(entry, now_ms)
-            self._doubt(entry, [hello.knowledge.point(self._state.site), hello.resume])
+            self._doubt(entry, [hello.knowledge.point(self._state.site), hello.resume.snapshot])
         self._proceed(entry, now_ms)
 
     def _settle_rivals(self, entry: Link, now_ms: int) -> None:
@@ -297,7 +297,7 @@ class Engine:
         elif session.purpose == "sync":
             self._effects.append(LoadResume(session.link, session.peer_site))
         else:
-            session.introduce(Point(0, Era(b"")))
+            session.introduce(FROM_START)
             self._start(entry, now_ms)
 
     def _start(self, entry: Link, now_ms: int) -> None:
@@ -309,13 +309,13 @@ class Engine:
 
     # --- Answers to effects ------------------------------------------------------------------------------------------
 
-    def resume_loaded(self, link: LinkId, point: Point, now_ms: int) -> None:
+    def resume_loaded(self, link: LinkId, resume: Resume, now_ms: int) -> None:
         """Answers LoadResume."""
         entry = self._links.get(link)
         if entry is None:
             return
         answering = entry.session.state == "answering"
-        entry.session.introduce(point)
+        entry.session.introduce(resume)
         if answering:
             self._start(entry, now_ms)
 

@@ -42,6 +42,24 @@ START = Point(0, NO_ERA)
 """The point that every history includes."""
 
 
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """How far an unfinished transfer came. Good for going on with its sender, as long as that one's history still
+    includes the snapshot: what the snapshot had overwritten was left out before `version`, to come after it.
+
+    Attributes:
+        version: the sender's version up to which everything was stored, 0 for nothing.
+        snapshot: the sender's point at the snapshot that was read.
+    """
+
+    version: int
+    snapshot: Point
+
+
+FROM_START = Resume(0, START)
+"""Nothing of a transfer has come."""
+
+
 class Knowledge(Mapping[SiteId, Point]):
     """An immutable vector site -> point: "my database includes everything that the site had at that point"."""
 

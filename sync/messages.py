@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sync.knowledge import Era, Knowledge, Point, SiteId
+from sync.knowledge import Era, Knowledge, Point, Resume, SiteId
 from sync.ports import Change, DatabaseDigest, TransferHeader
 
 Purpose = Literal["sync", "inspect"]
@@ -43,7 +43,7 @@ class Hello:
         purpose: "inspect" for a link that only compares; the answer repeats the dialling side's purpose.
         schema: component -> number of its last migration.
         knowledge: what the node includes.
-        resume: how far an unfinished transfer from the receiver of this Hello came.
+        resume: how far an unfinished transfer from the receiver of this Hello came, and out of which snapshot.
     """
 
     workspace: str
@@ -52,7 +52,7 @@ class Hello:
     purpose: Purpose
     schema: dict[str, int]
     knowledge: Knowledge
-    resume: Point
+    resume: Resume
 
 
 @dataclass(frozen=True, slots=True)

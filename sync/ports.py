@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from sync.knowledge import Era, Knowledge, Lineage, Point, SiteId
+from sync.knowledge import Era, Knowledge, Lineage, Point, Resume, SiteId
 
 Value = int | float | str | bytes | None
 """A SQLite value."""
@@ -159,7 +159,7 @@ class Storage(Protocol):
     def state(self) -> LocalState:
         """Read the local state."""
 
-    def resume_point(self, site: SiteId) -> Point:
+    def resume_point(self, site: SiteId) -> Resume:
         """Return how far an unfinished transfer from `site` came (START when there is none)."""
 
     def open_reader(self) -> ChangeReader:

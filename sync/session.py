@@ -18,7 +18,7 @@ from typing import Literal
 from sync import limits, wire
 from sync.effects import Effect, LinkId, Send
 from sync.errors import RemoteProtocolError
-from sync.knowledge import NO_ERA, Era, Knowledge, Point, SiteId
+from sync.knowledge import NO_ERA, Era, Knowledge, Resume, SiteId
 from sync.messages import Goodbye, Greeting, Hello, Message, Presence, Purpose, Role, SealedHello
 from sync.ports import LocalState
 from sync.transfer import ReceivingHalf, SendingHalf
@@ -183,7 +183,7 @@ class Session:
             self._accept(received)
         return received
 
-    def introduce(self, resume: Point) -> None:
+    def introduce(self, resume: Resume) -> None:
         """Say Hello. `resume` is how far an unfinished transfer from the peer came."""
         local = self._local()
         hello = Hello(

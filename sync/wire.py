@@ -16,8 +16,8 @@ is keys and values of SQLite, which are binary; msgpack because its types are SQ
 | 7 | Goodbye | close code (4000 to 4999), sentence, retry | both, last; allowed at any moment |
 
 The body of a Hello is an array: workspace, name, incarnation, purpose, schema (flat: component, number, …), knowledge,
-resume point; what they mean says `sync.messages.Hello`. A point is two items, version and era. Knowledge is one flat
-array: site, version, era, site, …, in order of the sites.
+resume version, and the point of the snapshot that it belongs to; what they mean says `sync.messages.Hello`. A point is
+two items, version and era. Knowledge is one flat array: site, version, era, site, …, in order of the sites.
 
 **Opening.** Nothing but a Goodbye comes before the Greeting. The first three items of a Greeting stay as they are in
 all versions; a node that speaks another version closes with `VERSION`. The dialling side then sends its Hello. The
@@ -59,7 +59,7 @@ import msgpack
 from sync import limits
 from sync.columns import array, decode_rows, encode_rows, unpack
 from sync.errors import LocalProtocolError, RemoteProtocolError, TokenRefused, VersionRefused
-from sync.knowledge import Era, Knowledge, Point, SiteId
+from sync.knowledge import Era, Knowledge, Point, Resume, SiteId
 from sync.messages import (
     Ack,
     Changes,
@@ -183,7 +183,8 @@ def seal_hello(hello: Hello, *, token: str | None, role: Role, dialer: Greeting,
         hello.purpose,
         schema,
         _pack_knowledge(hello.knowledge),
-        *_pack_point(hello.resume),
+        hello.resume.version,
+        *_pack_point(hello.resume.snapshot),
     )
     return SealedHello(b"" if token is None else _proof(token, role, dialer, listener, body), body)
 
@@ -260,8 +261,8 @@ def _decode_sealed_hello(items: list[Any]) -> SealedHello:
 
 
 def _decode_hello(body: bytes) -> Hello:
-    items = array(unpack(body, "Hello", 3 * limits.KNOWLEDGE_ENTRIES_MAX), "Hello", 8, 8)
-    workspace, name, incarnation, purpose, schema, knowledge, version, era = items
+    items = array(unpack(body, "Hello", 3 * limits.KNOWLEDGE_ENTRIES_MAX), "Hello", 9, 9)
+    workspace, name, incarnation, purpose, schema, knowledge, resume, version, era = items
     if purpose != "sync" and purpose != "inspect":
         raise RemoteProtocolError("Hello: unknown purpose")
     components = _groups(schema, "Hello: schema", 2, limits.SCHEMA_ENTRIES_MAX)
@@ -277,8 +278,13 @@ def _decode_hello(body: bytes) -> Hello:
             for component, number in components
         },
         _knowledge(knowledge, "Hello"),
-        _point(version, era, "Hello: resume"),
+        _resume(resume, version, era),
     )
+
+
+def _resume(version: Any, snapshot_version: Any, snapshot_era: Any) -> Resume:
+    snapshot = _point(snapshot_version, snapshot_era, "Hello: resume")
+    return Resume(_integer(version, "Hello: resume", 0, snapshot.version), snapshot)
 
 
 def _decode_changes(items: list[Any]) -> Changes:

@@ -85,8 +85,9 @@ def check_identity(one: Replica, other: Replica) -> None:
 
 def request(sender: Replica, receiver: Replica) -> ReadRequest:
     mine, theirs = sender.storage.state(), receiver.storage.state()
-    points = (theirs.knowledge.point(mine.site), receiver.storage.resume_point(mine.site), START)
-    after = max(point.version for point in points if mine.lineage.owns(point, mine.version))
+    known, resume = theirs.knowledge.point(mine.site), receiver.storage.resume_point(mine.site)
+    points = ((known.version, known), (resume.version, resume.snapshot), (0, START))
+    after = max(version for version, point in points if mine.lineage.owns(point, mine.version))
     return ReadRequest(after, theirs.knowledge, 0)
 
 

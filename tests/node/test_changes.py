@@ -12,7 +12,7 @@ from node.connection import DatabaseError
 from node.knowledge_store import read_absorbed, read_heard
 from node.packed_keys import is_well_formed
 from sync.errors import RemoteProtocolError, StorageLimit
-from sync.knowledge import START, Knowledge, Point
+from sync.knowledge import FROM_START, START, Knowledge, Point
 from sync.ports import Incoming, ReadRequest, TransferHeader
 
 TAGS = "CREATE TABLE tags (id TEXT PRIMARY KEY NOT NULL, name TEXT); SELECT crsql_as_crr('main', 'tags');"
@@ -113,7 +113,7 @@ def test_a_cut_transfer_goes_on_where_it_was_cut(make):
     assert len(pieces(one, other, 500)) == total - 3
     send(one, other)
     assert other.titles() == one.titles()
-    assert other.storage.resume_point(one.site) == START
+    assert other.storage.resume_point(one.site) == FROM_START
     assert other.storage.state().knowledge.point(one.site) == one.storage.state().knowledge.point(one.site)
 
 
@@ -223,7 +223,7 @@ def test_a_large_transaction_that_was_cut_is_sent_again_from_its_beginning(make)
     assert other.titles() == []
     other.restart()
     send(one, other, pieces_max=3)
-    assert other.storage.resume_point(one.site) == START
+    assert other.storage.resume_point(one.site) == FROM_START
     send(one, other)
     assert other.tables() == one.tables()
     assert other.storage._staged == {}

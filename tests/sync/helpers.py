@@ -28,7 +28,17 @@ from sync.effects import (
     Tell,
 )
 from sync.engine import Engine, EngineConfig
-from sync.knowledge import START, Absorbed, Era, Knowledge, Lineage, Point, SiteId, ranges_to_send
+from sync.knowledge import (
+    FROM_START,
+    START,
+    Absorbed,
+    Era,
+    Knowledge,
+    Lineage,
+    Resume,
+    SiteId,
+    ranges_to_send,
+)
 from sync.messages import Message, Purpose
 from sync.ports import (
     Applied,
@@ -59,7 +69,7 @@ class MemoryStore:
         self.cells: dict[tuple[str, bytes, str], Change] = {}
         self.knowledge = Knowledge()
         self.absorbed: list[Absorbed] = []
-        self.resumes: dict[SiteId, Point] = {}
+        self.resumes: dict[SiteId, Resume] = {}
         self.staged: dict[SiteId, list[Change]] = {}
         self.parked: list[Change] = []
         self.unknown_tables: set[str] = set()
@@ -126,7 +136,7 @@ class MemoryStore:
             self.knowledge = self.knowledge.merged(incoming.header.knowledge)
             self.resumes.pop(incoming.site, None)
         else:
-            self.resumes[incoming.site] = incoming.upto
+            self.resumes[incoming.site] = Resume(incoming.upto.version, incoming.header.point)
         return Applied(self.state(), len(rows), len(parked), frozenset(row[0] for row in changed))
 
     def _wins(self, row: Change) -> bool:
@@ -346,8 +356,8 @@ class World:
                     self._events.append(lambda: self._close_end(self._ends[effect.link][1]))
                 self._close_end(effect.link)
             case LoadResume():
-                point = store.resumes.get(effect.site, START)
-                self._answer(node, effect, lambda: engine.resume_loaded(effect.link, point, self.now_ms))
+                resume = store.resumes.get(effect.site, FROM_START)
+                self._answer(node, effect, lambda: engine.resume_loaded(effect.link, resume, self.now_ms))
             case LoadState():
                 self._answer(node, effect, lambda: engine.state_loaded(store.state(), self.now_ms))
             case BeginRead():

@@ -21,7 +21,7 @@ from sync.effects import (
     Send,
 )
 from sync.errors import CloseCode, LocalProtocolError, StorageLimit, is_retryable
-from sync.knowledge import START, Era, Knowledge, Point
+from sync.knowledge import FROM_START, Era, Knowledge, Point, Resume
 from sync.link import PeerStatus
 from sync.messages import Changes, Digest, DigestRequest, Goodbye, Greeting, Presence, SealedHello
 from sync.ports import DatabaseDigest
@@ -160,7 +160,7 @@ def test_a_cut_transfer_goes_on_where_it_was_cut(world: World) -> None:
     world.cut(link)
     applied = other.store.version
     assert 4 <= applied < 10 and other.store.knowledge == {}, "no knowledge is claimed before the end"
-    assert other.store.resumes == {one.site: Point(applied, one.store.eras[0][1])}
+    assert other.store.resumes == {one.site: Resume(applied, Point(10, one.store.eras[0][1]))}
     sent = rows_sent(one)
     world.connect(one, other)
     assert other.store.content() == one.store.content()
@@ -470,9 +470,31 @@ def test_a_copy_that_wrote_itself_past_the_known_version_is_found_by_its_era(wor
 
 def test_a_resume_point_of_a_lost_history_is_a_sign_too(world: World) -> None:
     hub, laptop = world.node(1), world.node(2)
-    hub.store.resumes[laptop.site] = Point(7, Era(b"lost"))
+    hub.store.resumes[laptop.site] = Resume(3, Point(7, Era(b"lost")))
     world.connect(laptop, hub)
     assert laptop.count(Reidentify) == 1
+
+
+def test_a_transfer_is_not_continued_out_of_an_older_copy(world: World) -> None:
+    """What the lost snapshot had overwritten was left out of the part that came; the older copy still has it there."""
+    laptop, hub = world.node(1), world.node(2)
+    laptop.store.piece_rows = 1
+    for key in (b"a", b"b", b"c"):
+        laptop.store.write(key)
+    backup = copy.deepcopy(laptop.store)
+    laptop.store.write(b"a")
+    laptop.engine.local_commit(laptop.store.state(), 0)
+    link, _ = world.connect(laptop, hub, run=False)
+    while hub.store.version < 3:
+        assert world.step()
+    world.cut(link)
+    assert len(hub.store.cells) == 2
+    restored = world.node(3, store=backup)
+    world.connect(restored, hub)
+    assert restored.count(Reidentify) == 1
+    world.connect(restored, hub)
+    assert hub.store.content() == restored.store.content()
+    assert len(hub.store.cells) == 3
 
 
 def test_knowledge_that_comes_later_through_others_is_a_sign_too(world: World) -> None:
@@ -539,7 +561,7 @@ def test_a_state_that_was_read_before_the_claim_came_decides_nothing(world: Worl
 def test_while_a_new_site_id_is_taken_nobody_is_let_in(world: World) -> None:
     hub, laptop, third = world.node(1), world.node(2), world.node(3)
     laptop.slow = {Reidentify}
-    hub.store.resumes[laptop.site] = Point(7, Era(b"lost"))
+    hub.store.resumes[laptop.site] = Resume(3, Point(7, Era(b"lost")))
     world.connect(laptop, hub)
     link, _ = world.connect(laptop, third)
     assert refusal(laptop, link) == CloseCode.IDENTITY
@@ -786,7 +808,7 @@ def test_answers_that_come_when_the_link_is_gone_are_harmless(world: World) -> N
         lambda engine: engine.apply_failed(link, error, 0),
         lambda engine: engine.digest_failed(link, 1, error, 0),
         lambda engine: engine.digest_done(link, 1, DatabaseDigest(Knowledge(), {}), 0),
-        lambda engine: engine.resume_loaded(link, START, 0),
+        lambda engine: engine.resume_loaded(link, FROM_START, 0),
         lambda engine: engine.received(link, b"late", 0),
     ):
         world.call(one, call)

@@ -10,7 +10,7 @@ from sync import limits, wire
 from sync.effects import Apply, BeginRead, Close, ContinueRead, Effect, LinkId, Send
 from sync.engine import EngineConfig
 from sync.errors import CloseCode, LocalProtocolError, RemoteProtocolError, TokenRefused
-from sync.knowledge import START, Era, Knowledge, Lineage, Point, SiteId
+from sync.knowledge import FROM_START, START, Era, Knowledge, Lineage, Point, Resume, SiteId
 from sync.messages import Ack, Changes, DigestRequest, Goodbye, Greeting, Hello, Message, Presence, Purpose, SealedHello
 from sync.ports import Change, Incoming, LocalState, ReadResult, TransferHeader
 from sync.session import TRANSITIONS, Session
@@ -66,9 +66,9 @@ class SessionPair:
 
     def open(self) -> None:
         self.greet()
-        self.dialer.introduce(START)
+        self.dialer.introduce(FROM_START)
         self.pass_on("dialer")
-        self.listener.introduce(START)
+        self.listener.introduce(FROM_START)
         self.pass_on("listener")
 
 
@@ -119,12 +119,12 @@ def test_a_link_opens_by_greetings_then_the_diallers_hello_then_the_listeners() 
     pair.greet()
     assert (pair.dialer.state, pair.listener.state) == ("introducing", "hello")
     assert pair.dialer.peer_site == PEER and pair.dialer.peer is None and pair.dialer.name == PEER.hex()[:8]
-    pair.dialer.introduce(Point(3, ERA))
+    pair.dialer.introduce(Resume(3, Point(4, ERA)))
     (hello,) = pair.pass_on("dialer")
-    assert isinstance(hello, Hello) and hello.resume == Point(3, ERA)
+    assert isinstance(hello, Hello) and hello.resume == Resume(3, Point(4, ERA))
     assert (pair.dialer.state, pair.listener.state) == ("hello", "answering")
     assert pair.listener.name == "dialer" and pair.listener.incarnation == b"dialer.."
-    pair.listener.introduce(START)
+    pair.listener.introduce(FROM_START)
     pair.pass_on("listener")
     assert (pair.dialer.state, pair.listener.state) == ("open", "open")
     assert pair.dialer.peer is not None and pair.dialer.peer.knowledge == {PEER: Point(5, ERA)}
@@ -141,10 +141,10 @@ def test_a_listener_takes_over_the_purpose_of_the_dialler() -> None:
 def test_a_listener_that_answers_with_another_purpose_is_refused() -> None:
     pair = SessionPair(purpose="inspect")
     pair.greet()
-    pair.dialer.introduce(START)
+    pair.dialer.introduce(FROM_START)
     pair.pass_on("dialer")
     pair.listener.purpose = "sync"
-    pair.listener.introduce(START)
+    pair.listener.introduce(FROM_START)
     with pytest.raises(RemoteProtocolError, match="answers a link to inspect with one to sync"):
         pair.pass_on("listener")
 
@@ -152,15 +152,15 @@ def test_a_listener_that_answers_with_another_purpose_is_refused() -> None:
 def test_both_sides_prove_that_they_hold_the_token() -> None:
     pair = SessionPair(dialer_token="wrong", listener_token="secret")
     pair.greet()
-    pair.dialer.introduce(START)
+    pair.dialer.introduce(FROM_START)
     with pytest.raises(TokenRefused):
         pair.pass_on("dialer")
     pair = SessionPair(dialer_token="secret", listener_token="secret")
     pair.greet()
-    pair.dialer.introduce(START)
+    pair.dialer.introduce(FROM_START)
     pair.pass_on("dialer")
     pair.listener._config = EngineConfig(WORKSPACE, "impostor", Era(bytes(8)), "guess")
-    pair.listener.introduce(START)
+    pair.listener.introduce(FROM_START)
     with pytest.raises(TokenRefused):
         pair.pass_on("listener")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sync import limits, wire
 from sync.columns import decode_rows, encode_rows
 from sync.errors import CloseCode, LocalProtocolError, RemoteProtocolError, TokenRefused, VersionRefused
-from sync.knowledge import Era, Knowledge, Point, SiteId
+from sync.knowledge import Era, Knowledge, Point, Resume, SiteId
 from sync.messages import (
     Ack,
     Changes,
@@ -35,7 +35,9 @@ KNOWLEDGE = Knowledge({SITE_B: Point(7, ERA), SITE_A: Point(3, Era(b"era-0002"))
 DIALER = Greeting(bytes(range(16)), SITE_A)
 LISTENER = Greeting(bytes(range(16, 32)), SITE_B)
 TOKEN = "open sesame"
-HELLO = Hello("5f" * 16, "laptop", Era(b"incarn01"), "sync", {"leasemesh": 2, "app": 1}, KNOWLEDGE, Point(5, ERA))
+HELLO = Hello(
+    "5f" * 16, "laptop", Era(b"incarn01"), "sync", {"leasemesh": 2, "app": 1}, KNOWLEDGE, Resume(4, Point(5, ERA))
+)
 ROWS: list[Change] = [
     ("publications", b"\x01\x0c\x02hi", "body", '{"a":1}', 1, 6, SITE_B, 1, 0),
     ("publications", b"\x01\x0c\x02ho", "body", '{"a":2}', 1, 6, SITE_B, 1, 1),
@@ -56,18 +58,18 @@ GOLDEN: dict[str, tuple[Message, str]] = {
     "hello without a token": (
         wire.seal_hello(HELLO, token=None, role="dialer", dialer=DIALER, listener=LISTENER),
         (
-            "9301c400c49098d9203566356635663566356635663566356635663566356635663566356635663566a66c6170746f70c408696e6361"
+            "9301c400c49199d9203566356635663566356635663566356635663566356635663566356635663566a66c6170746f70c408696e6361"
             "726e3031a473796e6394a361707001a96c656173656d6573680296c4104141414141414141414141414141414103c4086572612d3030"
-            "3032c4104242424242424242424242424242424207c4086572612d3030303105c4086572612d30303031"
+            "3032c4104242424242424242424242424242424207c4086572612d303030310405c4086572612d30303031"
         ),
     ),
     "hello": (
         wire.seal_hello(HELLO, token=TOKEN, role="dialer", dialer=DIALER, listener=LISTENER),
         (
-            "9301c420dc0949756c6753a1a9525b6a3c9a81cf5dc376fbc5fe35da548aa0048526dc98c49098d92035663566356635663566356635"
+            "9301c4204303e4b7167264cb29d0b8bfdeaa0d16548553bbcd67ff4c9245e443cf092868c49199d92035663566356635663566356635"
             "66356635663566356635663566356635663566a66c6170746f70c408696e6361726e3031a473796e6394a361707001a96c656173656d"
             "6573680296c4104141414141414141414141414141414103c4086572612d30303032c4104242424242424242424242424242424207c4"
-            "086572612d3030303105c4086572612d30303031"
+            "086572612d303030310405c4086572612d30303031"
         ),
     ),
     "a whole transfer": (
@@ -250,7 +252,7 @@ def test_another_protocol_version_is_refused_by_name_of_who_must_upgrade() -> No
 def hello_body(**differently: Any) -> list[Any]:
     items = {
         "workspace": "w", "name": "n", "incarnation": b"i" * 8, "purpose": "sync", "schema": [], "knowledge": [],
-        "version": 0, "era": b"",
+        "resume": 0, "version": 0, "era": b"",
     }  # fmt: skip
     return list((items | differently).values())
 
@@ -272,7 +274,9 @@ BAD_HELLOS: dict[str, list[Any]] = {
     "a version that is too great": hello_body(knowledge=[SITE_A, 2**53 + 1, b""]),
     "a version that is a float": hello_body(knowledge=[SITE_A, 1.0, b""]),
     "an era that is too long": hello_body(era=b"e" * 17),
-    "a negative resume point": hello_body(version=-1),
+    "a negative resume point": hello_body(resume=-1),
+    "a negative snapshot": hello_body(version=-1),
+    "a resume point after its snapshot": hello_body(resume=2, version=1),
     "an item too many": [*hello_body(), 1],
 }
 
