@@ -193,11 +193,19 @@ def test_a_reader_that_goes_away_is_no_error(database):
 
 def test_colours_are_for_terminals_only(database, folder):
     environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    in_terminal = ["script", "-qec", f"'{sys.executable}' -m node.cli peek shop/orders --limit 1", "/dev/null"]
+    # A stream that says it is a terminal: a real one needs devices that a container may lack.
+    in_terminal = (
+        "import io, sys; from node.cli import main\n"
+        "class Terminal(io.TextIOWrapper):\n    def isatty(self): return True\n"
+        "sys.stdout = Terminal(sys.stdout.buffer, write_through=True)\n"
+        "sys.argv = ['leasemesh', 'peek', 'shop/orders', '--limit', '1']\n"
+        "main()"
+    )
 
     def shown(**extra):
         options = {"TERM": "xterm-256color", "COLUMNS": "80", **extra}
-        return subprocess.run(in_terminal, capture_output=True, text=True, env=environment | options, timeout=60).stdout
+        command = [sys.executable, "-c", in_terminal]
+        return subprocess.run(command, capture_output=True, text=True, env=environment | options, timeout=60).stdout
 
     assert "\x1b[36m" in shown()
     assert "\x1b[36m" not in shown(NO_COLOR="1")

@@ -197,7 +197,7 @@ class TestStrangers:
         hub, laptop = open_node("hub"), open_node("laptop")
         async with within(), hub.syncing(listen=("0.0.0.0", 0), token="t") as serving:
             port = serving.url.rpartition(":")[2]
-            async with laptop.syncing(peers=[f"localhost:{port}"], token="t"):
+            async with laptop.syncing(peers=[f"127.0.0.1:{port}"], token="t"):
                 await laptop.caught_up()
 
     async def test_a_port_in_use_is_named(self, open_node):
