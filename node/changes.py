@@ -29,6 +29,7 @@ from typing import Final
 import apsw
 import msgpack
 
+from node.boot import boot_id
 from node.connection import DatabaseError, connect, disconnect
 from node.database import Database, Transaction
 from node.identity import reidentify
@@ -46,7 +47,7 @@ from node.packed_keys import find_malformed
 from node.parking import count_parked_after, finish_retries, park, read_parked, read_retries
 from node.versions import Query, replicated_tables
 from sync import limits
-from sync.errors import RemoteProtocolError, StorageLimit
+from sync.errors import RemoteProtocolError, StagingLost, StorageLimit
 from sync.knowledge import Absorbed, Era, Knowledge, Resume, SiteId, ranges_to_send
 from sync.ports import (
     Applied,
@@ -312,16 +313,24 @@ class ChangeReader:
 
 
 class ChangeStorage:
-    """A node's database as the sync loop and the simulator use it (`sync.ports.Storage`). One call at a time."""
+    """A node's database as the sync loop and the simulator use it (`sync.ports.Storage`). One call at a time.
 
-    def __init__(self, database: Database) -> None:
+    Args:
+        database: the database.
+        boot: names the run of the machine whose monotonic clock is used; the real one, if not lent.
+    """
+
+    def __init__(self, database: Database, *, boot: str | None = None) -> None:
         self._database = database
+        self._boot = boot if boot is not None else boot_id()
         self._states = StateReader()
         self._schema_version = -1
         # What a change may name here: (table, column or "-1", number of key columns).
         self._known: frozenset[tuple[str, str, int]] = frozenset()
         # Bytes that each sender has in the temporary table.
         self._staged: dict[SiteId, int] = {}
+        # Senders whose beginning of a transaction was given up, until they begin anew.
+        self._given_up: set[SiteId] = set()
 
     def state(self) -> LocalState:
         """Read the local state."""
@@ -343,7 +352,7 @@ class ChangeStorage:
 
     def record_heard(self, heard: dict[SiteId, tuple[Era, int]]) -> None:
         """Remember when each node was last heard of: site -> (incarnation, monotonic milliseconds)."""
-        write_heard(self._database, heard)
+        write_heard(self._database, heard, boot=self._boot)
 
     def reidentify(self) -> LocalState:
         """Give this file a new site id (it is an older copy, or a clone, of another) and return the new state."""
@@ -357,8 +366,13 @@ class ChangeStorage:
         Raises:
             RemoteProtocolError: the piece holds what no honest node sends; nothing of it is kept.
             StorageLimit: this node may not hold as much; nothing of it is kept.
+            StagingLost: what came before of this transfer was given up for another peer's.
         """
         _refuse_malformed(incoming, self._database.version())
+        if incoming.first:
+            self._given_up.discard(incoming.site)
+        elif incoming.site in self._given_up:
+            raise StagingLost("the beginning of the transaction had to make room for another peer's; send it again")
         if not incoming.whole:
             return self._stage(incoming)
         retried = self.retry_parked()
@@ -394,12 +408,12 @@ class ChangeStorage:
     def _stage(self, incoming: Incoming) -> Applied:
         kept = 0 if incoming.first else self._staged.get(incoming.site, 0)
         added = sum(_size(row) for row in incoming.rows)
-        others = sum(self._staged.values()) - self._staged.get(incoming.site, 0)
-        if others + kept + added > STAGED_BYTES_MAX:
+        if kept + added > STAGED_BYTES_MAX:
             raise StorageLimit(
                 f"a peer sends a transaction of more than {STAGED_BYTES_MAX:,} bytes",
                 hint="write the data in several transactions",
             )
+        self._make_room(incoming.site, kept + added)
         with self._database.transaction(replicated=False) as transaction:
             transaction.execute(_STAGED)
             if incoming.first:
@@ -408,6 +422,16 @@ class ChangeStorage:
             transaction.execute_many(sql, ((incoming.site, *row) for row in incoming.rows))
         self._staged[incoming.site] = kept + added
         return Applied(self.state(), rows=0, parked=0, tables=frozenset())
+
+    def _make_room(self, sender: SiteId, needed: int) -> None:
+        """Give up what others began, the longest waiting first: a peer that is gone must not keep the room for ever."""
+        for other in [site for site in self._staged if site != sender]:
+            if sum(size for site, size in self._staged.items() if site != sender) + needed <= STAGED_BYTES_MAX:
+                return
+            with self._database.transaction(replicated=False) as transaction:
+                transaction.execute("DELETE FROM staged WHERE sender = ?", (other,))
+            del self._staged[other]
+            self._given_up.add(other)
 
     def _merge(self, incoming: Incoming, *, careful: bool) -> Applied:
         with self._database.transaction(source="peer") as transaction:

@@ -100,6 +100,12 @@ class StorageLimit(SyncError):
     close_code = CloseCode.LIMIT
 
 
+class StagingLost(SyncError):
+    """The first part of a large transaction was given up to make room for another peer's; it has to come again."""
+
+    close_code = CloseCode.BUSY
+
+
 class Refused(RemoteProtocolError):
     """The peer may not have this link. The kinds below say why."""
 

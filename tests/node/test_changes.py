@@ -11,7 +11,7 @@ from node import changes, knowledge_store, parking
 from node.connection import DatabaseError
 from node.knowledge_store import read_absorbed, read_heard
 from node.packed_keys import is_well_formed
-from sync.errors import RemoteProtocolError, StorageLimit
+from sync.errors import RemoteProtocolError, StagingLost, StorageLimit
 from sync.knowledge import FROM_START, START, Knowledge, Point
 from sync.ports import Incoming, ReadRequest, TransferHeader
 
@@ -251,6 +251,26 @@ def test_staged_rows_are_bounded_and_a_refusal_keeps_nothing(make, monkeypatch):
     with pytest.raises(StorageLimit, match=r"more than 3,000 bytes; write the data in several transactions"):
         send(one, other)
     assert other.titles() == []
+
+
+def test_what_a_lost_peer_began_makes_room_for_others(make, monkeypatch):
+    lost, busy, other = make(), make(), make()
+    for node in (lost, busy):
+        with node.database.transaction():
+            for _ in range(80):
+                node.note("x" * 50)
+    staged = [row for piece in pieces(busy, other, rows_bytes_max=3000)[:-1] for row in piece.rows]
+    monkeypatch.setattr(changes, "STAGED_BYTES_MAX", sum(map(changes._size, staged)))
+    began = [incoming(lost, piece) for piece in pieces(lost, other, rows_bytes_max=3000)]
+    assert not began[0].whole and not began[1].whole
+    other.storage.apply(began[0])
+    send(busy, other, rows_bytes_max=3000)
+    assert len(other.titles()) == 80
+    with pytest.raises(StagingLost, match="send it again") as refused:
+        other.storage.apply(began[1])
+    assert refused.value.retryable
+    send(lost, other, rows_bytes_max=3000)
+    assert len(other.titles()) == 160
 
 
 def test_a_piece_is_merged_with_its_knowledge_or_not_at_all(make, monkeypatch):
