@@ -171,9 +171,12 @@ def connect(
         connection = apsw.Connection(str(path), flags=flags)
     except apsw.Error as error:
         raise (explain(error, path) or error) from error
+    if connection.readonly("main"):
+        # Any statement, even that of `disconnect`, would make the files of the log, and make them read-only as well:
+        # they would stand in the way when the file itself has been made writable.
+        connection.close()
+        raise DatabaseError(f"{path} is not writable by this user; change its permissions or its owner.")
     try:
-        if connection.readonly("main"):
-            raise DatabaseError(f"{path} is not writable by this user; change its permissions or its owner.")
         for setting in SETTINGS:
             setting(connection)
         if crsqlite if crsqlite is not None else not readonly:
