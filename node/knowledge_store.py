@@ -143,9 +143,8 @@ def unpack_knowledge(packed: bytes) -> Knowledge:
     return Knowledge({SiteId(site): Point(version, Era(era)) for site, version, era in entries})
 
 
-def write_heard(database: Database, heard: dict[SiteId, tuple[Era, int]]) -> None:
-    """Remember when nodes were last heard of: site -> (incarnation, monotonic milliseconds)."""
-    boot = boot_id()
+def write_heard(database: Database, heard: dict[SiteId, tuple[Era, int]], *, boot: str) -> None:
+    """Remember when nodes were last heard of: site -> (incarnation, monotonic milliseconds of this boot)."""
     with database.transaction(replicated=False) as transaction:
         transaction.execute_many(
             "INSERT OR REPLACE INTO heard VALUES (?, ?, ?, ?)",
