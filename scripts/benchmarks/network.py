@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -104,8 +103,9 @@ def _raw_merge_seconds(path: Path, count: int) -> float:
 
 
 def _megabytes() -> float:
-    # Kilobytes on Linux.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Return the peak memory of this process. Not from getrusage, whose value a child inherits from its parent."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 # --- Processes
