@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from node.database import Database, Row
 
-_DERIVED = ("event_index", "event_copies", "run_index", "claims", "duplicates")
+_DERIVED = ("event_index", "event_copies", "run_index", "claims", "duplicates", "permitted_events", "waiting_permits")
 
 _FACTS = (
     (
@@ -25,6 +25,11 @@ _FACTS = (
         "body -> '$.events' FROM reservations WHERE id = ? AND body <> '{}'",
     ),
     ("mutations", "INSERT INTO absorb_outcome SELECT work FROM mutations WHERE id = ? AND work IS NOT NULL"),
+    ("permits", "INSERT INTO absorb_permit SELECT id FROM permits WHERE id = ? AND body <> '{}'"),
+    (
+        "permit_requests",
+        "INSERT INTO absorb_permit_request SELECT id FROM permit_requests WHERE id = ? AND body <> '{}'",
+    ),
 )
 """Reservations bring the outcomes of their own runs; mutations come last for those whose reservation is unknown."""
 
@@ -38,6 +43,8 @@ _SAID: dict[str, str] = {
     "claims": "SELECT e.id, r.id, c.epoch FROM claims AS c JOIN event_index AS e ON e.n = c.event "
     "JOIN run_index AS r ON r.n = c.run",
     "duplicates": "SELECT e.id FROM duplicates AS d JOIN event_index AS e ON e.n = d.event",
+    "permitted_events": "SELECT event, permit FROM permitted_events",
+    "waiting_permits": "SELECT run, node, generation FROM waiting_permits",
 }
 
 

@@ -20,7 +20,14 @@ from sync.ports import DatabaseDigest
 
 PROBLEMS_SHOWN_MAX = 10
 
-ONE_WRITER_TABLES = ("handler_runs", "reservations")
+ONE_WRITER_TABLES = (
+    "handler_runs",
+    "reservations",
+    "permit_requests",
+    "permits",
+    "authorities",
+    "authority_fences",
+)
 """Facts whose body names the only node that may write them."""
 
 Progress = Callable[[str, int, int], None]
@@ -95,7 +102,7 @@ def _writers(database: Database) -> Finding:
         if count:
             foreign[table] = count
     if not foreign:
-        return Finding("writers", True, "every run's rows were written by the device of the run")
+        return Finding("writers", True, "every row was written by the device that it names as its writer")
     shown = ", ".join(f"{count:,} in {table}" for table, count in foreign.items())
     return Finding("writers", False, f"rows that another device wrote: {shown}; find out which program does that")
 

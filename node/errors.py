@@ -156,3 +156,17 @@ class TooEarly(LeasemeshError):
             f"{what} may not be taken over yet: its holder must be silent for another {wait_ms / 1000:.0f} s"
         )
         self.wait_ms = wait_ms
+
+
+class PermitRefused(LeasemeshError):
+    """A run has no permit for its effect, and gets none.
+
+    Attributes:
+        run: the run.
+        reason: who stands in its way, or what.
+    """
+
+    def __init__(self, run: str, reason: str) -> None:
+        super().__init__(f"run {run} has no permit: {reason}; release the run and reserve again")
+        self.run = run
+        self.reason = reason

@@ -81,6 +81,21 @@ def verdict_id(work: WorkId, node: NodeId) -> str:
     return _key_hash(b"verdict", (work, node))
 
 
+def permit_id(authority: NodeId, run: RunId, generation: int) -> str:
+    """Return the key of the row in which an authority of some generation decides on the request of `run`."""
+    return _key_hash(b"permit", (authority, run, str(generation)))
+
+
+def appointment_id(node: NodeId, generation: int) -> str:
+    """Return the key of the row in which `node` records whom a person appointed as authority of a generation."""
+    return _key_hash(b"authority", (node, str(generation)))
+
+
+def fence_id(node: NodeId, generation: int) -> str:
+    """Return the key of the row in which `node` steps back for the authority of a generation."""
+    return _key_hash(b"fence", (node, str(generation)))
+
+
 def ordered_id(now_ms: int, random_bytes: RandomBytes) -> str:
     """Return an id that is unique by chance and sorts by time (48 bits of milliseconds, 80 random bits).
 

@@ -1,8 +1,10 @@
 """The stores: all SQL over the execution model's tables. Synchronous, explicit transactions, no sockets."""
 
+from node.stores.authorities import Appointment, AuthorityInfo, AuthorityStore
 from node.stores.events import ClaimInfo, EventStore, Explanation, PublishCounts, Published
 from node.stores.leasing import ReservationInfo
 from node.stores.mutations import Mutation, MutationStore, VerdictInfo
+from node.stores.permits import Permit, PermitStore
 from node.stores.publications import NewEvent
 from node.stores.reading import Event, TopicCounts
 from node.stores.runs import HandlerRun, HandlerRunStore
@@ -11,6 +13,9 @@ from node.stores.topics import Topic, TopicStore
 from node.stores.workflows import ScriptRun, ScriptRunStore, Workflow, WorkflowStore
 
 __all__ = [
+    "Appointment",
+    "AuthorityInfo",
+    "AuthorityStore",
     "ClaimInfo",
     "Event",
     "EventStore",
@@ -22,6 +27,8 @@ __all__ = [
     "Mutation",
     "MutationStore",
     "NewEvent",
+    "Permit",
+    "PermitStore",
     "PublishCounts",
     "Published",
     "ReservationInfo",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from node import ids
-from node.database import Database
+from node.database import Database, Transaction
 from node.errors import InvalidInput, NotOwner
 from node.ids import EventId, NodeId, TopicId, to_blob
 from node.jsonvalue import decode_object
@@ -60,6 +60,18 @@ def blob_of(identifier: str) -> bytes:
         return to_blob(identifier)
     except (ValueError, TypeError) as error:
         raise InvalidInput("id", f"{identifier!r} is not an id of 32 lowercase hexadecimal characters") from error
+
+
+def give_up_permit(transaction: Transaction, run: str) -> None:
+    """Withdraw the request of a run of this node, if it made one, when its reservation has ended and its effect
+    certainly did not happen."""
+    transaction.execute(
+        "UPDATE permit_requests SET body = json_set(body, '$.withdrawn', json('true')) "
+        "WHERE id = ?1 AND body <> '{}' AND NOT withdrawn "
+        "AND EXISTS (SELECT 1 FROM reservations WHERE id = ?1 AND state IN ('released', 'lost')) "
+        "AND NOT EXISTS (SELECT 1 FROM mutations WHERE id = ?1 AND status NOT IN ('pending', 'failed'))",
+        (blob_of(run),),
+    )
 
 
 def topic_of(workflow: str, topic: str) -> TopicId:

@@ -18,7 +18,7 @@ from node.errors import IllegalState, InvalidInput, LeaseLost, NotAvailable, Not
 from node.ids import EventId, NodeId, RunId
 from node.jsonvalue import check_text, check_whole, decode_object
 from node.leases import EPOCH_MAX
-from node.stores.base import blob_of, events_of, topic_of
+from node.stores.base import blob_of, events_of, give_up_permit, topic_of
 from node.stores.reading import EVENT_COLUMNS, Event, EventReader
 
 Outcome = Literal["consumed", "skipped", "dead"]
@@ -188,6 +188,7 @@ class Leasing(EventReader):
                 raise IllegalState(f"the reservation of run {run}", state, "what is settled cannot be released")
             claimed, owned = self._claimed_and_owned(run)
             _set_state(transaction, run, "lost" if owned < claimed else "released")
+            give_up_permit(transaction, run)
             return owned
 
     def take_over(self, run: str, events: Sequence[str], *, handler: str = "manual") -> list[Event]:

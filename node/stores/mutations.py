@@ -13,7 +13,8 @@ from node import ids
 from node.errors import IllegalState, InvalidInput, NotFound
 from node.ids import NodeId, RunId, WorkId
 from node.jsonvalue import BODY_BYTES_MAX, TIME_MS_MAX, Json, check_text, check_whole, encode
-from node.stores.base import Store, blob_of
+from node.stores.base import Store, blob_of, give_up_permit
+from node.stores.permits import PermitStore
 from node.stores.reading import LIST_MAX
 
 MutationStatus = Literal["pending", "in_flight", "applied", "failed", "needs_reconcile", "indeterminate"]
@@ -117,6 +118,7 @@ class MutationStore(Store):
         Raises:
             NotFound, NotOwner: no such entry, or another node's.
             IllegalState: the entry is not pending.
+            PermitRefused: the run has asked for a permit, and has none that stands.
         """
         return self._mark(run, "in_flight")
 
@@ -184,7 +186,7 @@ class MutationStore(Store):
         count while a run still has the effect in flight.
 
         Raises:
-            NotFound: no run ever tried that work.
+            NotFound: no run ever tried that work, or got a permit for it.
             InvalidInput: the verdict is none of the three.
         """
         if verdict not in get_args(Verdict):
@@ -200,8 +202,15 @@ class MutationStore(Store):
         }
         encode("result", result)
         with self._database.transaction() as transaction:
-            if not self._database.query("SELECT 1 FROM mutations WHERE work = ? LIMIT 1", (blob_of(work),)):
+            if not self._database.query(
+                "SELECT 1 FROM mutations WHERE work = ?1 UNION ALL SELECT 1 FROM permits WHERE work = ?1 LIMIT 1",
+                (blob_of(work),),
+            ):
                 raise NotFound("work", [work])
+            # A verdict may arrive before the entries that it was given on: whether they had stopped goes along.
+            body["stopped"] = not self._database.query(
+                "SELECT 1 FROM mutations WHERE work = ? AND status = 'in_flight' LIMIT 1", (blob_of(work),)
+            )
             transaction.execute(
                 "INSERT INTO verdicts (id, body) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET body = ?2",
                 (blob_of(ids.verdict_id(WorkId(work), self._node)), _encode(body)),
@@ -238,8 +247,18 @@ class MutationStore(Store):
             encode("result", changes.get("result"))
             ((_, body),) = self._bodies("mutations", "id = ?", (blob_of(run),))
             body |= changes | {"status": status, "updated_at": self._database.clock_ms()}
+            if status == "in_flight":
+                self._refuse_without_permit(run)
             transaction.execute("UPDATE mutations SET body = ? WHERE id = ?", (_encode(body), blob_of(run)))
+            if status == "failed":
+                give_up_permit(transaction, run)
         return _mutation(run, body)
+
+    def _refuse_without_permit(self, run: str) -> None:
+        """A run that has asked for a permit begins its effect with it, or not at all."""
+        permits = PermitStore(self._database)
+        if permits.get(run) is not None:
+            permits.require(run)
 
     def _select(self, condition: str, parameters: tuple[Any, ...]) -> list[Mutation]:
         return [_mutation(run, body) for run, body in self._bodies("mutations", condition, parameters)]

@@ -10,12 +10,15 @@ import apsw
 
 from node import ids
 from node.database import Database
+from node.knowledge_store import StateReader, raise_knowledge
 from node.migrate import own_migrations, upgrade
 from node.stores import (
+    AuthorityStore,
     EventStore,
     HandlerRunStore,
     HandlerStateStore,
     MutationStore,
+    PermitStore,
     ScriptRunStore,
     TopicStore,
     WorkflowStore,
@@ -24,7 +27,10 @@ from node.stores import (
 NOW_MS = 1_700_000_000_000
 HOSTILE_SITE = b"a hostile device"
 COLUMNS = '"table", pk, cid, val, col_version, db_version, site_id, cl, seq'
-FACTS = ("topics", "publications", "reservations", "handler_runs", "mutations", "verdicts", "handler_state")
+FACTS = (
+    "topics", "publications", "reservations", "handler_runs", "mutations", "verdicts", "handler_state",
+    "permit_requests", "permits", "authorities", "authority_fences",
+)  # fmt: skip
 
 # What the derived tables say, without the local numbers of rows.
 DERIVED = {
@@ -36,6 +42,8 @@ DERIVED = {
     "claims": "SELECT e.id, r.id, c.epoch FROM claims AS c LEFT JOIN event_index AS e ON e.n = c.event "
     "LEFT JOIN run_index AS r ON r.n = c.run",
     "duplicates": "SELECT e.id FROM duplicates AS d LEFT JOIN event_index AS e ON e.n = d.event",
+    "permitted_events": "SELECT event, permit FROM permitted_events",
+    "waiting_permits": "SELECT run, node, generation FROM waiting_permits",
 }
 
 
@@ -64,6 +72,8 @@ class Device:
         self.states = HandlerStateStore(self.database)
         self.workflows = WorkflowStore(self.database)
         self.sessions = ScriptRunStore(self.database)
+        self.authorities = AuthorityStore(self.database)
+        self.permits = PermitStore(self.database)
 
     @property
     def node(self):
@@ -215,6 +225,33 @@ def verdict_body(work, verdict, *, node="00" * 16, **fields):
     return {"work": work, "node": node, "verdict": verdict, "by": "Ann", "result": None, "at": NOW_MS, **fields}
 
 
+def request_body(work, events, *, node="00" * 16, generation=1, **fields):
+    return {
+        "node": node,
+        "workflow": "mail",
+        "handler": "send",
+        "work": work,
+        "events": events,
+        "generation": generation,
+        "withdrawn": False,
+        "asked_at": NOW_MS,
+        **fields,
+    }
+
+
+def permit_body(run, work, events, *, node="00" * 16, generation=1, **fields):
+    return {
+        "node": node,
+        "run": run,
+        "work": work,
+        "events": events,
+        "generation": generation,
+        "refused": None,
+        "at": NOW_MS,
+        **fields,
+    }
+
+
 def event_of(message_id, topic="inbox", workflow="mail"):
     return ids.event_id(ids.topic_id(workflow, topic), message_id)
 
@@ -222,6 +259,14 @@ def event_of(message_id, topic="inbox", workflow="mail"):
 def merge(source, target):
     """Copy what `source` has to `target`. Among honest devices no row is refused."""
     assert target.absorb(source.changes()) == []
+
+
+def absorb_all(source, target):
+    """A whole transfer: afterwards `target` knows that it includes all that `source` had."""
+    knowledge = StateReader().read(source.query).knowledge
+    merge(source, target)
+    with target.database.transaction(replicated=False) as transaction:
+        raise_knowledge(transaction.execute, knowledge, target.database.site_id)
 
 
 def meet(*devices):

@@ -20,6 +20,7 @@ from node.stores.base import Store
 # Small by nature, or a list that was handed in.
 NOT_GROWING = {
     "j", "json_each", "CONSTANT", "hybrid_clock", "node", "peers", "NEW", "OLD",
+    "authorities", "authority_fences", "knowledge",
 }  # fmt: skip
 
 # Scans that are meant: (what is scanned and how, the statement's beginning, why).
@@ -29,6 +30,7 @@ MEANT = [
     ("SCAN duplicates", "SELECT count(*) FROM duplicates", "work done twice is rare, and people look at each"),
     ("SCAN duplicates", "SELECT e.id", "in the order asked for, up to the limit"),
     ("SCAN d", "SELECT e.id", "the rows of the line above"),
+    ("SCAN waiting_permits", "SELECT id, body FROM permit_requests", "in the order of its key, up to the limit"),
     ("SCAN eras", "SELECT era FROM eras ORDER BY first_version DESC LIMIT 1", "reads the last row"),
 ]  # fmt: skip
 
@@ -45,6 +47,11 @@ MERGES = [
     "INSERT INTO verdicts (id) VALUES (zeroblob(16))",
     "UPDATE verdicts SET body = '{}' WHERE id = zeroblob(16)",
     "DELETE FROM verdicts WHERE id = zeroblob(16)",
+    "INSERT INTO permit_requests (id) VALUES (zeroblob(16))",
+    "UPDATE permit_requests SET body = '{}' WHERE id = zeroblob(16)",
+    "DELETE FROM permit_requests WHERE id = zeroblob(16)",
+    "UPDATE permits SET body = '{}' WHERE id = zeroblob(16)",
+    "DELETE FROM permits WHERE id = zeroblob(16)",
 ]
 
 
@@ -235,7 +242,34 @@ def call_setting_store(settings, device):
     settings.get("name")
 
 
+def call_authority_store(authorities, device):
+    authorities.appoint(device.node, by="Ann")
+    authorities.step()
+    authorities.granting()
+    authorities.asking()
+    authorities.move("bb" * 16, by="Ann", gone=["cc" * 16])
+    authorities.step()
+    authorities.appointments()
+    authorities.info()
+
+
+def call_permit_store(permits, device):
+    device.authorities.appoint(device.node, by="Ann")
+    device.authorities.step()
+    device.publish("a", "b")
+    run, other = device.reserve("a"), device.reserve("b")
+    permits.request(run)
+    permits.waiting()
+    permits.decide_pending()
+    assert permits.require(run) == permits.get(run)
+    assert permits.holders(event_of("a")) == [run]
+    permits.request(other)
+    permits.withdraw(other)
+    permits.ask_again()
+
+
 CALLS = {
+    "AuthorityStore": call_authority_store,
     "EventStore": call_event_store,
     "TopicStore": call_topic_store,
     "HandlerRunStore": call_handler_run_store,
@@ -244,6 +278,7 @@ CALLS = {
     "WorkflowStore": call_workflow_store,
     "ScriptRunStore": call_script_run_store,
     "PeerStore": call_peer_store,
+    "PermitStore": call_permit_store,
     "SettingStore": call_setting_store,
 }
 

@@ -15,7 +15,9 @@ from devices import (
     forged,
     meet,
     mutation_body,
+    permit_body,
     publication_body,
+    request_body,
     reservation_body,
     verdict_body,
     work_of,
@@ -43,6 +45,12 @@ GOOD = {
         "handler_id": ids.handler_id("mail", "poll"), "workflow": "mail", "handler": "poll", "version": 1,
         "state": None, "run": "r1", "node": "00" * 16, "at": NOW_MS,
     },
+    "permit_requests": request_body(WORK, [event_of("a")]),
+    "permits": permit_body(RUN.hex(), WORK, [event_of("a")]),
+    "authorities": {
+        "node": "00" * 16, "authority": "00" * 16, "generation": 1, "needs": [], "gone": [], "by": "Ann", "at": NOW_MS,
+    },
+    "authority_fences": {"node": "00" * 16, "authority": "00" * 16, "generation": 1, "version": 1, "at": NOW_MS},
 }  # fmt: skip
 # Fields of which derivation and stores need the type.
 NEEDED = {
@@ -53,6 +61,10 @@ NEEDED = {
     "mutations": ["node", "work", "tool", "status", "reconcile_attempts", "created_at", "updated_at"],
     "verdicts": ["work", "node", "verdict", "by", "at"],
     "handler_state": ["handler_id", "workflow", "handler", "version", "run", "node", "at"],
+    "permit_requests": ["node", "workflow", "handler", "work", "events", "generation", "withdrawn", "asked_at"],
+    "permits": ["node", "run", "work", "events", "generation", "at"],
+    "authorities": ["node", "authority", "generation", "needs", "gone", "by", "at"],
+    "authority_fences": ["node", "authority", "generation", "version", "at"],
 }
 NO_OBJECTS = [
     5, 2.5, None, b"\x0c", b"{}", "", "null", "[]", "\"text\"", "not json", "{at:1}", "{'at':1}", "[" * 2000, "{} {}",
@@ -80,6 +92,13 @@ def read_everything(device):
     device.mutations.outcome(WORK)
     device.states.list("mail")
     device.states.get("mail", "poll")
+    device.permits.waiting()
+    device.permits.get(RUN.hex())
+    device.permits.holders(event_of("a"))
+    device.permits.decide_pending()
+    device.permits.ask_again()
+    device.authorities.info()
+    device.authorities.step()
     device.query("SELECT * FROM events")
     assert rebuild(device.database).corrected == {}
 
