@@ -19,13 +19,14 @@ if TYPE_CHECKING:
         NotAvailable,
         NotFound,
         NotOwner,
+        PermitRefused,
         StaleVersion,
         StillReserved,
         TooEarly,
     )
     from node.migrate import MigrationError
     from node.service import Node, Reservation, WorkspaceMismatch
-    from node.stores import Event, Explanation, NewEvent, PublishCounts, Published
+    from node.stores import Event, Explanation, NewEvent, Permit, PublishCounts, Published
     from node.stores.peers import Peer
     from node.syncing import Comparison, Syncing, SyncRefused
     from node.watch import Changed
@@ -51,6 +52,8 @@ _MODULE_BY_NAME = {
     "NotFound": "node.errors",
     "NotOwner": "node.errors",
     "Peer": "node.stores.peers",
+    "Permit": "node.stores",
+    "PermitRefused": "node.errors",
     "PublishCounts": "node.stores",
     "Published": "node.stores",
     "Reservation": "node.service",
@@ -83,6 +86,8 @@ __all__ = [
     "NotFound",
     "NotOwner",
     "Peer",
+    "Permit",
+    "PermitRefused",
     "PublishCounts",
     "Published",
     "Reservation",

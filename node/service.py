@@ -15,6 +15,8 @@ used in one event loop at a time.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import platform
 import ssl as ssl_module
@@ -26,7 +28,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from node import derived, ids, migrate
+from node.authority import RELEVANT_TABLES, Arbiter, Authority
 from node.changes import ChangeStorage
+from node.connection import DatabaseError
 from node.database import Database, Row, Transaction, Value
 from node.doctor import Finding, examine
 from node.errors import IllegalState, InvalidInput, LeasemeshError, NotFound, TooEarly
@@ -34,6 +38,7 @@ from node.ids import RunId
 from node.jsonvalue import Json, check_text
 from node.staleness import StalenessWatch
 from node.stores import (
+    AuthorityStore,
     Event,
     EventStore,
     Explanation,
@@ -41,6 +46,8 @@ from node.stores import (
     HandlerStateStore,
     MutationStore,
     NewEvent,
+    Permit,
+    PermitStore,
     PublishCounts,
     Published,
     ScriptRunStore,
@@ -59,6 +66,8 @@ if TYPE_CHECKING:
     from sync.engine import EngineConfig
 
 # Sync, with the network below it, is imported when it is first used: a command that reads ten events does without.
+
+log = logging.getLogger("leasemesh.node")
 
 OWN_COMPONENT_OF_APPS = "app"
 """The name under which an app's migrations are recorded."""
@@ -133,7 +142,9 @@ class Node:
 
     Attributes:
         database: the file, for whoever needs transactions that span stores.
-        workflows, topics, events, script_runs, handler_runs, mutations, handler_states: the stores.
+        workflows, topics, events, script_runs, handler_runs, mutations, handler_states, permits, authorities: the
+            stores.
+        authority: whoever decides on permits.
         staleness: since when other nodes' claims are watched, for take-over.
         workspace_id: the workspace that the file belongs to.
         name: this node's name for people.
@@ -151,10 +162,14 @@ class Node:
         self.handler_runs = HandlerRunStore(database)
         self.mutations = MutationStore(database)
         self.handler_states = HandlerStateStore(database)
+        self.permits = PermitStore(database)
+        self.authorities = AuthorityStore(database)
+        self.authority: Authority = Arbiter(database)
         self.staleness = StalenessWatch(database)
         self._storage = ChangeStorage(database)
         self._watch = ChangeWatch(database)
         self._sync: Syncing | None = None
+        self._tending: asyncio.Task[None] | None = None
 
     @classmethod
     def open(
@@ -291,6 +306,29 @@ class Node:
         run = self._new_run()
         return Reservation(self.events, run, self.events.take_over(run, events, handler=handler))
 
+    async def permit(self, run: str, *, work: str | None = None) -> Permit:
+        """Wait for the authority's permit for all that a run holds. It waits for as long as that takes: who decides
+        may be away, or not appointed yet. Use `asyncio.timeout` to bound it; the request stays, and asking again goes
+        on with it.
+
+        Args:
+            run: a run of this node with a held reservation.
+            work: the work id; see `PermitStore.request`.
+
+        Raises:
+            PermitRefused: the authority decided otherwise; it names who holds which event.
+            NotFound, NotOwner, IllegalState, LeaseLost: see `PermitStore.request`.
+        """
+        async with self.changes() as changes:
+            permit = await asyncio.to_thread(self.authority.ask, run, work=work)
+            await asyncio.to_thread(self.authority.tend)
+            while (permit := self.permits.get(run) or permit).state == "waiting":
+                async for _ in changes:
+                    break
+                else:
+                    raise IllegalState(f"node {self.name}", "closed", "the request of the run stays")
+        return self.permits.require(run)
+
     def explain(self, event: str) -> Explanation | None:
         """Tell why an event is in its state; see `EventStore.explain`."""
         return self.events.explain(event)
@@ -361,15 +399,35 @@ class Node:
         sync = Syncing(self.database, self._storage, self._watch, self._config(token), options)
         self._sync = sync
         try:
-            await sync.start(every_few_seconds=self.staleness.observe)
+            await sync.start(every_few_seconds=self._keep_house)
         except BaseException:
             self._sync = None
             raise
+        self._tending = asyncio.create_task(self._tend(self.changes()), name="leasemesh authority")
         return sync
+
+    def _keep_house(self) -> None:
+        self.staleness.observe()
+        # Most of what the authority waits for is a change; that this file includes more than before is not.
+        self.authority.tend()
+
+    async def _tend(self, changes: Subscription) -> None:
+        async with changes:
+            async for change in changes:
+                if change.tables.isdisjoint(RELEVANT_TABLES):
+                    continue
+                try:
+                    await asyncio.to_thread(self.authority.tend)
+                except DatabaseError as error:
+                    log.warning("decisions on permits are put off: %s", error)
 
     async def stop_sync(self) -> None:
         """Take leave of the peers and stop syncing. No effect when this node is not syncing."""
         sync = self._sync
+        if self._tending is not None:
+            self._tending.cancel()
+            await asyncio.gather(self._tending, return_exceptions=True)
+            self._tending = None
         if sync is not None:
             await sync.stop()
             self._sync = None

@@ -165,6 +165,9 @@ class AuthorityStore(Store):
 
     def step(self) -> bool:
         """Do what the newest appointment asks of this node: step back, or begin. Returns whether it did anything."""
+        known, own = self.appointments(), self._own_generation()
+        if not known or known[-1].generation <= own:
+            return False
         with self._database.transaction() as transaction:
             known = self.appointments()
             own = self._own_generation()

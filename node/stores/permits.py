@@ -155,8 +155,13 @@ class PermitStore(Store):
 
     def ask_again(self) -> int:
         """Ask the present authority for what this node asked of an earlier one in vain; returns how many requests."""
+        generation = AuthorityStore(self._database).asking()
+        if not self._database.query(
+            "SELECT 1 FROM waiting_permits WHERE node = ? AND generation < ? LIMIT 1",
+            (self._database.site_id, generation),
+        ):
+            return 0
         with self._database.transaction() as transaction:
-            generation = AuthorityStore(self._database).asking()
             transaction.execute(
                 "UPDATE permit_requests SET body = json_set(body, '$.generation', ?1) WHERE id IN "
                 "(SELECT run FROM waiting_permits WHERE node = ?2 AND generation < ?1)",
@@ -170,6 +175,8 @@ class PermitStore(Store):
 
         A node that is not the authority decides nothing. A request whose claims have not arrived yet goes on waiting.
         """
+        if not self._database.query("SELECT 1 FROM waiting_permits LIMIT 1"):
+            return 0
         with self._database.transaction() as transaction:
             generation = AuthorityStore(self._database).granting()
             if not generation:

@@ -1,0 +1,95 @@
+"""Permits between real nodes, over real websockets, through a hub."""
+
+import asyncio
+
+import pytest
+from meshes import LOOPBACK, publish
+
+from node import PermitRefused
+
+
+@pytest.fixture
+async def mesh(open_node, within):
+    """A hub that is the authority, with two devices that are dialled into it; all know the events."""
+    hub, laptop, phone = open_node("hub"), open_node("laptop"), open_node("phone")
+    publish(hub, "1", "2", "3")
+    hub.authorities.appoint(hub.site_id, by="Ann")
+    serving = await hub.start_sync(listen=LOOPBACK)
+    for device in (laptop, phone):
+        await device.start_sync(peers=[serving.url])
+    async with within():
+        for device in (laptop, phone):
+            await device.caught_up("hub")
+    return hub, laptop, phone
+
+
+async def until(node, condition):
+    async with node.changes() as changes:
+        while not condition():
+            await anext(changes)
+
+
+async def test_a_run_gets_its_permit_from_the_hub(mesh, within):
+    _, laptop, _ = mesh
+    async with within():
+        with laptop.reserve("inbox", "mail", message_ids=["1", "2"]) as reservation:
+            permit = await laptop.permit(reservation.run)
+            assert (permit.state, len(permit.events)) == ("granted", 2)
+            assert await laptop.permit(reservation.run) == permit
+            assert reservation.consume() == 2
+
+
+async def test_of_two_devices_with_overlapping_claims_one_is_refused_and_told_who_has_it(mesh, within):
+    hub, laptop, phone = mesh
+    async with within():
+        mine = laptop.reserve("inbox", "mail", message_ids=["1", "2"])
+        theirs = phone.reserve("inbox", "mail", message_ids=["2", "3"])
+        answers = await asyncio.gather(laptop.permit(mine.run), phone.permit(theirs.run), return_exceptions=True)
+        refused = [answer for answer in answers if isinstance(answer, PermitRefused)]
+        assert len(refused) == 1
+        assert (theirs.run if refused[0].run == mine.run else mine.run) in refused[0].reason
+
+
+async def test_without_the_hub_a_run_waits_and_gets_its_permit_when_it_is_back(mesh, within):
+    hub, laptop, _ = mesh
+    port = int(hub.sync.url.rpartition(":")[2])
+    await hub.stop_sync()
+    reservation = laptop.reserve("inbox", "mail", limit=1)
+    waiting = asyncio.create_task(laptop.permit(reservation.run))
+    async with within():
+        await until(laptop, lambda: laptop.permits.waiting() != [])
+        assert not waiting.done()
+        await hub.start_sync(listen=("127.0.0.1", port))
+        assert (await waiting).state == "granted"
+
+
+async def test_the_authority_moves_while_everybody_is_at_work(mesh, within):
+    hub, laptop, phone = mesh
+    async with within():
+        mine = phone.reserve("inbox", "mail", message_ids=["1"])
+        await phone.permit(mine.run)
+        phone.authorities.move(laptop.site_id, by="Ann")
+        await until(laptop, lambda: laptop.authorities.info().authority == laptop.site_id)
+        late = hub.reserve("inbox", "mail", message_ids=["2"])
+        permit = await hub.permit(late.run)
+        assert (permit.authority, permit.generation) == (laptop.site_id, 2)
+        assert phone.permits.require(mine.run).generation == 1
+
+
+async def test_a_node_that_is_the_authority_needs_nobody(open_node, within):
+    node = open_node("alone")
+    publish(node, "1")
+    node.authorities.appoint(node.site_id, by="Ann")
+    async with within():
+        assert (await node.permit(node.reserve("inbox", "mail").run)).authority == node.site_id
+
+
+async def test_an_idle_mesh_with_an_authority_writes_nothing(mesh, within):
+    hub, laptop, phone = mesh
+    async with within():
+        await laptop.permit(laptop.reserve("inbox", "mail").run)
+        await laptop.caught_up("hub")
+        await phone.caught_up("hub")
+    versions = [node.database.version() for node in mesh]
+    await asyncio.to_thread(lambda: [node._keep_house() for node in mesh])
+    assert [node.database.version() for node in mesh] == versions
