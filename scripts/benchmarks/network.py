@@ -33,7 +33,7 @@ def catch_up(quick: bool) -> Iterator[Measurement]:
         raw_seconds = []
         for number in range(3):
             raw_seconds.append(_copy_seconds(path / "hub.db", path / f"raw{number}.db"))
-            with _serving(path / "hub.db") as (url, stop):
+            with serving(path / "hub.db") as (url, stop):
                 took, client_megabytes = _run(_catch_up_client, path / f"device{number}.db", url)
                 seconds.append(took)
                 megabytes.append(max(client_megabytes, stop()))
@@ -53,7 +53,7 @@ def merge(quick: bool) -> Iterator[Measurement]:
             for file, prefix in ((hub, "hub"), (device, "device")):
                 _fill(file, count, prefix)
             raw_seconds.append(_raw_merge_seconds(path / f"raw{number}", count))
-            with _serving(hub) as (url, stop):
+            with serving(hub) as (url, stop):
                 seconds.append(_run(_catch_up_client, device, url)[0])
                 stop()
     yield duration(
@@ -125,7 +125,7 @@ def _run(worker: Callable[..., None], *arguments: Any) -> Any:
 
 
 @contextmanager
-def _serving(path: Path) -> Iterator[tuple[str, Callable[[], float]]]:
+def serving(path: Path) -> Iterator[tuple[str, Callable[[], float]]]:
     """Serve a file from a process of its own; gives its address and a function that stops it and returns its
     megabytes."""
     mine, theirs = multiprocessing.Pipe()
