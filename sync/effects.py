@@ -4,7 +4,7 @@ The engine never waits. Each input returns at once; the answer to an effect come
 
 | effect | answered by |
 |---|---|
-| Send, Close, SetTimer, Tell, Hear | nothing (SetTimer: `timer_fired`) |
+| Send, Close, SetTimer, Tell, Hear, BarrierDone | nothing (SetTimer: `timer_fired`) |
 | LoadResume | `resume_loaded` |
 | LoadState | `state_loaded`, read after the effect was given |
 | BeginRead, ContinueRead | `read_done` or `read_failed` |
@@ -126,6 +126,13 @@ class Hear:
     heard: dict[SiteId, tuple[Era, int]]
 
 
+@dataclass(frozen=True, slots=True)
+class BarrierDone:
+    """The barrier that was begun with this token is done."""
+
+    token: int
+
+
 TellKind = Literal[
     "connected",
     "disconnected",
@@ -179,5 +186,6 @@ Effect = (
     | Reidentify
     | SetTimer
     | Hear
+    | BarrierDone
     | Tell
 )

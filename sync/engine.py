@@ -20,7 +20,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sync import limits
+from sync.barrier import Barriers
 from sync.effects import (
+    BarrierDone,
     Close,
     ComputeDigest,
     Effect,
@@ -49,12 +51,15 @@ from sync.link import Link
 from sync.link import PeerStatus as PeerStatus
 from sync.messages import (
     Ack,
+    Barrier,
+    BarrierReply,
     Changes,
     Digest,
     DigestRequest,
     Goodbye,
     Greeting,
     Hello,
+    Marker,
     Presence,
 )
 from sync.messages import Purpose as Purpose
@@ -83,6 +88,12 @@ class Engine:
         self._effects: list[Effect] = []
         self._links: dict[LinkId, Link] = {}
         self._board = PresenceBoard()
+        self._barriers = Barriers(
+            links=self._syncing_links,
+            send=self._send_marker,
+            done=lambda token: self._effects.append(BarrierDone(token)),
+            random_bytes=random_bytes,
+        )
         self._beat = 0
         self._presence_timed = False
         self._probes = 0
@@ -182,6 +193,10 @@ class Engine:
                 assert session.sending is not None
                 if session.sending.acknowledged(message):
                     entry.sent()
+            case Barrier() | BarrierReply():
+                assert session.receiving is not None
+                session.receiving.mark(message)
+                self._take_markers(entry, now_ms)
             case Presence():
                 self._take_presence(entry, message, now_ms)
             case DigestRequest():
@@ -306,6 +321,7 @@ class Engine:
         entry.tell_connected(self._state.schema)
         if session.purpose == "sync":
             self._hear(session.peer_site, Heard(session.incarnation, 0, now_ms), {})
+            self._take_markers(entry, now_ms)
 
     # --- Answers to effects ------------------------------------------------------------------------------------------
 
@@ -355,6 +371,7 @@ class Engine:
         entry = self._links.get(link)
         if entry is not None:
             entry.stored(applied, now_ms)
+            self._take_markers(entry, now_ms)
         # The peer that the rows came from has them (E5): its own session only owes it a checkpoint some time.
         self._poke(but=link, parked=applied.parked > 0)
 
@@ -395,6 +412,20 @@ class Engine:
         """Something was committed here, by this process or another; `state` is the database's state read after it."""
         self._refresh(state)
         self._poke()
+
+    def begin_barrier(self, token: int, state: LocalState, now_ms: int) -> None:
+        """Find out when everybody within reach has what is committed here; BarrierDone with the token tells it.
+
+        Then this node also has what all of them had committed before; see sync/barrier.py. It takes as long as the
+        slowest link needs to be level. One barrier at a time is enough for a node: the next covers all who wait.
+
+        Args:
+            token: any number.
+            state: the database's state, read after the commit in question.
+            now_ms: see `connected`.
+        """
+        self.local_commit(state, now_ms)
+        self._barriers.begin(token)
 
     def timer_fired(self, key: tuple[str, int], now_ms: int) -> None:
         """A timer asked for by SetTimer is due. A timer that is no longer wanted is harmless."""
@@ -444,6 +475,23 @@ class Engine:
         if changes.header is not None:
             session.learn(changes.header.knowledge)
             self._doubt(entry, [changes.header.knowledge.point(self._state.site)])
+
+    def _syncing_links(self) -> list[LinkId]:
+        return [entry.id for entry in self._links.values() if entry.session.started and entry.session.sending]
+
+    def _send_marker(self, link: LinkId, marker: Marker) -> None:
+        sending = self._links[link].session.sending
+        assert sending is not None
+        sending.mark(marker, self._state.version)
+
+    def _take_markers(self, entry: Link, now_ms: int) -> None:
+        """Handle the markers before which everything is stored; end the link when one may not be (E1)."""
+        assert entry.session.receiving is not None
+        try:
+            for marker in entry.session.receiving.take_markers():
+                self._barriers.take(entry.id, marker)
+        except SyncError as error:
+            self._end(entry, error, now_ms)
 
     def _poke(self, *, but: LinkId | None = None, parked: bool = False) -> None:
         """Keep E5: have what is new read for every link but the one that brought it."""
@@ -557,6 +605,7 @@ class Engine:
         if session.sending is not None:
             self._effects.append(EndRead(session.link))
         entry.tell("disconnected" if session.started else "refused", reason)
+        self._barriers.closed(session.link)
         for other in list(self._links.values()):
             if other.waits_for == session.link:
                 other.waits_for = None

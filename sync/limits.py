@@ -63,6 +63,16 @@ ERA_BYTES_MAX = 16
 DIGEST_BYTES = 16
 """A table's digest."""
 
+BARRIER_BYTES = 16
+"""A barrier's id: 128 random bits, so that nodes need not agree on who takes which number."""
+
+BARRIERS_MAX = 1024
+"""Barriers that one peer may have asked for without an answer yet. Each node runs one of its own at a time, so it is
+more than there are nodes; one takes some hundred bytes."""
+
+BARRIERS_REMEMBERED = 4096
+"""Ids of barriers that are over. In a ring the last request for an id comes within a round trip or two of the first."""
+
 # --- Wire: numbers ---------------------------------------------------------------------------------------------------
 
 VERSION_MAX = 2**53

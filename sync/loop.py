@@ -26,6 +26,7 @@ from typing import Any
 
 from sync.effects import (
     Apply,
+    BarrierDone,
     BeginRead,
     Close,
     ComputeDigest,
@@ -203,6 +204,9 @@ class SyncLoop:
         self._heard: dict[SiteId, tuple[Era, int]] = {}  # not written down yet
         self._heard_timer: asyncio.TimerHandle | None = None
         self._commit_noticed = False
+        self._barriers_begun = 0
+        self._barriers_done = 0
+        self._barriers_wanted = 0
         self._stopping = False
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._storage_worker = Worker("leasemesh-storage", self._loop)
@@ -220,6 +224,7 @@ class SyncLoop:
             Reidentify: self._reidentify,
             SetTimer: self._set_timer,
             Hear: self._hear,
+            BarrierDone: self._barrier_done,
             Tell: self.tell,
         }
 
@@ -326,6 +331,20 @@ class SyncLoop:
         if not waiter.done():
             await self.wait()
             raise LocalProtocolError("sync has been stopped while something was waiting for it")
+
+    async def barrier(self) -> None:
+        """Return when everybody within reach has what is committed here now, and this node what they had before that.
+
+        See `Engine.begin_barrier`. Who waits while a barrier runs shares the next one.
+
+        Raises:
+            LocalProtocolError: the loop has been stopped. (What it failed with, should it have failed.)
+        """
+        # One that runs already may have begun before the caller's commit.
+        number = self._barriers_wanted = self._barriers_begun + 1
+        if self._barriers_begun == self._barriers_done:
+            self._begin_barrier()
+        await self.until(lambda: self._barriers_done >= number)
 
     def peers(self) -> list[PeerStatus]:
         """Return all links as the engine sees them."""
@@ -461,6 +480,17 @@ class SyncLoop:
         if not self._stopping:
             self._loop.call_later(STATE_RETRY_S, again)
 
+    def _begin_barrier(self) -> None:
+        self._barriers_begun += 1
+        self._read_state_for_barrier()
+
+    def _read_state_for_barrier(self) -> None:
+        self._storage_worker.submit(
+            self._storage.state,
+            functools.partial(self._input, self._engine.begin_barrier, self._barriers_begun),
+            functools.partial(self._state_failed, self._read_state_for_barrier),
+        )
+
     # --- Effects ------------------------------------------------------------------------------------------------------
 
     def _send(self, effect: Send) -> None:
@@ -559,6 +589,13 @@ class SyncLoop:
         self._heard.update(effect.heard)
         if self._heard_timer is None:
             self._heard_timer = self._loop.call_later(HEARD_WRITTEN_EVERY_S, self._record_heard)
+
+    def _barrier_done(self, effect: BarrierDone) -> None:
+        if self._stopping or self._ended.done():  # the links are gone because this node leaves, which is no answer
+            return
+        self._barriers_done = effect.token
+        if self._barriers_wanted > self._barriers_begun:
+            self._begin_barrier()
 
     def _record_heard(self) -> None:
         if self._heard_timer is not None:

@@ -136,4 +136,27 @@ class Goodbye:
     retry: bool
 
 
-Message = Greeting | SealedHello | Changes | Ack | Presence | DigestRequest | Digest | Goodbye
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """Asks whether everybody behind this link has stored what came before; see sync/barrier.py."""
+
+    identifier: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BarrierReply:
+    """Answers a Barrier, after all that its sender and those behind it had committed.
+
+    Attributes:
+        identifier: of the Barrier.
+        whole: no link ended while it owed a reply.
+    """
+
+    identifier: bytes
+    whole: bool
+
+
+Marker = Barrier | BarrierReply
+"""A message that keeps its place in the stream of changes."""
+
+Message = Greeting | SealedHello | Changes | Ack | Presence | DigestRequest | Digest | Goodbye | Barrier | BarrierReply

@@ -6,7 +6,7 @@ list is a RemoteProtocolError. Two rules stand behind it:
 1. A listener says its own Hello only after the dialler's was verified ("answering" may last, while the engine makes
 sure
    that the peer may join).
-2. Rows, presence and digests flow in the last two states only, and rows only in "open".
+2. Rows, barriers, presence and digests flow in the last two states only, rows and barriers only in "open".
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ _ESTABLISHED: dict[State, dict[str, State]] = {
         "Presence": "open",
         "DigestRequest": "open",
         "Digest": "open",
+        "Barrier": "open",
+        "BarrierReply": "open",
         "Goodbye": "closed",
     },
     "inspecting": {

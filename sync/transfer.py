@@ -17,7 +17,7 @@ from sync import limits, wire
 from sync.effects import Apply, BeginRead, ContinueRead, Effect, LinkId, Send
 from sync.errors import RemoteProtocolError
 from sync.knowledge import Knowledge, SiteId
-from sync.messages import Ack, Changes
+from sync.messages import Ack, Barrier, Changes, Marker
 from sync.ports import Incoming, ReadRequest, ReadResult, TransferHeader
 
 
@@ -65,6 +65,9 @@ class SendingHalf:
         self._unacknowledged_bytes = 0
         self._messages_sent = 0
         self.messages_acknowledged = 0
+        self._reads_begun = 0
+        # Each with the version that must have been sent before it, and the number of the read that must be over.
+        self._markers: deque[tuple[int, int, Marker]] = deque()
 
     def want(self, version: int) -> None:
         """This node has reached `version`: read what the peer may lack of it, unless that was done already."""
@@ -83,6 +86,20 @@ class SendingHalf:
         self._read_wanted = True
         self.pump()
 
+    def mark(self, marker: Marker, version: int) -> None:
+        """Send a marker after all that this node had at `version`, and all that is to be read for other reasons."""
+        self._markers.append((version, self._reads_begun + self._read_wanted, marker))
+        self.want(version)
+
+    def _send_markers(self) -> None:
+        """Send the markers whose turn it is; never within a transfer, where they would belong to none."""
+        while self._markers and self.allowed and not self._in_transfer and not self._header_open:
+            version, read, marker = self._markers[0]
+            if version > self.read_upto or read > self._reads_begun:
+                return
+            self._markers.popleft()
+            self._effects.append(Send(self._link, wire.encode(marker)))
+
     def allow(self, allowed: bool) -> None:
         """Let messages go, or hold them back."""
         self.allowed = allowed
@@ -93,7 +110,8 @@ class SendingHalf:
             self.pump()
 
     def pump(self) -> None:
-        """Ask for the next piece if one is due."""
+        """Send the markers that are due, and ask for the next piece if one is."""
+        self._send_markers()
         if self._awaiting_read or not self.allowed or self._unacknowledged_bytes >= limits.WINDOW_BYTES:
             return
         if self._in_transfer:
@@ -102,6 +120,7 @@ class SendingHalf:
             # What becomes due from here on may not be in the snapshot any more.
             self._read_wanted = self.checkpoint_due = False
             self._in_transfer = True
+            self._reads_begun += 1
             request = ReadRequest(self.read_upto, self.peer_knowledge, self._parked_upto)
             self._effects.append(BeginRead(self._link, request, limits.ROWS_BYTES_MAX))
         else:
@@ -213,8 +232,10 @@ class ReceivingHalf:
         self._queued_bytes = 0
         self._under_way: Incoming | None = None
         self._pieces_under_way = 0
+        self._messages_received = 0
         self._messages_applied = 0
         self._applied_in_part = False  # the last transfer, so far
+        self._markers: deque[tuple[int, Marker]] = deque()  # each with the number of messages before it
 
     def receive(self, changes: Changes) -> None:
         """Take a message in.
@@ -235,7 +256,28 @@ class ReceivingHalf:
             self._header = None
         self._queue.append((incoming, changes.cost))
         self._queued_bytes += changes.cost
+        self._messages_received += 1
         self.pump()
+
+    def mark(self, marker: Marker) -> None:
+        """Take a marker in; `take_markers` gives it out when all that came before it is stored.
+
+        Raises:
+            RemoteProtocolError: it comes within a transfer, or there are more than anybody needs.
+        """
+        kind = "Barrier" if isinstance(marker, Barrier) else "BarrierReply"
+        if self._header is not None:
+            raise RemoteProtocolError(f"{kind}: within a transfer")
+        if len(self._markers) >= 2 * limits.BARRIERS_MAX:
+            raise RemoteProtocolError(f"{kind}: more than {limits.BARRIERS_MAX} at once")
+        self._markers.append((self._messages_received, marker))
+
+    def take_markers(self) -> list[Marker]:
+        """Return the markers whose turn has come, in order, and forget them."""
+        taken = []
+        while self._markers and self.allowed and self._markers[0][0] <= self._messages_applied:
+            taken.append(self._markers.popleft()[1])
+        return taken
 
     def _begin(self, changes: Changes) -> TransferHeader:
         if changes.header is None:

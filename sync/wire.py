@@ -14,6 +14,8 @@ is keys and values of SQLite, which are binary; msgpack because its types are SQ
 | 5 | DigestRequest | number | both; one at a time |
 | 6 | Digest | number, knowledge, tables | answers it |
 | 7 | Goodbye | close code (4000 to 4999), sentence, retry | both, last; allowed at any moment |
+| 8 | Barrier | id (16 bytes) | both, while open, between two transfers |
+| 9 | BarrierReply | id (16 bytes), whole | answers it, between two transfers |
 
 The body of a Hello is an array: workspace, name, incarnation, purpose, schema (flat: component, number, …), knowledge,
 resume version, and the point of the snapshot that it belongs to; what they mean says `sync.messages.Hello`. A point is
@@ -41,6 +43,11 @@ zlib when `raw size` is above 0, which is their size then.
 `Changes.cost`) when it sends the next one; a receiver may treat more as an error. Acks come when rows are stored, so a
 slow disk slows the sender down.
 
+**Barriers** keep their place in the stream of changes: a node sends a Barrier or a BarrierReply only after a transfer
+that includes all that was committed when it wanted to send it, never within one, and handles it only when the Changes
+that came before it are stored. What they are for, and who answers when, says sync/barrier.py. A reply to an id that is
+not waited for is ignored.
+
 **Limits** are in sync/limits.py and belong to the protocol version. Whatever is malformed, too large or not allowed in
 the session's state (sync/session.py) ends the link with a Goodbye and its close code (sync/errors.py), and changes
 nothing.
@@ -62,6 +69,8 @@ from sync.errors import LocalProtocolError, RemoteProtocolError, TokenRefused, V
 from sync.knowledge import Era, Knowledge, Point, Resume, SiteId
 from sync.messages import (
     Ack,
+    Barrier,
+    BarrierReply,
     Changes,
     Digest,
     DigestRequest,
@@ -134,6 +143,10 @@ def encode(message: Message) -> bytes:
             return _pack(6, message.number, _pack_knowledge(digest.knowledge), _pack_tables(digest.tables))
         case Goodbye():
             return _pack(7, message.code, cut_text(message.sentence, limits.SENTENCE_BYTES_MAX), message.retry)
+        case Barrier():
+            return _pack(8, message.identifier)
+        case BarrierReply():
+            return _pack(9, message.identifier, message.whole)
 
 
 def encode_changes(message: Changes, *, compress: bool) -> tuple[bytes, int]:
@@ -379,6 +392,19 @@ def _decode_goodbye(items: list[Any]) -> Goodbye:
     )
 
 
+def _decode_barrier(items: list[Any]) -> Barrier:
+    _count(items, "Barrier", 1)
+    return Barrier(_octets(items[0], "Barrier: id", limits.BARRIER_BYTES, limits.BARRIER_BYTES))
+
+
+def _decode_barrier_reply(items: list[Any]) -> BarrierReply:
+    _count(items, "BarrierReply", 2)
+    if type(items[1]) is not bool:
+        raise RemoteProtocolError("BarrierReply: whole is not true or false")
+    identifier = _octets(items[0], "BarrierReply: id", limits.BARRIER_BYTES, limits.BARRIER_BYTES)
+    return BarrierReply(identifier, items[1])
+
+
 _DECODERS: dict[int, tuple[str, int, int, Callable[[list[Any]], Message]]] = {
     # Number: name, greatest size, greatest array. The first two come from strangers, so their arrays are short ones.
     0: ("Greeting", limits.GREETING_BYTES_MAX, _ENVELOPE_ITEMS_MAX, _decode_greeting),
@@ -389,6 +415,8 @@ _DECODERS: dict[int, tuple[str, int, int, Callable[[list[Any]], Message]]] = {
     5: ("DigestRequest", limits.CONTROL_BYTES_MAX, _ENVELOPE_ITEMS_MAX, _decode_digest_request),
     6: ("Digest", limits.CONTROL_BYTES_MAX, _HEARD_ITEMS_MAX, _decode_digest),
     7: ("Goodbye", limits.CONTROL_BYTES_MAX, _ENVELOPE_ITEMS_MAX, _decode_goodbye),
+    8: ("Barrier", limits.CONTROL_BYTES_MAX, _ENVELOPE_ITEMS_MAX, _decode_barrier),
+    9: ("BarrierReply", limits.CONTROL_BYTES_MAX, _ENVELOPE_ITEMS_MAX, _decode_barrier_reply),
 }
 
 # --- Types and ranges ------------------------------------------------------------------------------------------------

@@ -11,7 +11,20 @@ from sync.effects import Apply, BeginRead, Close, ContinueRead, Effect, LinkId, 
 from sync.engine import EngineConfig
 from sync.errors import CloseCode, LocalProtocolError, RemoteProtocolError, TokenRefused
 from sync.knowledge import FROM_START, START, Era, Knowledge, Lineage, Point, Resume, SiteId
-from sync.messages import Ack, Changes, DigestRequest, Goodbye, Greeting, Hello, Message, Presence, Purpose, SealedHello
+from sync.messages import (
+    Ack,
+    Barrier,
+    BarrierReply,
+    Changes,
+    DigestRequest,
+    Goodbye,
+    Greeting,
+    Hello,
+    Message,
+    Presence,
+    Purpose,
+    SealedHello,
+)
 from sync.ports import Change, Incoming, LocalState, ReadResult, TransferHeader
 from sync.session import TRANSITIONS, Session
 from sync.transfer import ReceivingHalf, SendingHalf
@@ -94,6 +107,8 @@ SAMPLES: dict[str, Message] = {
     "Ack": Ack(1),
     "Presence": Presence(1, 0, 0, {}, None),
     "DigestRequest": DigestRequest(1),
+    "Barrier": Barrier(bytes(16)),
+    "BarrierReply": BarrierReply(bytes(16), True),
 }
 
 

@@ -15,6 +15,8 @@ from sync.errors import CloseCode, LocalProtocolError, RemoteProtocolError, Toke
 from sync.knowledge import Era, Knowledge, Point, Resume, SiteId
 from sync.messages import (
     Ack,
+    Barrier,
+    BarrierReply,
     Changes,
     Digest,
     DigestRequest,
@@ -110,6 +112,8 @@ GOLDEN: dict[str, tuple[Message, str]] = {
         ),
     ),
     "goodbye": (Goodbye(4002, "another workspace", False), "9407cd0fa2b1616e6f7468657220776f726b7370616365c2"),
+    "barrier": (Barrier(bytes(range(16))), "9208c410000102030405060708090a0b0c0d0e0f"),
+    "barrier reply": (BarrierReply(bytes(range(16)), False), "9309c410000102030405060708090a0b0c0d0e0fc2"),
 }
 
 GOLDEN_COMPRESSED = (
@@ -344,6 +348,12 @@ BAD_MESSAGES: dict[str, Any] = {
     "a goodbye with control characters": [7, 4000, "a\nb", True],
     "a goodbye without a sentence": [7, 4000, "", True],
     "a goodbye that may be": [7, 4000, "bye", 1],
+    "a barrier with a short id": [8, bytes(15)],
+    "a barrier without an id": [8],
+    "a barrier with a number as its id": [8, 7],
+    "a barrier reply with a long id": [9, bytes(17), True],
+    "a barrier reply that may be whole": [9, bytes(16), 1],
+    "a barrier reply without its end": [9, bytes(16)],
     "an extension type": [3, msgpack.ExtType(5, b"x")],
     "a time": [3, msgpack.Timestamp(1)],
 }
@@ -508,7 +518,7 @@ def test_arbitrary_bytes_raise_the_one_error(data: bytes) -> None:
     decode_deeply(data)
 
 
-@given(st.integers(0, 9), st.binary(max_size=100))
+@given(st.integers(0, 11), st.binary(max_size=100))
 def test_arbitrary_bytes_after_a_good_start_raise_the_one_error(number: int, data: bytes) -> None:
     decode_deeply(bytes([0x98, number]) + data)
 
