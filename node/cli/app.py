@@ -25,6 +25,7 @@ from node.errors import (
     NotAvailable,
     NotFound,
     NotOwner,
+    PermitRefused,
     StaleVersion,
     StillReserved,
     TooEarly,
@@ -203,7 +204,7 @@ _CODES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], ExitCode], ..
     ((InvalidInput, Ambiguous), ExitCode.USAGE),
     (NotFound, ExitCode.NOT_FOUND),
     (
-        (NotAvailable, LeaseLost, NotOwner, IllegalState, StaleVersion, StillReserved, TooEarly),
+        (NotAvailable, LeaseLost, NotOwner, PermitRefused, IllegalState, StaleVersion, StillReserved, TooEarly),
         ExitCode.NOT_AVAILABLE,
     ),
     (SyncError, ExitCode.PEER),

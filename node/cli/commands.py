@@ -21,6 +21,7 @@ MODULE_BY_COMMAND = {
     "status": "device",
     "doctor": "device",
     "identity": "device",
+    "authority": "authority",
     "version": "device",
 }
 

@@ -62,6 +62,7 @@ def init(
 @command(app, "status", panel="Devices", examples=["leasemesh status", "leasemesh status --json"])
 def status(session: Session) -> None:
     """Show who this device is, its peers, what it knows of whom, and the work that is held."""
+    from node.cli.authority import authority_document, waiting_documents
     from node.doctor import combined
     from node.knowledge_store import StateReader, read_schema
     from node.parking import count_parked
@@ -87,6 +88,8 @@ def status(session: Session) -> None:
             "events": _event_counts(node),
             "duplicates": node.events.count_duplicates(),
             "parked": parked,
+            "authority": authority_document(session),
+            "waiting": waiting_documents(session, 100 * LISTED_MAX),
             "held": [
                 _held_document(session, run)
                 for own in (True, False)
@@ -144,6 +147,8 @@ def _held_document(session: Session, run: str) -> dict[str, Any]:
 
 
 def _draw_status(session: Session, document: dict[str, Any]) -> Iterable[RenderableType]:
+    from node.cli.authority import authority_text, draw_waiting
+
     screen, now_ms = session.screen, session.now_ms
     yield joined(styled(document["name"], "bold"), f"  {document['database']}")
     schema = ", ".join(f"{name} {number}" for name, number in sorted(document["schema"].items()))
@@ -156,6 +161,8 @@ def _draw_status(session: Session, document: dict[str, Any]) -> Iterable[Rendera
     ]
     if document["duplicates"]:
         facts.append(("done twice", count_of(document["duplicates"], "event")))
+    if document["authority"]["generation"] or document["authority"]["next"]:
+        facts.append(("authority", authority_text(session, document["authority"])))
     facts += [("parked", f"{rows:,} because {reason}") for reason, rows in document["parked"].items()]
     for name, text in facts:
         yield joined(styled(f"  {name:<11}", "dim"), text)
@@ -190,6 +197,10 @@ def _draw_status(session: Session, document: dict[str, Any]) -> Iterable[Rendera
             ),
         )
         yield from _more(len(document["held"]))
+    if document["waiting"]:
+        yield ""
+        yield from draw_waiting(document["waiting"][:LISTED_MAX])
+        yield from _more(len(document["waiting"]))
 
 
 def _peer_table(session: Session, peers: list[dict[str, Any]]) -> RenderableType:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from node.errors import InvalidInput, NotFound
+from node.errors import Ambiguous, InvalidInput, NotFound
 
 if TYPE_CHECKING:
-    from node.ids import RunId
+    from node.cli.app import Session
+    from node.ids import NodeId, RunId
     from node.service import Node
     from node.stores import Event
 
@@ -71,6 +72,22 @@ def find_run(node: Node, text: str) -> RunId:
     if found is None:
         raise NotFound("run", [text], "`leasemesh status` lists the runs that hold events")
     return found
+
+
+def find_node(session: Session, text: str) -> NodeId:
+    """Return the id of the device that `text` names: its name, its id or the beginning of that.
+
+    Raises:
+        NotFound, Ambiguous: it names no device that is known here, or several.
+    """
+    known = sorted(session.node.authorities.known_nodes())
+    named = [one for one in known if session.device_name(one) == text]
+    found = named or [one for one in known if text and one.startswith(text)]
+    if not found:
+        raise NotFound("device", [text], "`leasemesh status` lists those that this one knows, by id")
+    if len(found) > 1:
+        raise Ambiguous("device", text, found)
+    return found[0]
 
 
 def _event_by_key(node: Node, text: str) -> Event | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from node.cli.app import Session, app, command
+from node.cli.authority import waiting_text
 from node.cli.events import event_document
 from node.cli.naming import find_event, short_run
 from node.cli.output import Column, ago, iso, joined, status_text, styled
@@ -68,11 +69,25 @@ def _document(session: Session, explanation: Explanation) -> dict[str, Any]:
                 "claimed_at": claim.claimed_at,
                 "state": claim.state,
                 "effect": claim.effect,
+                "permit": _permit_document(session, claim),
             }
             for claim in explanation.claims
         ],
         "duplicate": explanation.duplicate,
         "conflicting": explanation.conflicting,
+    }
+
+
+def _permit_document(session: Session, claim: ClaimInfo) -> dict[str, Any] | None:
+    permit = session.node.permits.get(claim.run)
+    if permit is None:
+        return None
+    return {
+        "state": permit.state,
+        "authority": permit.authority,
+        "asked_at": permit.asked_at,
+        "decided_at": permit.decided_at,
+        "reason": permit.reason,
     }
 
 
@@ -110,6 +125,7 @@ def _chapters(session: Session, explanation: Explanation) -> list[Chapter]:
     chapters = [Chapter(first, "", f"published{by}")]
     chapters += [Chapter(at, "", "published again; nothing changed") for at in again]
     chapters += [_chapter_of(session, claim) for claim in explanation.claims]
+    chapters += [chapter for claim in explanation.claims for chapter in _chapters_of_permit(session, claim)]
     return sorted(chapters, key=lambda chapter: chapter.at)
 
 
@@ -120,6 +136,18 @@ def _chapter_of(session: Session, claim: ClaimInfo) -> Chapter:
     return Chapter(claim.claimed_at, session.device_name(claim.node), text, claim.state)
 
 
+def _chapters_of_permit(session: Session, claim: ClaimInfo) -> list[Chapter]:
+    permit = session.node.permits.get(claim.run)
+    if permit is None:
+        return []
+    asked = Chapter(permit.asked_at, session.device_name(permit.node), f"run {short_run(claim.run)} asks for a permit")
+    if permit.authority is None:
+        return [asked]
+    decision = f"refused: {permit.reason}" if permit.reason else "granted"
+    text = f"permit of run {short_run(claim.run)} {decision}" + (", void since" if permit.state == "void" else "")
+    return [asked, Chapter(permit.decided_at, session.device_name(permit.authority), text)]
+
+
 def _next_step(session: Session, explanation: Explanation) -> str:
     event = explanation.event
     if event.status == "pending":
@@ -128,6 +156,9 @@ def _next_step(session: Session, explanation: Explanation) -> str:
         return "whether its effect happened is not known; it waits until that is found out or a person decides"
     if event.status != "reserved":
         return "nothing; it is settled for ever"
+    permit = session.node.permits.get(event.run) if event.run else None
+    if permit is not None and permit.state == "waiting":
+        return waiting_text(session, permit)
     holder = next(claim for claim in explanation.claims if claim.run == event.run)
     if holder.node == session.node.site_id:
         return f"this device holds it: leasemesh consume {short_run(holder.run)}, or release it"

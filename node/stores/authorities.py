@@ -124,7 +124,7 @@ class AuthorityStore(Store):
             if info.authority == authority and info.next is None:
                 raise IllegalState(f"node {authority}", "the authority already", "there is nothing to move")
             before = {one.authority for one in known if one.generation >= info.generation}
-            needs = before if before.isdisjoint(gone) else before | self._all_nodes()
+            needs = before if before.isdisjoint(gone) else before | self.known_nodes()
             ordered = tuple(sorted(needs - {authority, *gone}))
             return self._appoint(
                 transaction, NodeId(authority), known[-1].generation + 1, ordered, tuple(map(NodeId, gone)), by
@@ -163,6 +163,10 @@ class AuthorityStore(Store):
         begun = self._begun()
         return max(begun[0].generation if begun else 0, self._own_generation())
 
+    def known_nodes(self) -> set[NodeId]:
+        """Return all nodes of which this file includes anything, this one among them."""
+        return set(self._known_versions())
+
     def step(self) -> bool:
         """Do what the newest appointment asks of this node: step back, or begin. Returns whether it did anything."""
         known, own = self.appointments(), self._own_generation()
@@ -196,7 +200,7 @@ class AuthorityStore(Store):
         needed = set(appointment.needs)
         needed |= {one.authority for one in self.appointments() if least <= one.generation < appointment.generation}
         if not needed.isdisjoint(appointment.gone):
-            needed |= self._all_nodes()
+            needed |= self.known_nodes()
         needed -= {appointment.authority, *appointment.gone}
         versions = self._known_versions()
         back = {
@@ -206,9 +210,6 @@ class AuthorityStore(Store):
             and versions.get(one.node, 0) >= one.version
         }
         return tuple(sorted(needed - back))
-
-    def _all_nodes(self) -> set[NodeId]:
-        return set(self._known_versions())
 
     def _known_versions(self) -> dict[NodeId, int]:
         """Return how far into each node's history this file includes everything, its own among them."""

@@ -250,6 +250,7 @@ def call_authority_store(authorities, device):
     authorities.move("bb" * 16, by="Ann", gone=["cc" * 16])
     authorities.step()
     authorities.appointments()
+    authorities.known_nodes()
     authorities.info()
 
 
