@@ -1,0 +1,91 @@
+"""What a simulated run is made of: one knob a line, and the presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from node.leases import StalenessRule
+
+WORK_KINDS = {
+    "publish": 4,
+    "reserve": 9,
+    "settle": 4,
+    "release": 1,
+    "take over": 4,
+    "write foreign": 1,
+    "edit notes": 3,
+    "write batch": 2,
+    "delete topic": 1,
+}
+"""What apps do, and how often."""
+
+FAULT_KINDS = (
+    "partition",
+    "one-way partition",
+    "cut",
+    "crash",
+    "crash at effect",
+    "crash in write",
+    "pause",
+    "skew",
+    "rate",
+    "back up",
+    "restore",
+    "clone",
+    "slow link",
+    "kill",
+    "upgrade",
+)
+"""What happens to devices and networks. A seed draws the kinds that it uses, so that rare ones meet often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """One run's knobs.
+
+    Attributes:
+        nodes: devices at the start; clones come on top.
+        work_steps: how many things the apps do in the first phase.
+        fault_steps: how many faults are tried in the first phase.
+        faulty_ms: length of the first phase, in world time.
+        rule: the staleness rule of all devices.
+        heal_ms: what the second phase may take until all is settled, beyond time to live and margin.
+        idle_ms: how long the settled mesh is watched for rows that nobody asked for.
+        latency_ms: greatest one-way latency of a normal link; each link draws its own.
+        slow_bytes_per_ms: bandwidth of a link made slow.
+        drift_ppm_max: how much faster or slower than the world a monotonic clock may run.
+        skew_ms_max: how far a wall clock may be set wrong.
+        batch_rows_max: rows of a transaction that must become visible as a whole.
+        check_every: every so many commits of a device its facts are compared with what was derived from them.
+        devices_max: no clone is made beyond.
+        reckless_copies: a restored or copied file ends the runs of its earlier self before it has met its peers. Those
+            rows have two writers then, and a release beats an outcome of the same age: S2 and S3 fail.
+    """
+
+    nodes: int = 3
+    work_steps: int = 24
+    fault_steps: int = 6
+    faulty_ms: int = 45_000
+    rule: StalenessRule = StalenessRule(ttl_ms=16_000, margin_ms=4_000)
+    heal_ms: int = 60_000
+    idle_ms: int = 10_000
+    latency_ms: int = 40
+    slow_bytes_per_ms: int = 1
+    drift_ppm_max: int = 20_000
+    skew_ms_max: int = 10 * 24 * 3600 * 1000
+    batch_rows_max: int = 12
+    check_every: int = 8
+    devices_max: int = 6
+    reckless_copies: bool = False
+
+
+LITE = Params()
+"""Many short runs: a few devices, less than a minute of world time, a time to live of sixteen seconds."""
+
+SWARM = Params(nodes=5, work_steps=80, fault_steps=24, faulty_ms=240_000, rule=StalenessRule(), devices_max=9)
+"""Longer runs with the real staleness rule."""
+
+SOAK = replace(SWARM, nodes=8, work_steps=1_000, fault_steps=200, faulty_ms=3_600_000, heal_ms=180_000, devices_max=14)
+"""An hour of world time."""
+
+PRESETS = {"lite": LITE, "swarm": SWARM, "soak": SOAK}

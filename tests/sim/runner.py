@@ -1,0 +1,110 @@
+"""Running seeds: one, many in parallel, and a failing one with fewer and fewer steps until each of them is needed."""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+from sim.params import PRESETS, Params
+from sim.schedule import Step, draw
+from sim.world import World, temporary_folder
+
+INTERNAL = "internal error"
+"""Stands in for an invariant's number when code raised what it should not."""
+
+SHRINK_RUNS_MAX = 120
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be made."""
+
+    seed: int
+    preset: str = "lite"
+    nodes: int | None = None
+    steps: tuple[int, ...] | None = None
+    reckless_copies: bool = False
+
+    @property
+    def params(self) -> Params:
+        params = replace(PRESETS[self.preset], reckless_copies=self.reckless_copies)
+        return params if self.nodes is None else replace(params, nodes=self.nodes)
+
+    @property
+    def command(self) -> str:
+        """The line that makes this run again."""
+        words = [f"scripts/sim --seed {self.seed} --preset {self.preset} --nodes {self.params.nodes}"]
+        if self.steps is not None:
+            words.append(f"--steps {','.join(map(str, self.steps)) or 'none'}")
+        if self.reckless_copies:
+            words.append("--reckless-copies")
+        return " ".join(words)
+
+    def schedule(self) -> list[Step]:
+        drawn = draw(self.seed, self.params)
+        return drawn if self.steps is None else [step for step in drawn if step.index in self.steps]
+
+
+@dataclass
+class Report:
+    """What came of a run."""
+
+    job: Job
+    violations: dict[str, str] = field(default_factory=dict)
+    checked: Counter = field(default_factory=Counter)
+    fired: Counter = field(default_factory=Counter)
+    did: Counter = field(default_factory=Counter)
+    told: Counter = field(default_factory=Counter)
+    closed: Counter = field(default_factory=Counter)
+    events: int = 0
+    world_ms: int = 0
+    trace: str = ""
+    log: list[str] = field(default_factory=list)
+
+
+def run(job: Job, *, keep_log: bool = False) -> Report:
+    """Make one run."""
+    with temporary_folder() as folder:
+        world = World(job.seed, job.params, Path(folder))
+        if keep_log:
+            world.log = []
+        try:
+            world.run(job.schedule())
+        except Exception:
+            world.checks.violations[INTERNAL] = f"{world.now_ms} ms: {traceback.format_exc()}"
+        checks = world.checks
+        return Report(
+            job, checks.violations, Counter(checks.checked), world.fired, world.did, world.told, world.closed,
+            world.events, world.now_ms, world.trace, world.log or [],
+        )  # fmt: skip
+
+
+def run_many(jobs: Iterable[Job], *, processes: int) -> Iterator[Report]:
+    """Make runs in parallel; the reports come in the order of the jobs."""
+    # Not forked: a child would share the parent's connections.
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        yield from pool.map(run, jobs, chunksize=8)
+
+
+def shrink(job: Job, invariants: Sequence[str]) -> Job:
+    """Leave out steps as long as one of the invariants still fails: halves first, single steps in the end."""
+    steps = [step.index for step in job.schedule()]
+    runs, size = 0, max(1, len(steps) // 2)
+    while steps:
+        start, dropped = 0, False
+        while start < len(steps) and runs < SHRINK_RUNS_MAX:
+            fewer = steps[:start] + steps[start + size :]
+            runs += 1
+            if any(name in run(replace(job, steps=tuple(fewer))).violations for name in invariants):
+                steps, dropped = fewer, True
+            else:
+                start += size
+        if runs >= SHRINK_RUNS_MAX or (size == 1 and not dropped):
+            break
+        size = max(1, size // 2)
+    return replace(job, steps=tuple(steps))
