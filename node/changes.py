@@ -30,7 +30,7 @@ import apsw
 import msgpack
 
 from node.boot import boot_id
-from node.connection import DatabaseError, connect, disconnect
+from node.connection import DatabaseError, connect, disconnect, end_reading, explain
 from node.database import Database, Transaction
 from node.identity import reidentify
 from node.knowledge_store import (
@@ -132,9 +132,12 @@ class ChangeReader:
     def begin(self, request: ReadRequest, rows_bytes_max: int) -> ReadResult:
         """Drop an unfinished transfer, take a snapshot and return the first piece (about `rows_bytes_max` at most)."""
         self.end()
-        self._open_snapshot()
         try:
+            self._open_snapshot()
             self._prepare(request)
+        except apsw.Error as error:
+            self.end()
+            raise (explain(error, self._path) or error) from error
         except BaseException:
             self.end()
             raise
@@ -153,8 +156,7 @@ class ChangeReader:
         if self._cursor is not None:
             self._cursor.close(True)
             self._cursor = None
-        if self._connection.in_transaction:
-            self._connection.execute("COMMIT")
+        end_reading(self._connection)
 
     def close(self) -> None:
         """Close the connection."""
@@ -167,7 +169,7 @@ class ChangeReader:
         self._open_snapshot()
         try:
             state = self._states.read(self._query)
-            with self._broken_text_named(state.version):
+            with self._errors_named(state.version):
                 return DatabaseDigest(state.knowledge, self._table_digests(state.version))
         finally:
             self.end()
@@ -237,7 +239,7 @@ class ChangeReader:
         header, state = self._header, self._state
         assert header is not None and state is not None, "begin was not called, or the transfer is over"
         try:
-            with self._broken_text_named(state.version):
+            with self._errors_named(state.version):
                 rows, whole = self._next_piece(rows_bytes_max)
         except BaseException:
             self.end()
@@ -270,9 +272,11 @@ class ChangeReader:
         return rows, True
 
     @contextmanager
-    def _broken_text_named(self, version: int) -> Iterator[None]:
+    def _errors_named(self, version: int) -> Iterator[None]:
         try:
             yield
+        except apsw.Error as error:
+            raise (explain(error, self._path) or error) from error
         except UnicodeDecodeError as error:
             place = next(self._broken_texts(version))
             raise DatabaseError(

@@ -25,7 +25,15 @@ from typing import Any, Literal
 
 import apsw
 
-from node.connection import BUSY_SECONDS_MAX, DatabaseError, connect, disconnect, explain
+from node.connection import (
+    BUSY_SECONDS_MAX,
+    DatabaseError,
+    check_pages,
+    connect,
+    disconnect,
+    end_reading,
+    explain,
+)
 from node.versions import StoredVersions
 from sync.knowledge import Era, SiteId
 
@@ -247,7 +255,7 @@ class Database:
                 yield
             finally:
                 self._snapshot_owner = None
-                self._reader.execute("COMMIT")
+                end_reading(self._reader)
 
     def version(self) -> int:
         """Return the greatest version stored in the file, 0 before the first replicated write.
@@ -257,6 +265,14 @@ class Database:
         """
         with self.snapshot():
             return self._versions.version(self.query)
+
+    def check(self) -> None:
+        """Check the whole file, on a connection of its own; see `node.connection.check_pages`.
+
+        Raises:
+            DatabaseDamaged: its pages do not fit together.
+        """
+        check_pages(self.path)
 
     def replicated_tables(self) -> tuple[str, ...]:
         """Return the names of the tables that replicate, sorted."""

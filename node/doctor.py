@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from node.connection import DatabaseDamaged
 from node.database import Database
 from node.derived import Rebuilt, rebuild
 from node.migrate import own_migrations, read_migrations, schema_numbers
@@ -55,8 +56,11 @@ def examine(database: Database, *, progress: Progress | None = None) -> list[Fin
         database: the database. Its writers wait while the derived tables are compared.
         progress: called now and then with (table, facts done, facts in all).
     """
+    file = _file(database)
+    if not file.healthy:
+        return [file]  # What the others would find in a damaged file says nothing.
     return [
-        _file(database),
+        file,
         _schema(database),
         _writers(database),
         _derived(database, progress),
@@ -74,7 +78,10 @@ def combined(digest: DatabaseDigest) -> str:
 
 
 def _file(database: Database) -> Finding:
-    said = [str(row[0]) for row in database.query(f"PRAGMA integrity_check({PROBLEMS_SHOWN_MAX})")]
+    try:
+        said = [str(row[0]) for row in database.query(f"PRAGMA integrity_check({PROBLEMS_SHOWN_MAX})")]
+    except DatabaseDamaged as error:  # so badly that SQLite cannot even tell where
+        return Finding("file", False, str(error))
     if said == ["ok"]:
         return Finding("file", True, "SQLite finds no damage")
     return Finding("file", False, f"damaged: {'; '.join(said)}. Restore a backup, or begin a new file and let it sync")

@@ -160,9 +160,11 @@ class Syncing:
         Raises:
             SyncRefused: another process syncs this file.
             AddressError: the address cannot be listened on.
+            DatabaseDamaged: the file is damaged; nothing of it may reach other nodes.
         """
         async with AsyncExitStack() as stack:
             stack.enter_context(sync_lock(self._database.path))
+            await asyncio.to_thread(self._database.check)
             state = await asyncio.to_thread(self._storage.state)
             self.loop = SyncLoop(Engine(state, self._config, self._database.random_bytes), self._storage)
             self._make_transports()

@@ -106,6 +106,10 @@ class StagingLost(SyncError):
     close_code = CloseCode.BUSY
 
 
+class StorageDamaged(Exception):
+    """This node's own database is damaged. Nothing that is read from it may be believed, so sync ends with it."""
+
+
 class Refused(RemoteProtocolError):
     """The peer may not have this link. The kinds below say why."""
 

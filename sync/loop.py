@@ -10,7 +10,7 @@ description is for that thread too. Threads:
 | reader 1..n | reads changes and digests; each link stays with one of them | one job at a time per link |
 
 Whatever goes wrong with one link ends that link with one sentence. Whatever goes wrong with the engine itself ends the
-loop, and `wait` raises it.
+loop, and so does damage of the database; `wait` raises it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from sync.effects import (
     Tell,
 )
 from sync.engine import Engine, PeerStatus, Purpose
-from sync.errors import CloseCode, LocalProtocolError, is_retryable
+from sync.errors import CloseCode, LocalProtocolError, StorageDamaged, is_retryable
 from sync.knowledge import Era, SiteId
 from sync.ports import ChangeReader, LocalState, ReadResult, Storage
 from sync.transport import Transport, TransportEnd
@@ -289,7 +289,7 @@ class SyncLoop:
             purpose: see `Engine.connected`.
             on_established: called once, when the peer has proven to belong to the workspace.
         """
-        if self._stopping:
+        if self._stopping or self._ended.done():
             transport.close(CloseCode.STOPPING, "the node is stopping")
             end = await transport.pump(_drop)
             return LinkEnd(end.reason, retry=True, established=False)
@@ -442,7 +442,21 @@ class SyncLoop:
             if not waiter.done() and condition():
                 waiter.set_result(None)
 
+    def _link_failure(self, link: _Link, method: Callable[..., None], *arguments: Any) -> Callable[[Exception], None]:
+        """Return what gives the engine the failure of a job of the storage."""
+
+        def report(error: Exception) -> None:
+            if isinstance(error, StorageDamaged):
+                self._fail(error)
+            else:
+                self._link_input(link, method, *arguments, error)
+
+        return report
+
     def _end_link_internally(self, link: _Link, error: Exception) -> None:
+        if isinstance(error, StorageDamaged):
+            self._fail(error)
+            return
         log.error("link %d to %s: ended by an internal error: %s", link.id, link.transport.remote, error)
         log.debug("traceback", exc_info=error)
         self._close(Close(link.id, CloseCode.INTERNAL, "internal error, see the log of this node", retry=True))
@@ -476,6 +490,9 @@ class SyncLoop:
         return self._storage.state()
 
     def _state_failed(self, again: Callable[[], None], error: Exception) -> None:
+        if isinstance(error, StorageDamaged):
+            self._fail(error)
+            return
         log.warning("cannot read the local state, trying again: %s", error)
         if not self._stopping:
             self._loop.call_later(STATE_RETRY_S, again)
@@ -532,7 +549,7 @@ class SyncLoop:
             link.worker.submit(
                 functools.partial(link.read, self._storage, read),
                 functools.partial(self._link_input, link, self._engine.read_done),
-                functools.partial(self._link_input, link, self._engine.read_failed),
+                self._link_failure(link, self._engine.read_failed),
             )
 
     def _end_read(self, effect: EndRead) -> None:
@@ -546,7 +563,7 @@ class SyncLoop:
             self._storage_worker.submit(
                 functools.partial(self._storage.apply, effect.incoming),
                 functools.partial(self._link_input, link, self._engine.applied),
-                functools.partial(self._link_input, link, self._engine.apply_failed),
+                self._link_failure(link, self._engine.apply_failed),
             )
 
     def _compute_digest(self, effect: ComputeDigest) -> None:
@@ -555,7 +572,7 @@ class SyncLoop:
             link.worker.submit(  # takes seconds on a large file, and merges must go on
                 self._storage.digest,
                 functools.partial(self._link_input, link, self._engine.digest_done, effect.request),
-                functools.partial(self._link_input, link, self._engine.digest_failed, effect.request),
+                self._link_failure(link, self._engine.digest_failed, effect.request),
             )
 
     def _reidentify(self, effect: Reidentify) -> None:

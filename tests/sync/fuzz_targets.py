@@ -25,7 +25,7 @@ from node.derived import rebuild
 from sync import wire
 from sync.columns import decode_rows, encode_rows
 from sync.effects import Send
-from sync.errors import LocalProtocolError, RemoteProtocolError, SyncError
+from sync.errors import CloseCode, LocalProtocolError, RemoteProtocolError, SyncError
 from sync.knowledge import NO_ERA, Knowledge, Point, SiteId
 from sync.messages import Digest, DigestRequest, Goodbye, Greeting, SealedHello
 from sync.ports import DatabaseDigest, Incoming, ReadRequest, TableDigest, TransferHeader
@@ -122,6 +122,8 @@ class SessionTarget:
             world.feed(node, link, message)
             assert node.engine.state == node.store.state()
             if link in node.closed:
+                if node.closed[link].code == CloseCode.IDENTITY:
+                    return "a claim about this node's own history that it takes a new site id for"  # E4 of the engine
                 assert node.store.state() == before, "what was refused was stored"
                 outcome = f"{node.closed[link].code}: {node.closed[link].reason}"
                 break
