@@ -37,6 +37,7 @@ from node.errors import IllegalState, InvalidInput, LeasemeshError, NotFound, To
 from node.ids import RunId
 from node.jsonvalue import Json, check_text
 from node.staleness import StalenessWatch
+from node.starting import keep_owned, require_owned
 from node.stores import (
     AuthorityStore,
     Event,
@@ -121,6 +122,12 @@ class Reservation:
     def release(self) -> int:
         """Give all events back, and return how many."""
         return self._settle(self._store.release)
+
+    def replace(self, run: RunId, events: Sequence[Event]) -> None:
+        """Let this stand for what another run holds. For `Node.start`."""
+        self.run = run
+        self.events = tuple(events)
+        self._settled = not events
 
     def _settle(self, settle: Callable[[str], int]) -> int:
         if not self.events:
@@ -292,6 +299,64 @@ class Node:
         else:
             events = self.events.reserve(run, workflow, [(topic, message_ids)], partial=partial, handler=handler)
         return Reservation(self.events, run, events)
+
+    @asynccontextmanager
+    async def start(
+        self,
+        workflow: str,
+        topic: str,
+        *,
+        limit: int = 100,
+        message_ids: Sequence[str] | None = None,
+        partial: bool = False,
+        handler: str = "manual",
+    ) -> AsyncIterator[Reservation]:
+        """Reserve events and begin work on them: the block runs when everybody within reach has heard of the claim.
+
+        What another node's claim has won meanwhile is given back, so that the reservation may hold fewer events, or
+        none. Nodes that stay connected and begin like this never work on one event at the same time; see
+        `node.starting` for what is not promised. Without sync, or without peers, the block runs at once. Otherwise it
+        takes as long as the slowest peer needs to be level; use `asyncio.timeout` to bound it, nothing is begun then.
+        At the end of the block, what is not settled is released.
+
+        Args:
+            workflow, topic, limit, message_ids, partial, handler: see `reserve`.
+
+        Raises:
+            LeaseLost: with message ids and not `partial`, another node's claim won one of them; all are given back.
+            NotAvailable, NotFound, InvalidInput: see `reserve`; nothing is reserved.
+            SyncRefused, LocalProtocolError: see `barrier`; what was reserved is released.
+        """
+        whole = message_ids is not None and not partial
+        with self.reserve(
+            workflow, topic, limit=limit, message_ids=message_ids, partial=partial, handler=handler
+        ) as claimed:
+            if claimed.events:
+                await self.barrier()
+            if whole:
+                require_owned(self.database, self.events, claimed.run, claimed.events)
+            run, kept = keep_owned(
+                self.database, self.events, claimed.run, claimed.events, spare_run=self._new_run(), handler=handler
+            )
+            claimed.replace(run, kept)
+            yield claimed
+
+    async def barrier(self) -> None:
+        """Wait until every node within reach has what is committed here now, and this node what they had before that.
+
+        Returns at once when nobody is within reach. See `start`, which is what it is for; `sync.barrier` has the
+        argument. Use `asyncio.timeout` to bound it.
+
+        Raises:
+            SyncRefused: another process syncs this file; only that one knows who is within reach.
+            LocalProtocolError: sync was stopped meanwhile.
+        """
+        if self._sync is not None:
+            await self._sync.loop.barrier()
+        else:
+            from node.syncing import refuse_when_synced_elsewhere
+
+            await asyncio.to_thread(refuse_when_synced_elsewhere, self.path)
 
     def take_over(self, events: Sequence[str], *, handler: str = "manual") -> Reservation:
         """Reserve events, by id, that another node holds and has been silent about for long enough.

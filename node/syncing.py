@@ -44,6 +44,9 @@ PEERS_SETTLE_S = 0.1
 HOUSEKEEPING_EVERY_S = 5.0
 """The rhythm of presence frames: nothing that housekeeping looks at changes faster."""
 
+LOOK_S = 1.0
+"""How long somebody may hold the lock of a file only in order to look whether it is free."""
+
 log = logging.getLogger("leasemesh.node")
 
 
@@ -91,6 +94,23 @@ def sync_lock(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def refuse_when_synced_elsewhere(path: Path) -> None:
+    """Make sure that no other process syncs a file.
+
+    Raises:
+        SyncRefused: one does.
+    """
+    try:
+        # Whoever else only looks, as this function does, is done in a moment.
+        with FileLock(f"{path}.sync-lock", thread_local=False).acquire(timeout=LOOK_S):
+            return
+    except Timeout as error:
+        raise SyncRefused(
+            f"another process syncs {path}, and only that one knows which nodes are within reach; "
+            "begin the work in that process, or stop it first"
+        ) from error
 
 
 class _NoticingStorage:

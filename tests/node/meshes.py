@@ -86,6 +86,10 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
 
+    def pause(self):
+        """Let nothing more come from the target."""
+        self._flowing.clear()
+
     def resume(self):
         self._bytes_left = 2**62
         self._flowing.set()
