@@ -175,7 +175,10 @@ class PermitStore(Store):
 
         A node that is not the authority decides nothing. A request whose claims have not arrived yet goes on waiting.
         """
-        if not self._database.query("SELECT 1 FROM waiting_permits LIMIT 1"):
+        generation = AuthorityStore(self._database).granting()
+        if not generation or not self._database.query(
+            "SELECT 1 FROM waiting_permits WHERE generation = ? LIMIT 1", (generation,)
+        ):
             return 0
         with self._database.transaction() as transaction:
             generation = AuthorityStore(self._database).granting()
