@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 NAMES = (
     "publish_1 publish_10 publish_100 settle_1 settle_10 settle_100 settle_100_4proc "
     "catch_up_100k catch_up_memory merge_10k live_p50 live_p99 "
-    "confirmed_p50 confirmed_p99 permits_per_s peek_scale"
+    "barrier_p50 barrier_p99 confirmed_p50 confirmed_p99 permits_per_s peek_scale"
 ).split()
 
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import confirmed, local, network
+from benchmarks import barrier, confirmed, local, network
 from benchmarks.measuring import Measurement
 
 BENCHMARKS: dict[str, Callable[[bool], Iterator[Measurement]]] = {
@@ -25,12 +25,14 @@ BENCHMARKS: dict[str, Callable[[bool], Iterator[Measurement]]] = {
     "catch_up_100k": network.catch_up,
     "merge_10k": network.merge,
     "live_p50": network.live,
+    "barrier_p50": barrier.barrier,
     "confirmed_p50": confirmed.confirmed,
     "peek_scale": local.peek_scale,
 }
 YIELDS = {
     "catch_up_memory": "catch_up_100k",
     "live_p99": "live_p50",
+    "barrier_p99": "barrier_p50",
     "confirmed_p99": "confirmed_p50",
     "permits_per_s": "confirmed_p50",
 }
