@@ -27,7 +27,7 @@ from sync.columns import decode_rows, encode_rows
 from sync.effects import Send
 from sync.errors import CloseCode, LocalProtocolError, RemoteProtocolError, SyncError
 from sync.knowledge import NO_ERA, Knowledge, Point, SiteId
-from sync.messages import Digest, DigestRequest, Goodbye, Greeting, SealedHello
+from sync.messages import Barrier, BarrierReply, Digest, DigestRequest, Goodbye, Greeting, SealedHello
 from sync.ports import DatabaseDigest, Incoming, ReadRequest, TableDigest, TransferHeader
 
 REBUILT_EVERY = 50
@@ -51,6 +51,8 @@ def conversation():
     world.commit(laptop, *keys(3))
     world.call(hub, lambda engine: engine.request_digest(engine.peers()[0].link, now_ms=world.now_ms))
     world.call(laptop, lambda engine: engine.request_digest(link, now_ms=world.now_ms))
+    for node in (laptop, hub):
+        world.call(node, lambda engine, store=node.store: engine.begin_barrier(1, store.state(), world.now_ms))
     world.call(laptop, lambda engine: engine.close_all(world.now_ms))
     return [
         [effect.data for effect in node.effects if isinstance(effect, Send)][:CONVERSATION_MAX]
@@ -68,7 +70,8 @@ class DecodeTarget:
         digest = Digest(
             1, DatabaseDigest(Knowledge({SiteId(b"s" * 16): Point(7, NO_ERA)}), {"t": TableDigest(4, b"D" * 16)})
         )
-        extra = [wire.encode(message) for message in (goodbye, request, digest)]
+        markers = Barrier(bytes(range(16))), BarrierReply(bytes(range(16)), whole=False)
+        extra = [wire.encode(message) for message in (goodbye, request, digest, *markers)]
         self.seeds = [*itertools.chain.from_iterable(conversation()), *extra]
         self._greeting = Greeting(bytes(16), SiteId(b"s" * 16))
 

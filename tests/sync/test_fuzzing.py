@@ -36,6 +36,7 @@ def test_undamaged_inputs_pass_to_the_end():
     assert [session(seed) for seed in session.seeds[:2]] == [STOPPED, "still open"]
     decode = DecodeTarget()
     kinds = {"Greeting", "Hello", "Changes", "Ack", "Presence", "DigestRequest", "Digest", "Goodbye"}
+    kinds |= {"Barrier", "BarrierReply"}
     assert {decode(seed) for seed in decode.seeds} == kinds
 
 
