@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from node.database import Transaction
     from node.errors import (
         Ambiguous,
+        HomeElsewhere,
         IllegalState,
         InvalidInput,
         LeaseLost,
@@ -41,6 +42,7 @@ _MODULE_BY_NAME = {
     "DatabaseError": "node.connection",
     "Event": "node.stores",
     "Explanation": "node.stores",
+    "HomeElsewhere": "node.errors",
     "IllegalState": "node.errors",
     "InvalidInput": "node.errors",
     "LeaseLost": "node.errors",
@@ -75,6 +77,7 @@ __all__ = [
     "DatabaseError",
     "Event",
     "Explanation",
+    "HomeElsewhere",
     "IllegalState",
     "InvalidInput",
     "LeaseLost",

@@ -170,3 +170,17 @@ class PermitRefused(LeasemeshError):
         super().__init__(f"run {run} has no permit: {reason}; release the run and reserve again")
         self.run = run
         self.reason = reason
+
+
+class HomeElsewhere(LeasemeshError):
+    """Only one node claims this work, and this is not that node.
+
+    Attributes:
+        what: the topic or handler.
+        node: the node that claims.
+    """
+
+    def __init__(self, what: str, node: str) -> None:
+        super().__init__(f"{what} is at home on node {node}, which alone claims it and changes its mode; do it there")
+        self.what = what
+        self.node = node

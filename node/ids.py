@@ -81,6 +81,11 @@ def verdict_id(work: WorkId, node: NodeId) -> str:
     return _key_hash(b"verdict", (work, node))
 
 
+def mode_id(workflow: str, kind: str, name: str) -> str:
+    """Return the key of the row that says how a topic's events or a handler's work are claimed."""
+    return _key_hash(b"mode", (workflow, kind, name))
+
+
 def permit_id(authority: NodeId, run: RunId, generation: int) -> str:
     """Return the key of the row in which an authority of some generation decides on the request of `run`."""
     return _key_hash(b"permit", (authority, run, str(generation)))

@@ -45,6 +45,7 @@ from node.stores import (
     Explanation,
     HandlerRunStore,
     HandlerStateStore,
+    ModeStore,
     MutationStore,
     NewEvent,
     Permit,
@@ -149,8 +150,8 @@ class Node:
 
     Attributes:
         database: the file, for whoever needs transactions that span stores.
-        workflows, topics, events, script_runs, handler_runs, mutations, handler_states, permits, authorities: the
-            stores.
+        workflows, topics, events, script_runs, handler_runs, mutations, handler_states, permits, authorities,
+            modes: the stores.
         authority: whoever decides on permits.
         staleness: since when other nodes' claims are watched, for take-over.
         workspace_id: the workspace that the file belongs to.
@@ -171,6 +172,7 @@ class Node:
         self.handler_states = HandlerStateStore(database)
         self.permits = PermitStore(database)
         self.authorities = AuthorityStore(database)
+        self.modes = ModeStore(database)
         self.authority: Authority = Arbiter(database)
         self.staleness = StalenessWatch(database)
         self._storage = ChangeStorage(database)
@@ -292,6 +294,7 @@ class Node:
 
         Raises:
             NotAvailable, NotFound, InvalidInput: see `EventStore.reserve`; nothing is reserved.
+            HomeElsewhere: another node alone claims there.
         """
         run = self._new_run()
         if message_ids is None:

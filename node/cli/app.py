@@ -18,6 +18,7 @@ from node.cli.commands import load
 from node.cli.output import ExitCode, Screen
 from node.errors import (
     Ambiguous,
+    HomeElsewhere,
     IllegalState,
     InvalidInput,
     LeaseLost,
@@ -204,7 +205,17 @@ _CODES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], ExitCode], ..
     ((InvalidInput, Ambiguous), ExitCode.USAGE),
     (NotFound, ExitCode.NOT_FOUND),
     (
-        (NotAvailable, LeaseLost, NotOwner, PermitRefused, IllegalState, StaleVersion, StillReserved, TooEarly),
+        (
+            NotAvailable,
+            LeaseLost,
+            NotOwner,
+            HomeElsewhere,
+            PermitRefused,
+            IllegalState,
+            StaleVersion,
+            StillReserved,
+            TooEarly,
+        ),
         ExitCode.NOT_AVAILABLE,
     ),
     (SyncError, ExitCode.PEER),

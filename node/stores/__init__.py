@@ -3,6 +3,7 @@
 from node.stores.authorities import Appointment, AuthorityInfo, AuthorityStore
 from node.stores.events import ClaimInfo, EventStore, Explanation, PublishCounts, Published
 from node.stores.leasing import ReservationInfo
+from node.stores.modes import ModeSetting, ModeStore
 from node.stores.mutations import Mutation, MutationStore, VerdictInfo
 from node.stores.permits import Permit, PermitStore
 from node.stores.publications import NewEvent
@@ -24,6 +25,8 @@ __all__ = [
     "HandlerRunStore",
     "HandlerState",
     "HandlerStateStore",
+    "ModeSetting",
+    "ModeStore",
     "Mutation",
     "MutationStore",
     "NewEvent",

@@ -7,18 +7,19 @@ A reservation is one replicated row for a run, however many events it claims; th
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from node import ids
 from node.clock import credible_until, next_hybrid_time
 from node.database import Transaction
-from node.errors import IllegalState, InvalidInput, LeaseLost, NotAvailable, NotFound
+from node.errors import HomeElsewhere, IllegalState, InvalidInput, LeaseLost, NotAvailable, NotFound
 from node.ids import EventId, NodeId, RunId
 from node.jsonvalue import check_text, check_whole, decode_object
 from node.leases import EPOCH_MAX
 from node.stores.base import blob_of, events_of, give_up_permit, topic_of
+from node.stores.modes import Mode, ModeStore
 from node.stores.reading import EVENT_COLUMNS, Event, EventReader
 
 Outcome = Literal["consumed", "skipped", "dead"]
@@ -73,7 +74,8 @@ class Leasing(EventReader):
 
         Raises:
             NotFound: naming the events that do not exist.
-            NotAvailable: naming the events that are not pending (not with `partial`).
+            NotAvailable: naming the events that are not pending (not with `partial`), or stand in a permit.
+            HomeElsewhere: another node alone claims there.
             IllegalState: the run has reserved before.
             InvalidInput: nothing, or too much, was asked for.
         """
@@ -86,6 +88,7 @@ class Leasing(EventReader):
         }
         check_whole("number of events to reserve", len(names), least=1, most=CLAIMS_MAX)
         with self._database.transaction() as transaction:
+            mode = self._mode(workflow, dict.fromkeys(topic for topic, _ in wanted), handler)
             found = self._existing(list(names))
             missing = [name for identifier, name in names.items() if identifier not in found]
             if missing:
@@ -93,7 +96,7 @@ class Leasing(EventReader):
             free = [event for event in found.values() if event.status == "pending"]
             if len(free) < len(found) and not partial:
                 raise NotAvailable({names[one.id]: _holder(one) for one in found.values() if one.status != "pending"})
-            return self._claim(transaction, run, workflow, handler, free)
+            return self._claim(transaction, run, workflow, handler, free, mode)
 
     def reserve_next(
         self, run: str, workflow: str, topic: str, *, limit: int = 100, handler: str = "manual"
@@ -106,12 +109,13 @@ class Leasing(EventReader):
         """
         check_whole("limit", limit, least=1, most=CLAIMS_MAX)
         with self._database.transaction() as transaction:
+            mode = self._mode(workflow, (topic,), handler)
             free = self._events(
                 f"SELECT {EVENT_COLUMNS} FROM event_index AS e "
                 "WHERE e.topic = ? AND e.status = 0 ORDER BY e.at, e.id LIMIT ?",
                 (blob_of(topic_of(workflow, topic)), limit),
             )
-            return self._claim(transaction, run, workflow, handler, free)
+            return self._claim(transaction, run, workflow, handler, free, mode)
 
     def reservation(self, run: str) -> ReservationInfo | None:
         """Return the reservation of a run."""
@@ -212,13 +216,51 @@ class Leasing(EventReader):
                 if one.status != "reserved":
                     raise IllegalState(f"event {one.id}", one.status, "only a reserved event can be taken over")
             workflow = found[EventId(events[0])].workflow
-            return self._claim(transaction, run, workflow, handler, list(found.values()))
+            topics = dict.fromkeys(one.topic for one in found.values())
+            mode = self._mode(workflow, topics, handler)
+            self._refuse_claims_of_home(workflow, topics, handler, list(found.values()))
+            return self._claim(transaction, run, workflow, handler, list(found.values()), mode)
+
+    def _mode(self, workflow: str, topics: Iterable[str], handler: str) -> Mode:
+        return ModeStore(self._database).claiming(workflow, topics, check_text("handler", handler))
+
+    def _refuse_claims_of_home(
+        self, workflow: str, topics: Iterable[str], handler: str, events: Sequence[Event]
+    ) -> None:
+        """Silence says nothing about a home: it works offline. Only a person knows that it never comes back."""
+        gone = ModeStore(self._database).gone_homes(workflow, topics, handler) | {self._node}
+        runs = [event.run for event in events if event.run]
+        for run, node in self._database.query(
+            "SELECT lower(hex(v.id)), v.body ->> '$.node' FROM json_each(?) AS j CROSS JOIN reservations AS v "
+            "WHERE v.id = unhex(j.value) AND v.body ->> '$.mode' = 'home'",
+            (json.dumps(runs),),
+        ):
+            if node not in gone:
+                raise HomeElsewhere(f"run {run}", node)
+
+    def _refuse_permitted(self, events: Sequence[Event]) -> None:
+        """What somebody may still do with a permit is not free for those who ask nobody."""
+        rows = self._database.query(
+            "SELECT lower(hex(e.event)), lower(hex(p.run)) FROM json_each(?) AS j "
+            "CROSS JOIN permitted_events AS e ON e.event = unhex(j.value) CROSS JOIN permits AS p ON p.id = e.permit",
+            (json.dumps([event.id for event in events]),),
+        )
+        if rows:
+            raise NotAvailable({event: f"in the permit of run {ids.short(run)}" for event, run in rows})
 
     def _claim(
-        self, transaction: Transaction, run: str, workflow: str, handler: str, events: Sequence[Event]
+        self,
+        transaction: Transaction,
+        run: str,
+        workflow: str,
+        handler: str,
+        events: Sequence[Event],
+        mode: Mode,
     ) -> list[Event]:
         if not events:
             return []
+        if mode != "confirmed":
+            self._refuse_permitted(events)
         if max(event.epoch for event in events) >= EPOCH_MAX:
             raise InvalidInput("event", f"was claimed {EPOCH_MAX:,} times; that is a fault and not work")
         blob = blob_of(run)
@@ -229,10 +271,12 @@ class Leasing(EventReader):
             "node": self._node,
             "incarnation": self._database.incarnation.hex(),
             "workflow": workflow,
-            "handler": check_text("handler", handler),
+            "handler": handler,
             "at": self._issue_time(transaction, 1),
             "events": [f"{event.id}@{event.epoch + 1}" for event in events],
         }
+        if mode != "soft":
+            body["mode"] = mode
         transaction.execute("INSERT INTO reservations (id, body) VALUES (?, ?)", (blob, json.dumps(body)))
         assert self._claimed_and_owned(run) == (len(events), len(events)), "a claim at the next epoch owns its event"
         return [Event(*event[:-3], "reserved", event.epoch + 1, RunId(run)) for event in events]

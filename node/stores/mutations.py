@@ -118,7 +118,7 @@ class MutationStore(Store):
         Raises:
             NotFound, NotOwner: no such entry, or another node's.
             IllegalState: the entry is not pending.
-            PermitRefused: the run has asked for a permit, and has none that stands.
+            PermitRefused: the run claimed in mode confirmed, or has asked for a permit, and has none that stands.
         """
         return self._mark(run, "in_flight")
 
@@ -255,9 +255,12 @@ class MutationStore(Store):
         return _mutation(run, body)
 
     def _refuse_without_permit(self, run: str) -> None:
-        """A run that has asked for a permit begins its effect with it, or not at all."""
+        """A run that claimed in mode confirmed, or has asked for a permit, begins its effect with it or not at all."""
         permits = PermitStore(self._database)
-        if permits.get(run) is not None:
+        confirmed = self._database.query(
+            "SELECT 1 FROM reservations WHERE id = ? AND body ->> '$.mode' = 'confirmed'", (blob_of(run),)
+        )
+        if confirmed or permits.get(run) is not None:
             permits.require(run)
 
     def _select(self, condition: str, parameters: tuple[Any, ...]) -> list[Mutation]:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from meshes import LOOPBACK, publish
 
-from node import PermitRefused
+from node import HomeElsewhere, PermitRefused
 
 
 @pytest.fixture
@@ -93,3 +93,14 @@ async def test_an_idle_mesh_with_an_authority_writes_nothing(mesh, within):
     versions = [node.database.version() for node in mesh]
     await asyncio.to_thread(lambda: [node._keep_house() for node in mesh])
     assert [node.database.version() for node in mesh] == versions
+
+
+async def test_a_topic_at_home_is_claimed_there_alone(mesh, within):
+    hub, laptop, _ = mesh
+    hub.modes.set("inbox", "home", topic="mail")
+    async with within():
+        await until(laptop, lambda: laptop.modes.get("inbox", topic="mail") is not None)
+    with pytest.raises(HomeElsewhere) as raised:
+        laptop.reserve("inbox", "mail")
+    assert raised.value.node == hub.site_id
+    assert len(hub.reserve("inbox", "mail")) == 3

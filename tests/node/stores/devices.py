@@ -17,6 +17,7 @@ from node.stores import (
     EventStore,
     HandlerRunStore,
     HandlerStateStore,
+    ModeStore,
     MutationStore,
     PermitStore,
     ScriptRunStore,
@@ -29,7 +30,7 @@ HOSTILE_SITE = b"a hostile device"
 COLUMNS = '"table", pk, cid, val, col_version, db_version, site_id, cl, seq'
 FACTS = (
     "topics", "publications", "reservations", "handler_runs", "mutations", "verdicts", "handler_state",
-    "permit_requests", "permits", "authorities", "authority_fences",
+    "permit_requests", "permits", "authorities", "authority_fences", "modes",
 )  # fmt: skip
 
 # What the derived tables say, without the local numbers of rows.
@@ -74,6 +75,7 @@ class Device:
         self.sessions = ScriptRunStore(self.database)
         self.authorities = AuthorityStore(self.database)
         self.permits = PermitStore(self.database)
+        self.modes = ModeStore(self.database)
 
     @property
     def node(self):

@@ -43,6 +43,7 @@ def office(pair):
     """An authority and another device, which know each other; the events are on both."""
     hub, laptop = pair
     hub.publish(*EVENTS)
+    hub.modes.set("mail", "confirmed", topic="inbox")
     hub.authorities.appoint(hub.node, by="Ann")
     tend(hub)
     absorb_all(hub, laptop)
@@ -418,6 +419,7 @@ class Mesh:
         self.not_happened = set()
         first = self.devices[0]
         first.publish(*EVENTS)
+        first.modes.set("mail", "confirmed", topic="inbox")
         first.authorities.appoint(first.node, by="Ann")
         tend(first)
         meet_fully(*self.devices)

@@ -254,6 +254,16 @@ def call_authority_store(authorities, device):
     authorities.info()
 
 
+def call_mode_store(modes, device):
+    modes.set("mail", "home", topic="inbox")
+    modes.set("mail", "home", topic="inbox", home="bb" * 16)
+    modes.set("mail", "confirmed", topic="inbox", gone=True)
+    modes.get("mail", topic="inbox")
+    modes.list("mail")
+    modes.claiming("mail", ["inbox"], "send")
+    modes.gone_homes("mail", ["inbox"], "send")
+
+
 def call_permit_store(permits, device):
     device.authorities.appoint(device.node, by="Ann")
     device.authorities.step()
@@ -279,6 +289,7 @@ CALLS = {
     "WorkflowStore": call_workflow_store,
     "ScriptRunStore": call_script_run_store,
     "PeerStore": call_peer_store,
+    "ModeStore": call_mode_store,
     "PermitStore": call_permit_store,
     "SettingStore": call_setting_store,
 }

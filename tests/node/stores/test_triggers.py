@@ -51,6 +51,10 @@ GOOD = {
         "node": "00" * 16, "authority": "00" * 16, "generation": 1, "needs": [], "gone": [], "by": "Ann", "at": NOW_MS,
     },
     "authority_fences": {"node": "00" * 16, "authority": "00" * 16, "generation": 1, "version": 1, "at": NOW_MS},
+    "modes": {
+        "workflow": "mail", "kind": "topic", "name": "inbox", "mode": "home", "home": "00" * 16, "after": "00" * 16,
+        "version": 1, "gone": "00" * 16, "at": NOW_MS,
+    },
 }  # fmt: skip
 # Fields of which derivation and stores need the type.
 NEEDED = {
@@ -65,6 +69,7 @@ NEEDED = {
     "permits": ["node", "run", "work", "events", "generation", "at"],
     "authorities": ["node", "authority", "generation", "needs", "gone", "by", "at"],
     "authority_fences": ["node", "authority", "generation", "version", "at"],
+    "modes": ["workflow", "kind", "name", "mode", "version", "at"],
 }
 NO_OBJECTS = [
     5, 2.5, None, b"\x0c", b"{}", "", "null", "[]", "\"text\"", "not json", "{at:1}", "{'at':1}", "[" * 2000, "{} {}",
@@ -98,6 +103,8 @@ def read_everything(device):
     device.permits.decide_pending()
     device.permits.ask_again()
     device.authorities.info()
+    device.modes.list("mail")
+    device.modes.get("mail", topic="inbox")
     device.authorities.step()
     device.query("SELECT * FROM events")
     assert rebuild(device.database).corrected == {}

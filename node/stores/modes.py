@@ -1,0 +1,184 @@
+"""Modes: how a topic's events, or a handler's work, are claimed.
+
+* *soft*: whoever claims first by the ownership rule. Apart, two devices may do the same work; it is recorded.
+* *confirmed*: an effect begins only with the authority's permit (`node.stores.permits`).
+* *home*: one node alone claims, and needs nobody for it.
+
+A claim keeps the mode in which it was made: it ends under the rules under which it began, whatever is changed
+meanwhile. Away from home only the home node leads: it names the next home (or none), and a claim elsewhere waits until
+everything that it had done by then has arrived. When it never comes back, a person says so.
+
+A change is known on a device when it has arrived there. What was claimed softly before that is soft work still.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from node import ids
+from node.errors import HomeElsewhere, IllegalState, InvalidInput
+from node.ids import NodeId
+from node.jsonvalue import check_text, encode
+from node.stores.base import Store, blob_of
+
+Mode = Literal["soft", "confirmed", "home"]
+Kind = Literal["topic", "handler"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModeSetting:
+    """How a topic's events or a handler's work are claimed.
+
+    Attributes:
+        workflow, kind, name: what the setting is about.
+        mode: see the module; a word of a later version counts as confirmed.
+        home: the node that alone claims, when the mode is home.
+        after: claims wait until all is here that this node had at `version`; None: nothing to wait for.
+        version: see `after`.
+        gone: a former home that never comes back; its claims may be taken over.
+        at: Unix milliseconds.
+    """
+
+    workflow: str
+    kind: Kind
+    name: str
+    mode: Mode
+    home: NodeId | None
+    after: NodeId | None
+    version: int
+    gone: NodeId | None
+    at: int
+
+
+class ModeStore(Store):
+    """Settings by topic and by handler."""
+
+    def get(self, workflow: str, *, topic: str | None = None, handler: str | None = None) -> ModeSetting | None:
+        """Return the setting of a topic or of a handler; None when there is none, which is soft."""
+        return self._get(workflow, *_named(topic, handler))
+
+    def list(self, workflow: str) -> builtins.list[ModeSetting]:
+        """Return the settings of a workflow by kind and name."""
+        found = [_setting(body) for _, body in self._bodies("modes", "workflow = ?", (workflow,))]
+        return sorted(found, key=lambda one: (one.kind, one.name))
+
+    def set(
+        self,
+        workflow: str,
+        mode: Mode,
+        *,
+        topic: str | None = None,
+        handler: str | None = None,
+        home: str | None = None,
+        gone: bool = False,
+    ) -> ModeSetting:
+        """Set the mode of a topic or of a handler. What is claimed already ends as it began.
+
+        Args:
+            workflow: the workflow.
+            mode: soft, confirmed or home.
+            topic, handler: one of them.
+            home: with mode home, the node that claims; this one, when not given.
+            gone: the present home never comes back, by a person's word: what only it knew is lost, and what it held
+                may be done again.
+
+        Raises:
+            HomeElsewhere: another node is home, and only that node may change it.
+            InvalidInput: there is no such mode, or a name or an id cannot be accepted.
+        """
+        kind, name = _named(topic, handler)
+        if mode not in get_args(Mode):
+            raise InvalidInput("mode", f"{mode!r} is not one of {', '.join(get_args(Mode))}")
+        if home is not None and mode != "home":
+            raise InvalidInput("home", f"a node is home in mode home only, not in mode {mode}")
+        if home is not None:
+            blob_of(home)
+        with self._database.transaction() as transaction:
+            before = self._get(workflow, kind, name)
+            was_home = before.home if before else None
+            if was_home not in (None, self._node) and not gone:
+                raise HomeElsewhere(f"{kind} {name} of workflow {workflow}", was_home or "")
+            handed_over = was_home == self._node
+            body = {
+                "workflow": check_text("workflow", workflow),
+                "kind": kind,
+                "name": name,
+                "mode": mode,
+                "home": (home or self._node) if mode == "home" else None,
+                "after": self._node if handed_over else before.after if before and not gone else None,
+                "version": self._database.version() if handed_over else before.version if before else 0,
+                "gone": was_home if gone and not handed_over else None,
+                "at": self._database.clock_ms(),
+            }
+            transaction.execute(
+                "INSERT INTO modes (id, body) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET body = ?2",
+                (blob_of(ids.mode_id(workflow, kind, name)), encode("mode", body)),
+            )
+        return _setting(body)
+
+    def claiming(self, workflow: str, topics: Iterable[str], handler: str) -> Mode:
+        """Return the mode in which this node may claim now: the strictest of the handler's and the topics'.
+
+        Raises:
+            HomeElsewhere: another node claims there, alone.
+            IllegalState: a former home has handed it over, and what it did has not all arrived here.
+        """
+        settings = self._for_claim(workflow, topics, handler)
+        modes = {one.mode for one in settings}
+        for one in settings:
+            what = f"{one.kind} {one.name} of workflow {workflow}"
+            if one.mode == "home" and one.home != self._node:
+                raise HomeElsewhere(what, one.home or "nobody")
+            if one.after not in (None, self._node) and not self._includes(one):
+                raise IllegalState(
+                    what, f"handed over by node {one.after}", "wait until everything from there has arrived"
+                )
+        return "home" if "home" in modes else "confirmed" if "confirmed" in modes else "soft"
+
+    def gone_homes(self, workflow: str, topics: Iterable[str], handler: str) -> builtins.set[NodeId]:
+        """Return the former homes whose claims may be taken over, because they never come back."""
+        return {one.gone for one in self._for_claim(workflow, topics, handler) if one.gone}
+
+    def _for_claim(self, workflow: str, topics: Iterable[str], handler: str) -> builtins.list[ModeSetting]:
+        named: builtins.list[tuple[Kind, str]] = [("handler", handler), *(("topic", topic) for topic in topics)]
+        found = [self._get(workflow, kind, name) for kind, name in named]
+        return [one for one in found if one is not None]
+
+    def _get(self, workflow: str, kind: Kind, name: str) -> ModeSetting | None:
+        key = blob_of(ids.mode_id(check_text("workflow", workflow), kind, check_text(kind, name)))
+        rows = self._bodies("modes", "id = ?", (key,))
+        return _setting(rows[0][1]) if rows else None
+
+    def _includes(self, setting: ModeSetting) -> bool:
+        rows = self._database.query(
+            "SELECT 1 FROM knowledge WHERE site = unhex(?) AND version >= ?", (setting.after, setting.version)
+        )
+        return bool(rows)
+
+
+def _named(topic: str | None, handler: str | None) -> tuple[Kind, str]:
+    if (topic is None) == (handler is None):
+        raise InvalidInput("topic, handler", "name one of them: a setting is that of a topic or of a handler")
+    return ("topic", topic) if topic is not None else ("handler", handler or "")
+
+
+def _setting(body: dict[str, Any]) -> ModeSetting:
+    mode: Mode = body["mode"] if body["mode"] in get_args(Mode) else "confirmed"
+    return ModeSetting(
+        workflow=body["workflow"],
+        kind=body["kind"],
+        name=body["name"],
+        mode=mode,
+        home=_node(body["home"]) if mode == "home" else None,
+        after=_node(body["after"]),
+        version=body["version"],
+        gone=_node(body["gone"]),
+        at=body["at"],
+    )
+
+
+def _node(value: str | None) -> NodeId | None:
+    return None if value is None else NodeId(value.lower())
