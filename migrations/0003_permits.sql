@@ -91,14 +91,17 @@ CREATE INDEX waiting_permits_by_node ON waiting_permits (node, generation);
 
 -- A permit stands until its run has given it up, or a person has said that its effect did not happen and the run does not say
 -- otherwise. `stopped`: where the person said so, no run of that work had its effect in flight.
--- The run's word is one cell, which arrives whole: a request that is withdrawn proves by itself that nothing was begun.
+-- The run's word is one cell, which arrives whole: a request that is withdrawn proves by itself that nothing was begun. (But for a
+-- backup of its device, which may give up what its lost future had begun; then what it had begun counts.)
 CREATE VIEW standing_permits AS
 SELECT p.id AS id, p.run AS run, p.work AS work, p.body AS body
 FROM permits AS p
 WHERE p.body <> '{}' AND p.body ->> '$.refused' IS NULL
-    AND NOT EXISTS (
-        SELECT 1 FROM permit_requests AS q
-        WHERE q.id = p.run AND q.body <> '{}' AND (q.withdrawn OR q.generation <> p.generation))
+    AND NOT (
+        EXISTS (
+            SELECT 1 FROM permit_requests AS q
+            WHERE q.id = p.run AND q.body <> '{}' AND (q.withdrawn OR q.generation <> p.generation))
+        AND NOT EXISTS (SELECT 1 FROM mutations AS m WHERE m.id = p.run AND m.status NOT IN ('pending', 'failed')))
     AND NOT (
         EXISTS (
             SELECT 1 FROM verdicts AS v

@@ -190,6 +190,21 @@ def test_a_release_without_an_effect_gives_the_permit_up(office):
     assert state(hub, again) == "granted"
 
 
+def test_a_permit_that_a_backup_gives_up_stands_where_its_lost_future_is_known(office):
+    hub, laptop = office
+    run = ask(laptop, "a")
+    absorb_all(laptop, hub)
+    tend(hub)
+    absorb_all(hub, laptop)
+    before = [row for row in laptop.changes() if row[0] == "permit_requests"]
+    laptop.effect(run, laptop.permits.get(run).work)
+    hub.absorb([row for row in laptop.changes() if row[0] == "mutations"])
+    table, pk, cid, body, version, *rest = before[0]
+    hub.absorb([(table, pk, cid, body.replace('"withdrawn":false', '"withdrawn":true'), version + 1, *rest)])
+    assert hub.query("SELECT withdrawn FROM permit_requests") == [(1,)]
+    assert hub.permits.holders(event_of("a")) == [run]
+
+
 def test_a_permit_stands_while_its_effect_may_have_happened(office):
     hub, laptop = office
     run = ask(hub, "a")
