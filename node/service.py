@@ -471,7 +471,9 @@ class Node:
         except BaseException:
             self._sync = None
             raise
-        self._tending = asyncio.create_task(self._tend(self.changes()), name="leasemesh authority")
+        changes = self.changes()
+        self._tending = asyncio.create_task(self._tend(changes), name="leasemesh authority")
+        self._tending.add_done_callback(lambda _: changes.close())  # also when it is stopped before it has begun
         return sync
 
     def _keep_house(self) -> None:
@@ -480,25 +482,25 @@ class Node:
         self.authority.tend()
 
     async def _tend(self, changes: Subscription) -> None:
-        async with changes:
-            async for change in changes:
-                if change.tables.isdisjoint(RELEVANT_TABLES):
-                    continue
-                try:
-                    await asyncio.to_thread(self.authority.tend)
-                except DatabaseError as error:
-                    log.warning("decisions on permits are put off: %s", error)
+        async for change in changes:
+            if change.tables.isdisjoint(RELEVANT_TABLES):
+                continue
+            try:
+                await asyncio.to_thread(self.authority.tend)
+            except DatabaseError as error:
+                log.warning("decisions on permits are put off: %s", error)
 
     async def stop_sync(self) -> None:
         """Take leave of the peers and stop syncing. No effect when this node is not syncing."""
         sync = self._sync
-        if self._tending is not None:
-            self._tending.cancel()
-            await asyncio.gather(self._tending, return_exceptions=True)
-            self._tending = None
+        tending, self._tending = self._tending, None
+        if tending is not None:
+            tending.cancel()
         if sync is not None:
             await sync.stop()
             self._sync = None
+        if tending is not None:
+            await asyncio.gather(tending, return_exceptions=True)
 
     @asynccontextmanager
     async def syncing(
