@@ -49,7 +49,10 @@ CREATE TABLE publications (
 SELECT crsql_as_crr('main', 'publications');
 
 -- The claims of one run, all or nothing; written by the run's node only. The body never changes; the state is a column of its own,
--- so that settling a hundred events neither rewrites nor replicates their ids again.
+-- so that settling a hundred events neither rewrites nor replicates their ids again. A copy of a file that does not know yet that it
+-- is one may end a run that the original ends too: of two words as often changed the greater wins, and so an outcome must be greater
+-- than every other word, and of two outcomes that which comes first in the ownership rule: held, lost, released, settled 1 dead,
+-- settled 2 skipped, settled 3 consumed.
 CREATE TABLE reservations (
     id BLOB NOT NULL PRIMARY KEY CHECK (typeof(id) = 'blob' AND length(id) = 16),
     body TEXT NOT NULL DEFAULT '{}' CHECK (body = '{}' OR typeof(body) = 'text' AND (
@@ -362,8 +365,8 @@ CREATE TRIGGER absorb_reservation INSTEAD OF INSERT ON absorb_reservation BEGIN
 END;
 CREATE VIEW absorb_state AS SELECT NULL AS id, NULL AS state;
 CREATE TRIGGER absorb_state INSTEAD OF INSERT ON absorb_state BEGIN
-    UPDATE run_index SET state = CASE NEW.state WHEN 'released' THEN 1 WHEN 'lost' THEN 2 WHEN 'consumed' THEN 3
-        WHEN 'skipped' THEN 4 WHEN 'dead' THEN 5 ELSE 0 END -- A word of a later version: better held than done twice.
+    UPDATE run_index SET state = CASE NEW.state WHEN 'released' THEN 1 WHEN 'lost' THEN 2 WHEN 'settled 3 consumed' THEN 3
+        WHEN 'settled 2 skipped' THEN 4 WHEN 'settled 1 dead' THEN 5 ELSE 0 END -- A word of a later version: better held than done twice.
     WHERE id = NEW.id;
     -- The same as derive_status for each event, in one statement: this is the path that every piece of work takes twice.
     UPDATE event_index SET (status, epoch, run) = (
@@ -374,7 +377,7 @@ CREATE TRIGGER absorb_state INSTEAD OF INSERT ON absorb_state BEGIN
         SELECT mine.event FROM claims AS mine
         JOIN claims AS other ON other.event = mine.event AND other.run <> mine.run
         JOIN run_index AS r ON r.n = other.run AND r.state = 3
-        WHERE NEW.state = 'consumed' AND mine.run = (SELECT n FROM run_index WHERE id = NEW.id)
+        WHERE NEW.state = 'settled 3 consumed' AND mine.run = (SELECT n FROM run_index WHERE id = NEW.id)
         ON CONFLICT DO NOTHING;
 END;
 CREATE TRIGGER reservations_inserted AFTER INSERT ON reservations WHEN NEW.body <> '{}' BEGIN
@@ -386,7 +389,7 @@ WHEN NEW.body = OLD.body AND NEW.state <> OLD.state AND NEW.body <> '{}' BEGIN
     INSERT INTO absorb_state VALUES (NEW.id, NEW.state);
     -- An outcome never goes away; should a row say so, it is no longer a second one.
     DELETE FROM duplicates
-    WHERE OLD.state = 'consumed'
+    WHERE OLD.state = 'settled 3 consumed'
         AND event IN (SELECT event FROM claims WHERE run = (SELECT n FROM run_index WHERE id = NEW.id))
         AND 2 > (
             SELECT count(*) FROM claims AS c CROSS JOIN run_index AS r

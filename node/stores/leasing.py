@@ -23,6 +23,14 @@ from node.stores.modes import Mode, ModeStore
 from node.stores.reading import EVENT_COLUMNS, Event, EventReader
 
 Outcome = Literal["consumed", "skipped", "dead"]
+_STORED_OUTCOMES: dict[str, str] = {
+    "dead": "settled 1 dead",
+    "skipped": "settled 2 skipped",
+    "consumed": "settled 3 consumed",
+}
+"""What the column `state` says of an outcome: greater than "held", "lost" and "released", because in a merge the greater
+of two equally old words wins. A restored backup may release a run that its lost future had settled."""
+
 CLAIMS_MAX = 1_000
 """Events in one reservation: it is one row, and settling it is one transaction."""
 
@@ -136,7 +144,7 @@ class Leasing(EventReader):
             workflow=body["workflow"],
             handler=body["handler"],
             at=body["at"],
-            state=rows[0][1],
+            state=_state_of(rows[0][1]),
             claims={EventId(event): epoch for event, epoch in claims},
         )
 
@@ -318,7 +326,7 @@ class Leasing(EventReader):
         if not rows:
             raise NotFound("reservation of run", [run], "`leasemesh status` lists the held ones")
         self._refuse_other_writer(run, rows[0][0])
-        return str(rows[0][1])
+        return _state_of(rows[0][1])
 
     def _not_owned(self, run: str) -> dict[str, str]:
         """Return event id -> owner for each event that `run` claimed and does not own."""
@@ -345,7 +353,13 @@ class Leasing(EventReader):
 
 
 def _set_state(transaction: Transaction, run: str, state: str) -> None:
-    transaction.execute("UPDATE reservations SET state = ? WHERE id = ?", (state, blob_of(run)))
+    stored = _STORED_OUTCOMES.get(state, state)
+    transaction.execute("UPDATE reservations SET state = ? WHERE id = ?", (stored, blob_of(run)))
+
+
+def _state_of(stored: str) -> str:
+    """Return the word for people: the last one of what is stored."""
+    return stored.rpartition(" ")[2]
 
 
 def _holder(event: Event) -> str:

@@ -84,7 +84,7 @@ class Statements:
         )
         self._connection.execute("COMMIT")
         with self._connection:
-            self._connection.execute("UPDATE reservations SET state = 'consumed' WHERE id = ?", (run,))
+            self._connection.execute("UPDATE reservations SET state = 'settled 3 consumed' WHERE id = ?", (run,))
         return len(rows)
 
     def _insert(self, table: str, body: dict[str, Any]) -> bytes:

@@ -29,7 +29,6 @@ def main(
     preset: Annotated[str, typer.Option(help="lite, swarm or soak.")] = "lite",
     steps: Annotated[str | None, typer.Option(help="Only these steps of the schedule: 3,8,9, or none.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; one for each processor, if not given.")] = None,
-    reckless_copies: Annotated[bool, typer.Option(help="Let copies end runs of their earlier selves.")] = False,
     log: Annotated[bool, typer.Option(help="Print everything that happens (with --seed).")] = False,
 ) -> None:
     """Run simulated worlds: faults first, then everything must converge. Ends with 1 when an invariant fails."""
@@ -38,7 +37,7 @@ def main(
     if preset not in PRESETS:
         raise typer.BadParameter(f"{preset} is none of {', '.join(PRESETS)}", param_hint="--preset")
     chosen = None if steps is None else _numbers(steps)
-    options = {"preset": preset, "nodes": nodes, "steps": chosen, "reckless_copies": reckless_copies}
+    options = {"preset": preset, "nodes": nodes, "steps": chosen}
     begin = time.monotonic()
     if seed is not None:
         reports = [run(Job(seed, **options), keep_log=log)]

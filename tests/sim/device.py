@@ -90,7 +90,6 @@ class Device:
         self.crash_plan: tuple[str, str] | None = None  # (effect, "before", "inside" or "after")
         self.write_crash: str | None = None
         self.must_reset_identity = False
-        self.is_copy = False
         self.process: Process | None = None
 
     @property
@@ -130,16 +129,6 @@ class Process:
         self.device = device
         self.world = device.world
         self.random = device.random
-        self.database = Database.open(device.path, clock_ms=device.clock.wall, random_bytes=self.random.randbytes)
-        if device.level == files.NEWEST:
-            upgrade(self.database, files.sources(device.level))
-        self.storage = ChangeStorage(self.database, boot=device.boot)
-        self.storage.retry_parked()
-        self.events = EventStore(self.database)
-        self.topics = TopicStore(self.database)
-        self.staleness = StalenessWatch(self.database, rule=self.rule, now_ms=device.clock.monotonic, boot=device.boot)
-        config = EngineConfig("team", device.name, self.database.incarnation)
-        self.engine = Engine(self.storage.state(), config, self.random.randbytes)
         self.alive = True
         self.held: dict[str, list[str]] = {}  # what the app remembers: run -> events
         self.ends: dict[int, End] = {}
@@ -151,6 +140,24 @@ class Process:
         self._backoffs = {number: Backoff(self.random.random) for number in device.dials}
         self._dialled: dict[int, tuple[int, int]] = {}  # link -> (device, since)
         self._handlers = {kind: getattr(self, f"_do_{kind.lower()}") for kind in EFFECTS}
+        self.database = Database.open(device.path, clock_ms=device.clock.wall, random_bytes=self.random.randbytes)
+        try:
+            self._compose()
+        except BaseException:
+            self.database.close()
+            raise
+
+    def _compose(self) -> None:
+        device = self.device
+        if device.level == files.NEWEST:
+            upgrade(self.database, files.sources(device.level))
+        self.storage = ChangeStorage(self.database, boot=device.boot)
+        self.storage.retry_parked()
+        self.events = EventStore(self.database)
+        self.topics = TopicStore(self.database)
+        self.staleness = StalenessWatch(self.database, rule=self.rule, now_ms=device.clock.monotonic, boot=device.boot)
+        config = EngineConfig("team", device.name, self.database.incarnation)
+        self.engine = Engine(self.storage.state(), config, self.random.randbytes)
 
     @property
     def rule(self) -> StalenessRule:
@@ -162,12 +169,6 @@ class Process:
             self.later(0, self.dial, number)
         self.later(self.random.randrange(5_000), self._keep_house)
         self.notify_commit()
-
-    @property
-    def may_touch_old_runs(self) -> bool:
-        """Whether what an earlier process held may be ended: see `Params.reckless_copies`."""
-        level = self.world.healing and self.world.is_level()
-        return not self.device.is_copy or self.world.params.reckless_copies or level
 
     def end(self) -> None:
         """Stop existing. The peers notice when the network tells them."""
@@ -409,12 +410,7 @@ class Process:
 
     def _do_reidentify(self, effect) -> None:
         self.world.fired["new site id"] += 1
-
-        def reidentify():
-            self.device.is_copy = False  # What its earlier self held belongs to another node now.
-            return self.storage.reidentify()
-
-        self._job(0, "Reidentify", reidentify, self.engine.reidentified)
+        self._job(0, "Reidentify", self.storage.reidentify, self.engine.reidentified)
 
     def _do_settimer(self, effect) -> None:
         self._timers[effect.key] = effect.at_ms

@@ -117,7 +117,6 @@ def restore(world, device, random: Random) -> bool:
         device.stop()
     files.replace_file(device.path, path)
     world.checks.forget_file(device)
-    device.is_copy = True
     world.fired["restore"] += 1
     device.start()
     return True
@@ -130,7 +129,6 @@ def clone(world, device, random: Random) -> bool:
     path, number = random.choice(world.backups)
     copy = world.add_device(world.devices[number].level, path)
     world.fired["clone started"] += 1
-    copy.is_copy = True
     copy.start()
     return True
 

@@ -48,7 +48,7 @@ class Facts:
             found = Reservation(run, body["node"], body["incarnation"], body["at"], state, claims)
             self.reservations[run] = found
             for event, epoch in claims.items():
-                claim = Claim(run, epoch, found.at, ClaimState[state.upper()])
+                claim = Claim(run, epoch, found.at, ClaimState[state.rpartition(" ")[2].upper()])
                 self.claims.setdefault(event, []).append(claim)
 
     def owner(self, event: str) -> Ownership:

@@ -58,8 +58,6 @@ class Params:
         batch_rows_max: rows of a transaction that must become visible as a whole.
         check_every: every so many commits of a device its facts are compared with what was derived from them.
         devices_max: no clone is made beyond.
-        reckless_copies: a restored or copied file ends the runs of its earlier self before it has met its peers. Those
-            rows have two writers then, and a release beats an outcome of the same age: S2 and S3 fail.
     """
 
     nodes: int = 3
@@ -76,7 +74,6 @@ class Params:
     batch_rows_max: int = 12
     check_every: int = 8
     devices_max: int = 6
-    reckless_copies: bool = False
 
 
 LITE = Params()

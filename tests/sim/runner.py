@@ -28,11 +28,10 @@ class Job:
     preset: str = "lite"
     nodes: int | None = None
     steps: tuple[int, ...] | None = None
-    reckless_copies: bool = False
 
     @property
     def params(self) -> Params:
-        params = replace(PRESETS[self.preset], reckless_copies=self.reckless_copies)
+        params = PRESETS[self.preset]
         return params if self.nodes is None else replace(params, nodes=self.nodes)
 
     @property
@@ -41,8 +40,6 @@ class Job:
         words = [f"scripts/sim --seed {self.seed} --preset {self.preset} --nodes {self.params.nodes}"]
         if self.steps is not None:
             words.append(f"--steps {','.join(map(str, self.steps)) or 'none'}")
-        if self.reckless_copies:
-            words.append("--reckless-copies")
         return " ".join(words)
 
     def schedule(self) -> list[Step]:

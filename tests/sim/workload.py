@@ -207,7 +207,7 @@ def stale_events(process) -> list[str]:
 
 def finish_work(process) -> bool:
     """Do what is left to do, a round of it; return whether there was anything."""
-    held = [run for run in process.events.held_runs(own=True) if run in process.held or process.may_touch_old_runs]
+    held = process.events.held_runs(own=True)
     for run in held:
         settle_run(process, run, process.events.consume)
     claimed = 0

@@ -139,8 +139,6 @@ class World:
 
     def recover(self, process: Process) -> None:
         """At the start of a process: give back what an earlier one of this node held when it died."""
-        if not process.may_touch_old_runs:
-            return
         with self.checks.recovery(process):
             for run in process.events.held_runs(own=True):
                 reservation = process.events.reservation(run)
@@ -223,7 +221,6 @@ class World:
                 if sum(other.database.site_id == site for other in self.processes()) > 1:
                     self.fired["clone"] += 1
                     process.storage.reidentify()
-                    device.is_copy = False
                     device.stop()
                     device.start()
 

@@ -470,3 +470,15 @@ def test_processes_that_reserve_at_once_share_the_events(device):
     assert sorted(name for part in won for name in part) == sorted(published)
     assert all(worker.returncode == 0 for worker in workers)
     assert len(device.events.peek("mail", "inbox", status="reserved", limit=200)) == 150
+
+
+@pytest.mark.parametrize("word", ["released", "lost", "settled 1 dead"])
+@pytest.mark.parametrize(("settle", "outcome"), [("consume", "consumed"), ("skip", "skipped"), ("bury", "dead")])
+def test_an_outcome_outranks_what_a_copy_of_the_file_did_to_the_same_run(device, settle, outcome, word):
+    """A restored backup ends a run before it has met anybody who knows that the run was settled."""
+    device.publish("a")
+    run = device.reserve("a")
+    getattr(device.events, settle)(run)
+    assert device.forge("reservations", bytes.fromhex(run), word, column="state", version=2)
+    assert device.status("a") == outcome
+    assert device.events.reservation(run).state == outcome

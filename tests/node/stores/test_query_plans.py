@@ -154,7 +154,7 @@ def call_event_store(events, device):
     twin = b"t" * 16
     device.absorb([
         forged("reservations", twin, reservation_body([(event_of("a"), 1)])),
-        forged("reservations", twin, "consumed", column="state"),
+        forged("reservations", twin, "settled 3 consumed", column="state"),
     ])  # fmt: skip
     assert [event.message_id for event in events.duplicates()] == ["a"]
     assert events.count_duplicates() == 1

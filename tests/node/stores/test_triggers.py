@@ -197,7 +197,7 @@ def test_a_run_that_was_only_announced_cannot_be_reserved_for(device):
 
 def test_a_state_without_its_body_is_inert_until_the_body_comes(device):
     device.publish("a")
-    assert device.forge("reservations", RUN, "consumed", column="state", version=3)
+    assert device.forge("reservations", RUN, "settled 3 consumed", column="state", version=3)
     assert device.status("a") == "pending"
     assert device.forge("reservations", RUN, GOOD["reservations"])
     assert device.status("a") == "consumed"
@@ -276,7 +276,7 @@ def test_a_second_outcome_that_goes_away_is_no_duplicate(device, end):
     device.publish("a")
     for identifier in (RUN, b"s" * 16):
         assert device.forge("reservations", identifier, GOOD["reservations"])
-        assert device.forge("reservations", identifier, "consumed", column="state")
+        assert device.forge("reservations", identifier, "settled 3 consumed", column="state")
     assert device.events.count_duplicates() == 1
     match end:
         case "rewritten":
