@@ -98,11 +98,13 @@ class Reservation:
     Attributes:
         run: the run's id.
         events: what was reserved; may be empty, then there is nothing to settle.
+        lost: what `Node.start` gave back before the work began, because another node's claim had won it.
     """
 
     def __init__(self, store: EventStore, run: RunId, events: Sequence[Event]) -> None:
         self.run = run
         self.events = tuple(events)
+        self.lost: tuple[Event, ...] = ()
         self._store = store
         self._settled = not events
 
@@ -124,8 +126,10 @@ class Reservation:
         """Give all events back, and return how many."""
         return self._settle(self._store.release)
 
-    def replace(self, run: RunId, events: Sequence[Event]) -> None:
-        """Let this stand for what another run holds. For `Node.start`."""
+    def _keep(self, run: RunId, events: Sequence[Event]) -> None:
+        """Stand for what is left, held by another run perhaps."""
+        kept = {event.id for event in events}
+        self.lost = tuple(event for event in self.events if event.id not in kept)
         self.run = run
         self.events = tuple(events)
         self._settled = not events
@@ -317,10 +321,10 @@ class Node:
         """Reserve events and begin work on them: the block runs when everybody within reach has heard of the claim.
 
         What another node's claim has won meanwhile is given back, so that the reservation may hold fewer events, or
-        none. Nodes that stay connected and begin like this never work on one event at the same time; see
-        `node.starting` for what is not promised. Without sync, or without peers, the block runs at once. Otherwise it
-        takes as long as the slowest peer needs to be level; use `asyncio.timeout` to bound it, nothing is begun then.
-        At the end of the block, what is not settled is released.
+        none, and tells of it as `lost`. Nodes that stay connected and begin like this never work on one event at the
+        same time; see `node.starting` for what is not promised. Without sync, or without peers, the block runs at once.
+        Otherwise it takes as long as the slowest peer needs to be level; use `asyncio.timeout` to bound it, nothing is
+        begun then. At the end of the block, what is not settled is released.
 
         Args:
             workflow, topic, limit, message_ids, partial, handler: see `reserve`.
@@ -341,7 +345,7 @@ class Node:
             run, kept = keep_owned(
                 self.database, self.events, claimed.run, claimed.events, spare_run=self._new_run(), handler=handler
             )
-            claimed.replace(run, kept)
+            claimed._keep(run, kept)
             yield claimed
 
     async def barrier(self) -> None:

@@ -161,6 +161,22 @@ def test_a_loss_that_nobody_was_told_of_is_found(copied):
     assert "it was not told" in found
 
 
+def test_a_claim_that_was_not_given_back_is_found(copied):
+    played = json.loads((copied / "demo.json").read_text())
+    with Node.open(copied / "hub.db") as node:
+        kept = node.query("SELECT lower(hex(id)) FROM reservations WHERE state = 'consumed' LIMIT 1")[0][0]
+    (copied / "demo.json").write_text(json.dumps(played | {"given_back": [kept]}))
+    found = violated(copied)
+    assert f"desktop has no lost run {kept}" in found["what was lost before its work began was given back"]
+
+
+def test_a_claim_that_was_given_back_without_saying_so_is_found(copied):
+    played = json.loads((copied / "demo.json").read_text())
+    (lost,) = played["told_lost"].values()
+    (copied / "demo.json").write_text(json.dumps(played | {"told_lost": {}, "contested": [], "given_back": []}))
+    assert f"run {lost} of" in violated(copied)["a device that lost events was told LeaseLost"]
+
+
 def test_a_different_digest_is_found(copied):
     change(copied, "laptop", "UPDATE workflows SET title = 'other'")
     assert "laptop" in violated(copied)["the digests of all devices are equal"]

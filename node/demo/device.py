@@ -116,10 +116,20 @@ class Device:
         reservation = self._node.reserve(self._source.workflow, self._source.topic, message_ids=message_ids)
         return {"run": reservation.run, "events": len(reservation)}
 
-    async def reserve_next(self, *, limit: int) -> Answer:
-        """Reserve the oldest pending events."""
-        reservation = self._node.reserve(self._source.workflow, self._source.topic, limit=limit)
-        return {"run": reservation.run, "events": len(reservation)}
+    async def start_next(self, *, limit: int) -> Answer:
+        """Begin with the oldest pending events, do the work and settle it. What the other device's claim has won before
+        the work began is given back."""
+        workflow, topic = self._source.workflow, self._source.topic
+        async with self._node.start(workflow, topic, limit=limit) as work:
+            words = sum(map(_count_words, work))
+            consumed = work.consume()
+        return {
+            "run": work.run,
+            "words": words,
+            "consumed": consumed,
+            "given_back": sorted({event.run for event in work.lost if event.run is not None}),
+            "more": bool(self._node.peek(workflow, topic, limit=1)),
+        }
 
     async def work(self, *, run: str) -> Answer:
         """Do the work: count the words of what a run holds."""
@@ -157,7 +167,7 @@ COMMANDS: dict[str, Callable[..., Awaitable[Answer]]] = {
     command.__name__: command
     for command in (
         Device.online, Device.offline, Device.publish, Device.await_events, Device.await_runs, Device.pending,
-        Device.reserve, Device.reserve_next, Device.work, Device.consume, Device.release,
+        Device.reserve, Device.start_next, Device.work, Device.consume, Device.release,
     )
 }  # fmt: skip
 

@@ -38,7 +38,7 @@ class Invariant:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """A device's share of the work, as its reservations say.
+    """A device's share of the work, as its reservations say; without those that it gave back before it began.
 
     Attributes:
         device: its name.
@@ -104,6 +104,7 @@ def judge(folder: Path, played: Played, progress: Callable[[int], None] = lambda
             Invariant("exactly what both finished offline is reported as a duplicate", list(view.wrong_duplicates())),
             Invariant("every device names the same owner of every event", list(view.disputed_owners())),
             Invariant("a device that lost events was told LeaseLost", list(view.untold_losers())),
+            Invariant("what was lost before its work began was given back", list(view.wrongly_given_back())),
             Invariant("the digests of all devices are equal", list(view.different_digests())),
             Invariant("every database is sound", list(view.unsound_databases())),
         ]
@@ -134,6 +135,7 @@ class _View:
     def __init__(self, nodes: Mapping[str, Node], played: Played, progress: Callable[[int], None]) -> None:
         self._nodes = nodes
         self._played = played
+        self._given_back = frozenset(played.given_back)
         device_by_node = {node.site_id: name for name, node in nodes.items()}
         self._digests = {name: combined(node.digest()) for name, node in nodes.items()}
         self._runs = {name: dict(_read_runs(node, device_by_node)) for name, node in nodes.items()}
@@ -195,11 +197,21 @@ class _View:
             yield f"{len(self._played.contested)} events were contested, and {len(told)} devices were told of a loss"
         for name, runs in self._runs.items():
             for identifier, run in runs.items():
+                if identifier in self._given_back:
+                    continue
                 if self._lost(name, identifier, run) and told.get(run.device) != identifier:
                     yield f"{name} says that run {identifier} of {run.device} lost; it was not told"
             yield from (
                 f"{name} has no lost run {run}, of which {device} was told"
                 for device, run in told.items()
+                if run not in runs or runs[run].state != "lost"
+            )
+
+    def wrongly_given_back(self) -> Iterator[str]:
+        for name, runs in self._runs.items():
+            yield from (
+                f"{name} has no lost run {run}, which was given back"
+                for run in sorted(self._given_back)
                 if run not in runs or runs[run].state != "lost"
             )
 
@@ -216,7 +228,11 @@ class _View:
         return [self._tally(name) for name in self._nodes]
 
     def _tally(self, name: str) -> Tally:
-        own = {identifier: run for identifier, run in self._runs[name].items() if run.device == name}
+        own = {
+            identifier: run
+            for identifier, run in self._runs[name].items()
+            if run.device == name and identifier not in self._given_back
+        }
         reserved = sum(len(run.events) for run in own.values())
         lost = sum(len(run.events) for identifier, run in own.items() if self._lost(name, identifier, run))
         done = [event for run in own.values() if run.state == "consumed" for event in run.events]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ HUB, LAPTOP, DESKTOP = DEVICES = ("hub", "laptop", "desktop")
 SLICE_EVENTS_MAX = 50
 """A sixth of what the two devices reach for offline: enough to see, and done in an instant."""
 
-DRAIN_TURNS = 20
+DRAIN_BATCHES = 20
 DRAIN_EVENTS_MIN = 2
 DRAIN_EVENTS_MAX = 1_000
 DRAIN_TELLING_SECONDS = 2
@@ -84,6 +83,7 @@ class Played:
         done_twice: message ids that were finished on both sides.
         contested: message ids that both were working on when they met.
         told_lost: device -> the run for which it was told LeaseLost.
+        given_back: the runs that ended before their work began, because the other device's claim had won.
     """
 
     source: Source
@@ -91,6 +91,7 @@ class Played:
     done_twice: list[str] = field(default_factory=list)
     contested: list[str] = field(default_factory=list)
     told_lost: dict[str, str] = field(default_factory=dict)
+    given_back: list[str] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
         """Write this down."""
@@ -196,28 +197,34 @@ class _Stage:
         await self._level()
 
     async def _drain(self) -> None:
-        """The two take turns; each takes the next batch when it has heard of the other's."""
-        self._telling.heading("They share the rest, hearing of each other")
-        limit = min(max(self._played.count // DRAIN_TURNS, DRAIN_EVENTS_MIN), DRAIN_EVENTS_MAX)
-        totals = {LAPTOP: 0, DESKTOP: 0}
+        """Both take batch after batch at the same time; each begins one when the other has heard of its claim."""
+        self._telling.heading("They share the rest at the same time, hearing of each other")
+        limit = min(max(self._played.count // DRAIN_BATCHES, DRAIN_EVENTS_MIN), DRAIN_EVENTS_MAX)
+        await asyncio.gather(self._drain_as(LAPTOP, limit), self._drain_as(DESKTOP, limit))
+        await self._level()
+
+    async def _drain_as(self, name: str, limit: int) -> None:
+        total = given_back = 0
         told_at = time.monotonic()
-        for turn in itertools.count():
-            name = (LAPTOP, DESKTOP)[turn % 2]
-            answer = await self._devices[name]("reserve_next", limit=limit)
-            if not answer["events"]:
-                break
-            await self._devices[name]("work", run=answer["run"])
-            totals[name] += (await self._devices[name]("consume", run=answer["run"]))["consumed"]
-            self._runs[answer["run"]] = "consumed"
-            other = DESKTOP if name == LAPTOP else LAPTOP
-            await self._devices[other]("await_runs", states={answer["run"]: "consumed"})
+        more = True
+        while more:
+            answer = await self._devices[name]("start_next", limit=limit)
+            more = answer["more"]
+            for run in answer["given_back"]:
+                given_back += 1
+                self._runs[run] = "lost"
+                self._played.given_back.append(run)
+            if answer["consumed"]:
+                total += answer["consumed"]
+                self._runs[answer["run"]] = "consumed"
             if time.monotonic() - told_at > DRAIN_TELLING_SECONDS:
                 told_at = time.monotonic()
-                self._telling.line(name, f"consumed {count_of(totals[name], 'event')} so far")
-        for name, total in totals.items():
-            if total:
-                self._telling.line(name, f"consumed {count_of(total, 'event')} more")
-        await self._level()
+                self._telling.line(name, f"consumed {count_of(total, 'event')} so far")
+        if total:
+            self._telling.line(name, f"consumed {count_of(total, 'event')} more")
+        if given_back:
+            claims = count_of(given_back, "claim")
+            self._telling.line(name, f"gave back {claims} that the other had won, before it did anything")
 
     async def _reserve(self, batches: dict[str, list[str]], what: str) -> dict[str, str]:
         """Let both devices reserve their batch at the same moment; returns their runs."""

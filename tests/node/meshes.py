@@ -117,6 +117,7 @@ class Proxy:
                 if not data:
                     break
                 if pausable:
+                    await self._flowing.wait()  # it may have been stopped while this waited for data
                     self._bytes_left -= len(data)
                     if self._bytes_left < 0:
                         self._flowing.clear()

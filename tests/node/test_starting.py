@@ -118,6 +118,8 @@ class TestLosing:
         async with within(), second.start("inbox", "mail") as work:
             assert [event.message_id for event in work] == ["2", "3"]
             assert {event.run for event in work} == {work.run}
+            assert [event.message_id for event in work.lost] == ["1"]
+            assert second.events.reservation(work.lost[0].run).state == "lost"
             await meet(first, second)
             assert message_ids(first) == [], "the rest was never free"
             assert work.consume() == 2
