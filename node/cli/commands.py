@@ -15,6 +15,7 @@ MODULE_BY_COMMAND = {
     "skip": "work",
     "release": "work",
     "take-over": "work",
+    "mode": "modes",
     "serve": "syncing",
     "verify": "syncing",
     "init": "device",

@@ -14,7 +14,7 @@ from node.cli.output import ExitCode
 from node.errors import LeasemeshError
 
 COMMANDS = [
-    "publish", "topics", "peek", "why", "reserve", "consume", "skip", "release", "take-over", "serve", "verify",
+    "publish", "topics", "peek", "why", "reserve", "consume", "skip", "release", "take-over", "mode", "serve", "verify",
     "init", "status", "doctor", "identity", "authority", "version",
 ]  # fmt: skip
 GROUPS = {"identity": ["identity reset"], "authority": ["authority set", "authority show", "authority move"]}

@@ -1,0 +1,39 @@
+"""The command mode."""
+
+import pytest
+from conftest import meet
+
+
+def test_a_mode_is_shown_and_set_by_topic_and_by_handler(leasemesh, database):
+    assert leasemesh("mode", "shop/orders", "--json").document == {
+        "workflow": "shop", "topic": "orders", "handler": None, "mode": "soft", "home": None, "device": None,
+    }  # fmt: skip
+    assert leasemesh("mode", "shop/orders", "confirmed").out == "shop/orders: confirmed\n"
+    assert leasemesh("mode", "shop", "home", "--handler", "send").out == "shop, handler send: home on laptop\n"
+    assert leasemesh("mode", "shop/orders").out == "shop/orders: confirmed\n"
+
+
+def test_at_home_elsewhere_the_home_is_named_and_a_person_may_leave_it(leasemesh, database, other):
+    leasemesh("mode", "shop/orders", "home")
+    meet(database, other)
+    home = leasemesh("mode", "shop/orders", "--json").document["home"]
+    refused = leasemesh("reserve", "shop/orders", "--db", other)
+    assert (refused.code, f"at home on node {home}" in refused.err) == (4, True)
+    assert leasemesh("mode", "shop/orders", "soft", "--db", other).code == 4
+    assert leasemesh("mode", "shop/orders", "soft", "--gone", "--db", other).code == 0
+    assert leasemesh("reserve", "shop/orders", "--db", other).code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["shop/orders", "firm"], 2),
+        (["shop/orders", "soft", "--home", "laptop"], 2),
+        (["shop/orders", "--gone"], 2),
+        (["shop/nothing", "soft"], 3),
+        (["shop/orders", "home", "--home", "toaster"], 3),
+    ],
+)
+def test_what_cannot_be_a_mode_is_refused(leasemesh, database, arguments, code):
+    assert leasemesh("mode", *arguments).code == code
+    assert leasemesh("mode", "shop/orders", "--json").document["mode"] == "soft"
