@@ -164,7 +164,7 @@ def test_a_loss_that_nobody_was_told_of_is_found(copied):
 def test_a_claim_that_was_not_given_back_is_found(copied):
     played = json.loads((copied / "demo.json").read_text())
     with Node.open(copied / "hub.db") as node:
-        kept = node.query("SELECT lower(hex(id)) FROM reservations WHERE state = 'consumed' LIMIT 1")[0][0]
+        kept = node.query("SELECT lower(hex(id)) FROM run_index WHERE state = 3 LIMIT 1")[0][0]
     (copied / "demo.json").write_text(json.dumps(played | {"given_back": [kept]}))
     found = violated(copied)
     assert f"desktop has no lost run {kept}" in found["what was lost before its work began was given back"]
