@@ -57,10 +57,14 @@ class Clock:
         self.skew_ms = 0
 
     def monotonic(self) -> int:
+        if self._ppm:
+            self._world.fired["rate"] += 1
         passed_ms = self._world.now_ms - self._from_ms
         return self._shown_ms + passed_ms + passed_ms * self._ppm // 1_000_000
 
     def wall(self) -> int:
+        if self.skew_ms:
+            self._world.fired["skew"] += 1
         return EPOCH_MS + self.monotonic() + self.skew_ms
 
     def world_ms(self, monotonic_ms: int) -> int:
