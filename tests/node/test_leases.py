@@ -1,5 +1,7 @@
 """The ownership rule, said as examples and as properties. That the database computes the same: test_merging."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,6 +66,41 @@ def test_the_rule(known, status, epoch, owner):
 @given(st.data(), claim_sets)
 def test_the_order_in_which_claims_are_known_does_not_matter(data, known):
     assert decide(data.draw(st.permutations(known))) == decide(known)
+
+
+# What devices know, and merge: each run's claim never changes, and of its states (one writer) the later one counts.
+STAGES = (HELD, RELEASED, LOST, DEAD, SKIPPED, CONSUMED)
+fixed_claims = {
+    RunId(letter * 32): Claim(RunId(letter * 32), epoch, at, HELD, False)
+    for letter, epoch, at in [("a", 1, 2), ("b", 1, 1), ("c", 2, 3), ("d", 2, 3), ("e", 3, 0)]
+}
+knowings = st.dictionaries(
+    st.sampled_from(sorted(fixed_claims)), st.tuples(st.integers(0, len(STAGES) - 1), st.booleans()), max_size=5
+)
+
+
+def merged(one, other):
+    """What a device knows after it has met another."""
+    return {run: max(known[run] for known in (one, other) if run in known) for run in {**one, **other}}
+
+
+def decided(known):
+    return decide(
+        [replace(fixed_claims[run], state=STAGES[stage], unknown=flag) for run, (stage, flag) in known.items()]
+    )
+
+
+@given(knowings, knowings, knowings)
+def test_devices_agree_in_whatever_order_and_however_often_they_meet(one, other, third):
+    assert decided(merged(one, other)) == decided(merged(other, one))
+    assert decided(merged(merged(one, other), third)) == decided(merged(one, merged(other, third)))
+    assert decided(merged(merged(one, other), other)) == decided(merged(one, other))
+
+
+@given(knowings, knowings)
+def test_meeting_another_device_reopens_nothing(one, other):
+    if decided(one).status.terminal:
+        assert decided(merged(one, other)).status.terminal
 
 
 @given(claim_sets, claims)
