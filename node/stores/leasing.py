@@ -28,8 +28,8 @@ _STORED_OUTCOMES: dict[str, str] = {
     "skipped": "settled 2 skipped",
     "consumed": "settled 3 consumed",
 }
-"""What the column `state` says of an outcome: greater than "held", "lost" and "released", because in a merge the greater
-of two equally old words wins. A restored backup may release a run that its lost future had settled."""
+"""What the column `state` says of an outcome: greater than "held", "lost" and "released", because in a merge the
+greater of two equally old words wins. A restored backup may release a run that its lost future had settled."""
 
 CLAIMS_MAX = 1_000
 """Events in one reservation: it is one row, and settling it is one transaction."""
