@@ -140,9 +140,9 @@ def slow_link(world, device, random: Random) -> bool:
 
 
 def kill(world, device, random: Random) -> bool:
-    """Destroy a device for good. Not the hub, whose place only a person can fill, and never the last but two."""
-    alive = [other for other in world.devices if not other.dead]
-    if device.number == 0 or len(alive) <= 2 or device.process is None:
+    """Destroy a device for good; a third of all at most, and not the hub, whose place only a person can fill."""
+    dead = sum(other.dead for other in world.devices)
+    if device.number == 0 or dead >= world.params.nodes // 3 or device.process is None:
         return False
     device.crash()
     device.dead = True
