@@ -3,10 +3,10 @@
 A child says on its pipe what has happened, each thing before it begins the next. What it has said of a write is an
 acknowledgement: whatever befalls the process from then on, that write must be found again.
 
-A step is one thing that a process does to its files: a statement, a write, a sync, a truncation, a deletion. Statements
-are seen by APSW's tracer, the rest by a VFS that stands before the system's. A write that is a step to be killed at
-does half of its work first: torn pages are what a crash leaves behind. The short header of a page in the log is no
-step of its own, because without its page it says nothing.
+A step is one thing that a process does to its files: a statement that does not only read, a write, a sync, a
+truncation, a deletion. Statements are seen by APSW's tracer, the rest by a VFS that stands before the system's. A write
+that is a step to be killed at does half of its work first: torn pages are what a crash leaves behind. The short header
+of a page in the log is no step of its own, because without its page it says nothing.
 """
 
 import asyncio
@@ -64,7 +64,13 @@ class Steps(apsw.VFS):
         super().xDelete(filename, sync_folder)
 
     def _trace(self, connection):
-        connection.set_exec_trace(lambda _, sql, bindings: self.take(" ".join(sql.split()[:3])) or True)
+        def trace(_, sql, bindings):
+            words = sql.split()[:3]
+            if words[0].upper() not in ("SELECT", "PRAGMA"):
+                self.take(" ".join(words))
+            return True
+
+        connection.set_exec_trace(trace)
 
 
 class SteppingFile(apsw.VFSFile):
