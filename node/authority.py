@@ -11,11 +11,12 @@ from node.database import Database
 from node.stores.authorities import AuthorityInfo, AuthorityStore
 from node.stores.permits import Permit, PermitStore
 
-RELEVANT_TABLES = frozenset(
-    {"authorities", "authority_fences", "permit_requests", "permits", "publications", "reservations", "mutations"}
-    | {"verdicts"}
-)
+OWN_TABLES = frozenset({"authorities", "authority_fences", "permit_requests", "permits", "verdicts"})
 """Tables whose changes may give an authority something to do."""
+
+AWAITED_TABLES = frozenset({"publications", "reservations", "mutations"})
+"""Tables whose changes may do so while a request waits. They change with every event: looking each time would cost
+every event that is published somewhere a look at the authority's tables."""
 
 
 class Authority(Protocol):

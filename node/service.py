@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from node import derived, ids, migrate
-from node.authority import RELEVANT_TABLES, Arbiter, Authority
+from node.authority import AWAITED_TABLES, OWN_TABLES, Arbiter, Authority
 from node.changes import ChangeStorage
 from node.connection import DatabaseError
 from node.database import Database, Row, Transaction, Value
@@ -487,7 +487,8 @@ class Node:
 
     async def _tend(self, changes: Subscription) -> None:
         async for change in changes:
-            if change.tables.isdisjoint(RELEVANT_TABLES):
+            awaited = not change.tables.isdisjoint(AWAITED_TABLES) and self.permits.anyone_waits()
+            if change.tables.isdisjoint(OWN_TABLES) and not awaited:
                 continue
             try:
                 await asyncio.to_thread(self.authority.tend)

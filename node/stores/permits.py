@@ -110,6 +110,10 @@ class PermitStore(Store):
         with self._database.snapshot():
             return self._permits("id IN (SELECT run FROM waiting_permits ORDER BY run LIMIT ?) ORDER BY id", (limit,))
 
+    def anyone_waits(self) -> bool:
+        """Tell whether there is a request that nobody has decided."""
+        return bool(self._database.query("SELECT 1 FROM waiting_permits LIMIT 1"))
+
     def holders(self, event: str) -> list[RunId]:
         """Return the runs with a permit that stands for an event: one, or none."""
         rows = self._database.query(
