@@ -112,7 +112,7 @@ class PermitStore(Store):
 
     def anyone_waits(self) -> bool:
         """Tell whether there is a request that nobody has decided."""
-        return bool(self._database.query("SELECT 1 FROM waiting_permits LIMIT 1"))
+        return bool(self._database.query("SELECT 1 FROM waiting_permits WHERE generation >= 0 LIMIT 1"))
 
     def holders(self, event: str) -> list[RunId]:
         """Return the runs with a permit that stands for an event: one, or none."""

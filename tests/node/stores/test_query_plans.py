@@ -274,6 +274,7 @@ def call_permit_store(permits, device):
     permits.decide_pending()
     assert permits.require(run) == permits.get(run)
     assert permits.holders(event_of("a")) == [run]
+    assert not permits.anyone_waits()
     permits.request(other)
     permits.withdraw(other)
     permits.ask_again()
