@@ -246,3 +246,34 @@ def test_a_table_with_rows_becomes_replicated_with_them(tmp_path):
     assert other.database.query("SELECT * FROM p") == [(1, "here before")]
     one.close()
     other.close()
+
+
+def test_our_own_version_1_is_upgraded_populated_and_synced_while_its_peer_stays_on_it(tmp_path, monkeypatch):
+    version_1 = tmp_path / "version_1"
+    version_1.mkdir()
+    for name in ("0000_node.sql", "0001_workflows.sql"):
+        (version_1 / name).write_text((own_migrations()[1] / name).read_text())
+    current = own_migrations()
+    monkeypatch.setattr("replicas.own_migrations", lambda: (current[0], version_1))
+    one, other = (Replica(tmp_path / f"{name}.db", seed=number) for number, name in enumerate("ab"))
+    for number in range(20):
+        one.write("INSERT INTO workflows (id, title) VALUES (?, 'old')", (f"w{number}",))
+    one.write("INSERT INTO script_runs (id, workflow_id) VALUES ('s', 'w1')")
+    exchange(one, other)
+    upgrade(one.database, [current])
+    one.write("UPDATE workflows SET status = 'paused' WHERE id = 'w0'")
+    other.write("UPDATE workflows SET title = 'edited on version 1' WHERE id = 'w1'")
+    exchange(one, other)
+    assert one.database.query("SELECT title, status FROM workflows WHERE id = 'w1'") == [
+        ("edited on version 1", "active")
+    ]
+    assert other.parked() == 1
+    upgrade(other.database, [current])
+    other.storage.retry_parked()
+    exchange(one, other)
+    assert other.parked() == 0
+    assert other.database.query("SELECT status FROM workflows WHERE id = 'w0'") == [("paused",)]
+    assert one.storage.digest().tables == other.storage.digest().tables
+    assert len(one.database.query("SELECT 1 FROM workflows")) == 20
+    one.close()
+    other.close()
