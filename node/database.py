@@ -33,6 +33,7 @@ from node.connection import (
     disconnect,
     end_reading,
     explain,
+    sync_at_checkpoints,
 )
 from node.versions import StoredVersions
 from sync.knowledge import Era, SiteId
@@ -120,6 +121,7 @@ class Database:
         self._writing = threading.RLock()
         self._reading = threading.RLock()
         self._owner: int | None = None
+        self._durable = False
         self._snapshot_owner: int | None = None
         self._versions = StoredVersions()
         self._data_version = 0
@@ -194,7 +196,9 @@ class Database:
         return SiteId(site)
 
     @contextmanager
-    def transaction(self, *, source: CommitSource = "local", replicated: bool = True) -> Iterator[Transaction]:
+    def transaction(
+        self, *, source: CommitSource = "local", replicated: bool = True, durable: bool = False
+    ) -> Iterator[Transaction]:
         """Run a block as one write transaction: all of it is committed at its end, or nothing.
 
         Inside an open transaction of the same thread the block becomes a part of that one: an error undoes the part
@@ -203,11 +207,18 @@ class Database:
         Args:
             source: what listeners are told.
             replicated: False promises that only local tables are written; then no era begins.
+            durable: wait until the disk has it, and all that was committed before: a power cut takes nothing of it
+                back. For what must be known after the program has acted outside; costs a disk access.
 
         Raises:
             DatabaseError: locked by another process for too long, disk full, file damaged. Nothing is written then.
+                Or `durable` was asked for inside a transaction that is not.
         """
         if self._owner == threading.get_ident():
+            if durable and not self._durable:
+                raise DatabaseError(
+                    "A transaction that is not durable has no durable part; begin the outer one with durable=True."
+                )
             transaction = Transaction(self._writer)
             try:
                 with transaction.part():
@@ -218,7 +229,7 @@ class Database:
         with self._writing:
             self._check_open()
             changes_before = self._writer.total_changes()
-            with self._whole(replicated) as whole:
+            with self._awaiting_disk(durable), self._whole(replicated) as whole:
                 yield whole
             changed = self._writer.total_changes() != changes_before
         if changed:
@@ -310,6 +321,20 @@ class Database:
         """Tell the listeners of `on_commit` that something was committed."""
         for listener in tuple(self._listeners):
             listener(source)
+
+    @contextmanager
+    def _awaiting_disk(self, durable: bool) -> Iterator[None]:
+        """Let the commit in the block end when the disk has it; SQLite takes this setting between transactions only."""
+        if not durable:
+            yield
+            return
+        self._writer.pragma("synchronous", "full")
+        self._durable = True
+        try:
+            yield
+        finally:
+            self._durable = False
+            sync_at_checkpoints(self._writer)
 
     @contextmanager
     def _whole(self, replicated: bool) -> Iterator[Transaction]:

@@ -103,6 +103,76 @@ def test_an_error_in_a_nested_transaction_undoes_that_part_alone(database):
     assert database.query("SELECT title FROM notes ORDER BY title") == [("kept",), ("kept too",)]
 
 
+class WatchedDisk(apsw.VFS):
+    """SQLite's own way to the disk, but it notes which kinds of files the disk was awaited for."""
+
+    def __init__(self):
+        self.awaited = []
+        self.ordinary = apsw.vfs_names()[0]
+        super().__init__("watched", base=self.ordinary, makedefault=True)
+
+    def xOpen(self, name, flags):
+        awaited, ordinary = self.awaited, self.ordinary
+
+        class WatchedFile(apsw.VFSFile):
+            def __init__(self):
+                super().__init__(ordinary, name, flags)
+                self.is_log = bool(flags[0] & apsw.SQLITE_OPEN_WAL)
+
+            def xSync(self, how):
+                awaited.append("log" if self.is_log else "other")
+                super().xSync(how)
+
+        return WatchedFile()
+
+
+@pytest.fixture
+def watched(tmp_path):
+    disk = WatchedDisk()
+    replica = Replica(tmp_path / "watched.db", seed=1)
+    disk.awaited.clear()
+    yield replica.database, disk.awaited
+    replica.close()
+    disk.unregister()
+
+
+def test_the_disk_is_awaited_for_a_durable_transaction_and_for_no_other(watched):
+    database, awaited = watched
+    with database.transaction() as transaction:
+        add(transaction)
+    assert awaited == []
+    with database.transaction(durable=True) as transaction:
+        add(transaction)
+        assert awaited == []
+    assert awaited == ["log"]
+    with database.transaction() as transaction:
+        add(transaction)
+    assert awaited == ["log"]
+
+
+def test_a_durable_transaction_that_fails_leaves_the_next_one_an_ordinary_one(watched):
+    database, awaited = watched
+    with pytest.raises(ZeroDivisionError), database.transaction(durable=True) as transaction:
+        add(transaction)
+        _ = 1 / 0
+    with database.transaction() as transaction:
+        add(transaction)
+    assert (count(database), awaited) == (1, [])
+
+
+def test_a_part_is_as_durable_as_the_whole_or_refused(watched):
+    database, awaited = watched
+    with database.transaction() as outer:
+        add(outer)
+        with pytest.raises(DatabaseError, match="begin the outer one with durable=True"):
+            with database.transaction(durable=True):
+                raise AssertionError("the block does not begin")
+    assert awaited == []
+    with database.transaction(durable=True), database.transaction(durable=True) as inner:
+        add(inner)
+    assert (count(database), awaited) == (2, ["log"])
+
+
 def test_a_transaction_cannot_be_used_after_its_block(database):
     with database.transaction() as transaction:
         with database.transaction() as inner:
