@@ -20,7 +20,6 @@ import logging
 import os
 import platform
 import ssl as ssl_module
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from importlib.resources.abc import Traversable
@@ -59,6 +58,7 @@ from node.stores import (
 from node.stores.peers import Peer, PeerStore
 from node.stores.reading import StatusName
 from node.stores.settings import SettingStore
+from node.surroundings import Surroundings
 from node.watch import ChangeWatch, Subscription
 from sync.limits import NAME_BYTES_MAX
 from sync.ports import DatabaseDigest
@@ -154,6 +154,7 @@ class Node:
 
     Attributes:
         database: the file, for whoever needs transactions that span stores.
+        surroundings: what the node was lent of the machine that it runs on.
         workflows, topics, events, script_runs, handler_runs, mutations, handler_states, permits, authorities,
             modes: the stores.
         authority: whoever decides on permits.
@@ -162,9 +163,10 @@ class Node:
         name: this node's name for people.
     """
 
-    def __init__(self, database: Database, *, workspace_id: str, name: str) -> None:
+    def __init__(self, database: Database, *, workspace_id: str, name: str, surroundings: Surroundings) -> None:
         """Use `Node.open`."""
         self.database = database
+        self.surroundings = surroundings
         self.workspace_id = workspace_id
         self.name = name
         self.workflows = WorkflowStore(database)
@@ -178,9 +180,11 @@ class Node:
         self.authorities = AuthorityStore(database)
         self.modes = ModeStore(database)
         self.authority: Authority = Arbiter(database)
-        self.staleness = StalenessWatch(database)
-        self._storage = ChangeStorage(database)
-        self._watch = ChangeWatch(database)
+        self.staleness = StalenessWatch(
+            database, rule=surroundings.staleness, now_ms=surroundings.monotonic_ms, boot=surroundings.boot
+        )
+        self._storage = ChangeStorage(database, boot=surroundings.boot)
+        self._watch = ChangeWatch(database, processes_looked_for_every_s=surroundings.processes_looked_for_every_s)
         self._sync: Syncing | None = None
         self._tending: asyncio.Task[None] | None = None
 
@@ -193,8 +197,7 @@ class Node:
         name: str | None = None,
         migrations: str | os.PathLike[str] | Traversable | None = None,
         create: bool = True,
-        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
-        random_bytes: Callable[[int], bytes] = os.urandom,
+        surroundings: Surroundings | None = None,
     ) -> Node:
         """Open a node's file, or create it; bring its schema up to date.
 
@@ -205,8 +208,7 @@ class Node:
             name: what people call this node; the machine's name, if never given.
             migrations: the folder with the app's own numbered SQL files; see `node.migrate`.
             create: False: the file must exist.
-            clock_ms: the wall clock, Unix milliseconds.
-            random_bytes: source of ids and tokens.
+            surroundings: clocks, chance and network, for tests; the real machine's, if not lent.
 
         Raises:
             WorkspaceMismatch: the file belongs to another workspace.
@@ -218,7 +220,9 @@ class Node:
         _check_name("name", name)
         if not create and not file.exists():
             raise NotFound("file", [str(file)], "create it first (`leasemesh init`)")
-        database = Database.open(file, clock_ms=clock_ms, random_bytes=random_bytes)
+        surroundings = surroundings or Surroundings()
+        random_bytes = surroundings.random_bytes
+        database = Database.open(file, clock_ms=surroundings.clock_ms, random_bytes=random_bytes)
         try:
             _upgrade(database, migrations)
             settings = SettingStore(database)
@@ -231,6 +235,7 @@ class Node:
                 database,
                 workspace_id=actual,
                 name=settings.get_or_set("name", platform.node() or "node"),
+                surroundings=surroundings,
             )
         except BaseException:
             database.close()
@@ -363,7 +368,7 @@ class Node:
         else:
             from node.syncing import refuse_when_synced_elsewhere
 
-            await asyncio.to_thread(refuse_when_synced_elsewhere, self.path)
+            await asyncio.to_thread(refuse_when_synced_elsewhere, self.path, lock=self.surroundings.lock)
 
     def take_over(self, events: Sequence[str], *, handler: str = "manual") -> Reservation:
         """Reserve events, by id, that another node holds and has been silent about for long enough.
@@ -427,7 +432,7 @@ class Node:
         """
         from node.syncing import sync_lock
 
-        with sync_lock(self.path):
+        with sync_lock(self.path, lock=self.surroundings.lock):
             return self._storage.reidentify().site.hex()
 
     def _new_run(self) -> RunId:
@@ -468,7 +473,7 @@ class Node:
         if self._sync is not None:
             raise IllegalState(f"node {self.name}", "syncing", "stop_sync comes before the next start_sync")
         options = SyncOptions(listen, tuple(peers), token, listen_ssl, dial_ssl)
-        sync = Syncing(self.database, self._storage, self._watch, self._config(token), options)
+        sync = Syncing(self.database, self._storage, self._watch, self._config(token), options, self.surroundings)
         self._sync = sync
         try:
             await sync.start(every_few_seconds=self._keep_house)
@@ -550,7 +555,7 @@ class Node:
         from node.syncing import SyncOptions, compare
 
         options = SyncOptions(token=token, dial_ssl=dial_ssl)
-        return await compare(self.database, self._storage, self._config(token), peer, options)
+        return await compare(self.database, self._storage, self._config(token), peer, options, self.surroundings)
 
     def _config(self, token: str | None) -> EngineConfig:
         from sync.engine import EngineConfig

@@ -7,7 +7,6 @@ nothing after a restart of the machine, so watches carry the boot they were made
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,11 +17,7 @@ from node.ids import RunId, short
 from node.leases import StalenessRule, take_over_wait_ms
 from node.stores.base import blob_of
 from node.stores.events import EventStore
-
-
-def monotonic_ms() -> int:
-    """Return this machine's monotonic clock in milliseconds; processes of one boot share it."""
-    return time.monotonic_ns() // 1_000_000
+from node.surroundings import monotonic_ms
 
 
 @dataclass(frozen=True, slots=True)

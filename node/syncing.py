@@ -7,33 +7,29 @@ import asyncio
 import logging
 import ssl as ssl_module
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-
-from filelock import FileLock, Timeout
 
 from node.connection import DatabaseError
 from node.database import CommitSource, Database
 from node.errors import LeasemeshError
 from node.ids import NodeId
+from node.locks import LockHeld, file_lock
 from node.stores.peers import Direction, Peer, PeerStore
+from node.surroundings import Listening, Network, Surroundings
 from node.watch import ChangeWatch
 from sync.address import check_binding, parse_address
+from sync.dialler import Dialler
 from sync.effects import LinkId, Tell
 from sync.engine import Engine, EngineConfig, PeerStatus
 from sync.knowledge import SiteId
 from sync.loop import Observer, SyncLoop
 from sync.ports import Applied, DatabaseDigest, Incoming, Storage
-from sync.websocket import (
-    DialFailed,
-    Dialler,
-    Listener,
-    TransportLimits,
-    carry_dialled,
-    dial,
-)
+from sync.transport import DialFailed
+from sync.websocket import TransportLimits, WebSockets
+from sync.workers import Worker
 
 PEERS_WRITTEN_EVERY_S = 1.0
 """At most so often the table of peers is written: enough for people who look, nothing for the disk."""
@@ -74,29 +70,35 @@ class SyncOptions:
     dial_ssl: ssl_module.SSLContext | None = None
     limits: TransportLimits = field(default_factory=TransportLimits)
 
+    def network(self, surroundings: Surroundings) -> Network:
+        """Return what connects nodes: what was lent, or websockets with these options."""
+        if surroundings.network is not None:
+            return surroundings.network
+        return WebSockets(self.limits, listen_ssl=self.listen_ssl, dial_ssl=self.dial_ssl)
+
+
+Lock = Callable[[Path, float], AbstractContextManager[None]]
+
 
 @contextmanager
-def sync_lock(path: Path) -> Iterator[None]:
+def sync_lock(path: Path, *, lock: Lock = file_lock) -> Iterator[None]:
     """Hold the right to sync a file, or to change its identity: one process at a time has it.
 
     Raises:
         SyncRefused: another one has it.
     """
-    lock = FileLock(f"{path}.sync-lock", thread_local=False)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise SyncRefused(
-            f"another process syncs {path} already; stop it first, or just use the file: "
-            "what is written there is synced by that process"
-        ) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock(_lock_path(path), 0))
+        except LockHeld as error:
+            raise SyncRefused(
+                f"another process syncs {path} already; stop it first, or just use the file: "
+                "what is written there is synced by that process"
+            ) from error
         yield
-    finally:
-        lock.release()
 
 
-def refuse_when_synced_elsewhere(path: Path) -> None:
+def refuse_when_synced_elsewhere(path: Path, *, lock: Lock = file_lock) -> None:
     """Make sure that no other process syncs a file.
 
     Raises:
@@ -104,13 +106,17 @@ def refuse_when_synced_elsewhere(path: Path) -> None:
     """
     try:
         # Whoever else only looks, as this function does, is done in a moment.
-        with FileLock(f"{path}.sync-lock", thread_local=False).acquire(timeout=LOOK_S):
+        with lock(_lock_path(path), LOOK_S):
             return
-    except Timeout as error:
+    except LockHeld as error:
         raise SyncRefused(
             f"another process syncs {path}, and only that one knows which nodes are within reach; "
             "begin the work in that process, or stop it first"
         ) from error
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sync-lock")
 
 
 class _NoticingStorage:
@@ -144,7 +150,13 @@ class Syncing:
     loop: SyncLoop
 
     def __init__(
-        self, database: Database, storage: Storage, watch: ChangeWatch, config: EngineConfig, options: SyncOptions
+        self,
+        database: Database,
+        storage: Storage,
+        watch: ChangeWatch,
+        config: EngineConfig,
+        options: SyncOptions,
+        surroundings: Surroundings,
     ) -> None:
         """Check the options; nothing is opened.
 
@@ -156,13 +168,15 @@ class Syncing:
         self._watch = watch
         self._config = config
         self._options = options
+        self._surroundings = surroundings
+        self._network = options.network(surroundings)
         self._peer_urls = [parse_address(text) for text in options.peers]
         if options.listen is not None:
             check_binding(options.listen[0], options.token)
         self._random = Random(int.from_bytes(database.random_bytes(8), "big"))
         self._stack = AsyncExitStack()
         self._diallers: list[Dialler] = []
-        self._listener: Listener | None = None
+        self._listener: Listening | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._since: dict[tuple[str, str], int] = {}  # (peer, state) -> Unix milliseconds
 
@@ -183,10 +197,14 @@ class Syncing:
             DatabaseDamaged: the file is damaged; nothing of it may reach other nodes.
         """
         async with AsyncExitStack() as stack:
-            stack.enter_context(sync_lock(self._database.path))
+            stack.enter_context(sync_lock(self._database.path, lock=self._surroundings.lock))
             await asyncio.to_thread(self._database.check)
             state = await asyncio.to_thread(self._storage.state)
-            self.loop = SyncLoop(Engine(state, self._config, self._database.random_bytes), self._storage)
+            self.loop = SyncLoop(
+                Engine(state, self._config, self._database.random_bytes),
+                self._storage,
+                make_worker=self._surroundings.make_worker or Worker,
+            )
             self._make_transports()
             self._arrange_stop(stack)
             if self._listener is not None:
@@ -239,10 +257,9 @@ class Syncing:
         options = self._options
         if options.listen is not None:
             host, port = options.listen
-            self._listener = Listener(self.loop, host, port, limits=options.limits, ssl=options.listen_ssl)
+            self._listener = self._network.listener(self.loop, host, port)
         self._diallers = [
-            Dialler(self.loop, url, random=self._random.random, limits=options.limits, ssl=options.dial_ssl)
-            for url in self._peer_urls
+            Dialler(self.loop, url, random=self._random.random, dial=self._network.dial) for url in self._peer_urls
         ]
 
     def _arrange_stop(self, stack: AsyncExitStack) -> None:
@@ -366,7 +383,12 @@ class Comparison:
 
 
 async def compare(
-    database: Database, storage: Storage, config: EngineConfig, peer: str, options: SyncOptions
+    database: Database,
+    storage: Storage,
+    config: EngineConfig,
+    peer: str,
+    options: SyncOptions,
+    surroundings: Surroundings,
 ) -> Comparison:
     """Compare this file with a peer, over a connection of its own. Works while another process syncs the file.
 
@@ -376,14 +398,14 @@ async def compare(
     """
     url = parse_address(peer)
     state = await asyncio.to_thread(storage.state)
-    loop = SyncLoop(Engine(state, config, database.random_bytes), storage)
+    loop = SyncLoop(
+        Engine(state, config, database.random_bytes), storage, make_worker=surroundings.make_worker or Worker
+    )
     observer = loop.observe()
     try:
-        connection = await dial(url, limits=options.limits, ssl=options.dial_ssl)
+        transport = await options.network(surroundings).dial(url)
         carrying = asyncio.create_task(
-            carry_dialled(
-                loop, connection, limits=options.limits, purpose="inspect", on_established=loop.request_digest
-            )
+            loop.carry(transport, dialed=True, purpose="inspect", on_established=loop.request_digest)
         )
         answer = asyncio.create_task(_digest_told(observer))
         await asyncio.wait((carrying, answer), return_when=asyncio.FIRST_COMPLETED)

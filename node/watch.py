@@ -17,9 +17,7 @@ from typing import Literal
 
 from node.connection import DatabaseError
 from node.database import CommitSource, Database
-
-POLL_S = 0.03
-"""How often other processes' commits are looked for: below what people notice, for half a percent of a processor."""
+from node.surroundings import PROCESSES_LOOKED_FOR_EVERY_S
 
 RETRY_S = 1.0
 """After an error of the file (a full disk, a lock that somebody holds for very long) it is looked at again this much
@@ -90,8 +88,11 @@ class ChangeWatch:
     Everything but `notice` is for the event loop's thread.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(
+        self, database: Database, *, processes_looked_for_every_s: float = PROCESSES_LOOKED_FOR_EVERY_S
+    ) -> None:
         self._database = database
+        self._poll_s = processes_looked_for_every_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._subscriptions: list[Subscription] = []
         self._on_process_commit: list[Callable[[], None]] = []
@@ -146,7 +147,7 @@ class ChangeWatch:
             self._stop_listening = self._database.on_commit(self._committed)
             self._data_version = self._database.data_version()
             self._version = self._database.version()
-            self._timer = loop.call_later(POLL_S, self._poll)
+            self._timer = loop.call_later(self._poll_s, self._poll)
 
     def _forget_closed_loop(self) -> None:
         self._subscriptions.clear()
@@ -176,7 +177,7 @@ class ChangeWatch:
 
     def _poll(self) -> None:
         assert self._loop is not None
-        wait_s = POLL_S
+        wait_s = self._poll_s
         try:
             data_version = self._database.data_version()
         except DatabaseError as error:

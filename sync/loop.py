@@ -46,7 +46,7 @@ from sync.errors import CloseCode, LocalProtocolError, StorageDamaged, is_retrya
 from sync.knowledge import Era, SiteId
 from sync.ports import ChangeReader, LocalState, ReadResult, Storage
 from sync.transport import Transport, TransportEnd
-from sync.workers import Worker
+from sync.workers import Jobs, JobsFactory, Worker
 
 READER_THREADS_MAX = 4
 """Reading is work for the processor, and Python runs one thread at a time: more readers than this would only wait."""
@@ -144,7 +144,7 @@ class _Link:
     __slots__ = ("close", "established", "id", "on_established", "reader", "transport", "worker")
 
     def __init__(
-        self, link_id: LinkId, transport: Transport, worker: Worker, on_established: Callable[[LinkId], None] | None
+        self, link_id: LinkId, transport: Transport, worker: Jobs, on_established: Callable[[LinkId], None] | None
     ) -> None:
         self.id = link_id
         self.transport = transport
@@ -188,9 +188,11 @@ class SyncLoop:
         peers_changed: set when what is to be said about peers may have changed; for one user, who clears it.
     """
 
-    def __init__(self, engine: Engine, storage: Storage) -> None:
+    def __init__(self, engine: Engine, storage: Storage, *, make_worker: JobsFactory = Worker) -> None:
+        """Args: `make_worker` makes what does the blocking work; threads, if none is lent."""
         self._engine = engine
         self._storage = storage
+        self._make_worker = make_worker
         self._loop = asyncio.get_running_loop()
         self._link_ids = itertools.count(1)
         self._links: dict[LinkId, _Link] = {}
@@ -209,8 +211,8 @@ class SyncLoop:
         self._barriers_wanted = 0
         self._stopping = False
         self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._storage_worker = Worker("leasemesh-storage", self._loop)
-        self._readers: list[Worker] = []
+        self._storage_worker = make_worker("leasemesh-storage", self._loop)
+        self._readers: list[Jobs] = []
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
             Send: self._send,
             Close: self._close,
@@ -478,9 +480,9 @@ class SyncLoop:
         if not self._links:
             self._no_links.set()
 
-    def _reader_worker(self) -> Worker:
+    def _reader_worker(self) -> Jobs:
         if len(self._readers) < READER_THREADS_MAX:
-            self._readers.append(Worker(f"leasemesh-reader-{len(self._readers) + 1}", self._loop))
+            self._readers.append(self._make_worker(f"leasemesh-reader-{len(self._readers) + 1}", self._loop))
             return self._readers[-1]
         users = [link.worker for link in self._links.values()]
         return min(self._readers, key=users.count)

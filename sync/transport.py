@@ -1,4 +1,5 @@
-"""What carries messages between two nodes, as the loop sees it. `sync.websocket` is one such thing."""
+"""What carries messages between two nodes, as the loop sees it. `sync.websocket` is one such thing, the simulated
+network of `node.testing` another."""
 
 from __future__ import annotations
 
@@ -20,6 +21,10 @@ class TransportEnd:
     reason: str
 
 
+class DialFailed(Exception):
+    """No connection; the text is one sentence that says why."""
+
+
 class Transport(Protocol):
     """One open connection, as the loop uses it."""
 
@@ -39,4 +44,4 @@ class Transport(Protocol):
         """Tell whether anything has come since this was last asked, be it a part of a message."""
 
     async def pump(self, received: Callable[[bytes], None]) -> TransportEnd:
-        """Hand over each message until the connection has ended; return how it ended."""
+        """Hand over each message until the connection has ended; return how it ended. Ends it when cancelled."""

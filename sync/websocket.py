@@ -1,5 +1,4 @@
-"""Links over websockets: a listener, a dialler that comes back, and the pump between a connection and the
-sync loop.
+"""Links over websockets: a listener, dialling, and the pump between a connection and the sync loop.
 
 One leasemesh message is one binary websocket message. The library's own pings and compression are off: liveness is the
 engine's business (its frames carry more than "alive"), and batches are compressed before they get here, where it pays.
@@ -18,7 +17,7 @@ import logging
 import ssl as ssl_module
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -30,19 +29,13 @@ from websockets.typing import Subprotocol
 
 from sync.address import AddressError as AddressError
 from sync.address import is_loopback
-from sync.backoff import Backoff
-from sync.effects import LinkId, Tell
-from sync.engine import Purpose
+from sync.effects import LinkId
 from sync.errors import CloseCode
 from sync.limits import MESSAGE_BYTES_MAX
-from sync.loop import LinkEnd, SyncLoop
-from sync.transport import TransportEnd
+from sync.loop import SyncLoop
+from sync.transport import DialFailed, Transport, TransportEnd
 
 SUBPROTOCOL = Subprotocol("leasemesh.1")
-
-STABLE_S = 10.0
-"""A link that stayed for so long was a success: the next failure starts with short waits again. One that breaks at
-once, again and again, must not be redialled at the shortest wait for ever."""
 
 log = logging.getLogger("leasemesh.websocket")
 
@@ -135,6 +128,7 @@ class WebSocketTransport:
         finally:
             if self._closing is not None:
                 await self._closing
+            await self._connection.close()  # not closed yet when this was cancelled
 
     async def _close(self, code: int, reason: str) -> None:
         """Close within the time-out, even when the peer reads nothing."""
@@ -293,108 +287,27 @@ class _CountedConnection(_Noticing, ServerConnection):
 # --- Dialling ---------------------------------------------------------------------------------------------------------
 
 
-DialState = Literal["dialling", "connected", "waiting", "refused"]
-
-
-class Dialler:
-    """Keeps one link to one address open: dials, serves, waits, dials again.
-
-    Attributes:
-        url: the address.
-        state: "connected" while the peer has proven to belong to the workspace; "refused" when somebody has to change
-            something before dialling can help (it is tried now and then all the same).
-        text: one sentence on why it is not connected, "" when there is nothing to say.
-        link: the link, while connected.
-
-    Args:
-        sync_loop: what the link is for.
-        url: from `parse_address`.
-        random: numbers in [0, 1), for the waiting times.
-        ssl: for wss:// with other than the system's certificates.
-    """
+class WebSockets:
+    """The network as `node.syncing` uses it (`sync.transport.Network`)."""
 
     def __init__(
         self,
-        sync_loop: SyncLoop,
-        url: str,
+        limits: TransportLimits,
         *,
-        random: Callable[[], float],
-        limits: TransportLimits | None = None,
-        ssl: ssl_module.SSLContext | None = None,
+        listen_ssl: ssl_module.SSLContext | None = None,
+        dial_ssl: ssl_module.SSLContext | None = None,
     ) -> None:
-        self.url = url
-        self._sync_loop = sync_loop
-        self._limits = limits or TransportLimits()
-        self._ssl = ssl
-        self._backoff = Backoff(random)
-        self.state: DialState = "dialling"
-        self.text = ""
-        self.link: LinkId | None = None
-        self._carrying = False
-        self._stopping = False
-        self._task: asyncio.Task[None] | None = None
+        self._limits = limits
+        self._listen_ssl = listen_ssl
+        self._dial_ssl = dial_ssl
 
-    def start(self) -> None:
-        """Begin to dial."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"dial {self.url}")
+    def listener(self, sync_loop: SyncLoop, host: str, port: int) -> Listener:
+        """Make a listener; nothing is opened yet."""
+        return Listener(sync_loop, host, port, limits=self._limits, ssl=self._listen_ssl)
 
-    def stop_dialling(self) -> None:
-        """Dial no more. A link that is open stays; the sync loop ends it."""
-        self._stopping = True
-        if self._task is not None and not self._carrying:
-            self._task.cancel()
-
-    async def stop(self) -> None:
-        """Dial no more and wait until the link, if any, has ended."""
-        self.stop_dialling()
-        if self._task is not None:
-            await asyncio.wait([self._task])
-
-    async def _run(self) -> None:
-        clock = asyncio.get_running_loop().time
-        while not self._stopping:
-            self._set_state("dialling", self.text)
-            opened_at = clock()
-            end = await self._dial_and_carry()
-            if end.established and clock() - opened_at >= STABLE_S:
-                self._backoff.reset()
-            if not self._stopping:
-                await self._wait_after(end)
-
-    async def _dial_and_carry(self) -> LinkEnd:
-        try:
-            connection = await dial(self.url, limits=self._limits, ssl=self._ssl)
-        except DialFailed as failure:
-            self._sync_loop.tell(Tell("refused", f"{self.url}: {failure}", name=self.url))
-            return LinkEnd(str(failure), retry=True, established=False)
-        self._carrying = True
-        try:
-            return await carry_dialled(
-                self._sync_loop, connection, limits=self._limits, on_established=self._established
-            )
-        except Exception as error:
-            log.error("the link to %s ended by an internal error: %s", self.url, error)
-            log.debug("traceback", exc_info=error)
-            return LinkEnd(f"internal error: {error}", retry=True, established=False)
-        finally:
-            self._carrying = False
-
-    def _established(self, link: LinkId) -> None:
-        self._set_state("connected", "", link)
-
-    def _set_state(self, state: DialState, text: str, link: LinkId | None = None) -> None:
-        self.state, self.text, self.link = state, text, link
-        self._sync_loop.note_peers_changed()
-
-    async def _wait_after(self, end: LinkEnd) -> None:
-        self._set_state("waiting" if end.retry else "refused", end.reason)
-        delay_s = self._backoff.next_delay_s() if end.retry else self._backoff.delay_max_s
-        log.debug("%s: %s; dialling again in %.1f s", self.url, end.reason, delay_s)
-        await asyncio.sleep(delay_s)
-
-
-class DialFailed(Exception):
-    """No connection; the text is one sentence that says why."""
+    async def dial(self, url: str) -> Transport:
+        """Open a connection. Raises DialFailed as `dial`."""
+        return WebSocketTransport(await dial(url, limits=self._limits, ssl=self._dial_ssl), self._limits)
 
 
 async def dial(url: str, *, limits: TransportLimits, ssl: ssl_module.SSLContext | None = None) -> ClientConnection:
@@ -429,22 +342,6 @@ async def dial(url: str, *, limits: TransportLimits, ssl: ssl_module.SSLContext 
         await connection.close(1002, f"sub-protocol {SUBPROTOCOL} expected")
         raise DialFailed(f"is a websocket server, but does not speak {SUBPROTOCOL}")
     return connection
-
-
-async def carry_dialled(
-    sync_loop: SyncLoop,
-    connection: ClientConnection,
-    *,
-    limits: TransportLimits,
-    purpose: Purpose = "sync",
-    on_established: Callable[[LinkId], None] | None = None,
-) -> LinkEnd:
-    """Serve a connection that this node opened, until it has ended."""
-    transport = WebSocketTransport(connection, limits)
-    try:
-        return await sync_loop.carry(transport, dialed=True, purpose=purpose, on_established=on_established)
-    finally:
-        await connection.close()
 
 
 def _http_problem(status: int) -> str:

@@ -11,11 +11,30 @@ import asyncio
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 Result = TypeVar("Result")
 Job = Callable[[], Callable[[], None]]
 """Runs in the worker's thread and returns what to run in the event loop afterwards."""
+
+
+class Jobs(Protocol):
+    """Does jobs one at a time in the order they were submitted: a `Worker`, or what stands for one in virtual time."""
+
+    def submit(
+        self,
+        work: Callable[[], Result],
+        done: Callable[[Result], None] | None = None,
+        failed: Callable[[Exception], None] | None = None,
+    ) -> None:
+        """See `Worker.submit`."""
+
+    async def stop(self) -> None:
+        """See `Worker.stop`."""
+
+
+JobsFactory = Callable[[str, asyncio.AbstractEventLoop], Jobs]
+"""Makes one, of a name and the event loop that its answers go to."""
 
 
 class Worker:

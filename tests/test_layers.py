@@ -29,6 +29,7 @@ DATABASE_MODULES = {
 # The first pattern that a module's path matches decides. What no row names may import anything.
 FORBIDDEN_IMPORTS: dict[str, set[str]] = {
     "sync/loop.py": SQL | {"node"},
+    "sync/dialler.py": SQL | {"node"},
     "sync/websocket.py": SQL | {"node"},
     "sync/workers.py": SQL | {"node"},
     "sync/*.py": INPUT_OUTPUT | CHANCE_AND_CLOCK | {"node"},

@@ -30,7 +30,7 @@ from replicas import check_identity, send
 from node import IllegalState, LeaseLost, NewEvent, Node, NotAvailable, NotFound
 from node.changes import ChangeStorage
 from node.leases import StalenessRule
-from node.staleness import StalenessWatch
+from node.surroundings import Surroundings
 
 NAMES = [f"event {number}" for number in range(4)]
 STATUSES = ("pending", "reserved", "consumed", "skipped", "dead")
@@ -67,9 +67,13 @@ class Side:
 
     def open(self):
         self.node = Node.open(
-            self.path, workspace="team", name=f"node {self.number}", clock_ms=lambda: next(self._ticks)
+            self.path,
+            workspace="team",
+            name=f"node {self.number}",
+            surroundings=Surroundings(
+                clock_ms=lambda: next(self._ticks), staleness=StalenessRule(ttl_ms=0, margin_ms=0)
+            ),
         )
-        self.node.staleness = StalenessWatch(self.node.database, rule=StalenessRule(ttl_ms=0, margin_ms=0))
         self.storage = ChangeStorage(self.node.database)
 
     @property

@@ -22,6 +22,7 @@ from helpers import World, keys
 from node import NewEvent, Node, ids
 from node.changes import ChangeStorage
 from node.derived import rebuild
+from node.surroundings import Surroundings
 from sync import wire
 from sync.columns import decode_rows, encode_rows
 from sync.effects import Send
@@ -214,7 +215,10 @@ def open_node(path, *, seed):
     """The same inputs are made from the same seed, so nothing here may be random."""
     ticks = itertools.count(1_700_000_000_000)
     return Node.open(
-        path, workspace="w", name=path.stem, clock_ms=lambda: next(ticks), random_bytes=Random(seed).randbytes
+        path,
+        workspace="w",
+        name=path.stem,
+        surroundings=Surroundings(clock_ms=lambda: next(ticks), random_bytes=Random(seed).randbytes),
     )
 
 
