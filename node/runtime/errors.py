@@ -1,0 +1,50 @@
+"""What can go wrong in a handler, and what its author can say about it."""
+
+from __future__ import annotations
+
+from node.errors import LeasemeshError
+
+
+class PhaseViolation(LeasemeshError):
+    """A handler did what its phase does not allow; its code must be changed.
+
+    Attributes:
+        call: what was called.
+        phase: the phase that ran, or that had ended.
+    """
+
+    def __init__(self, call: str, phase: str, rule: str) -> None:
+        super().__init__(f"{call} in phase {phase}: {rule}")
+        self.call = call
+        self.phase = phase
+
+
+class Transient(Exception):
+    """Raised by a handler's code: it failed for a reason that goes away by itself (a service is down), try again
+    later. OSError and TimeoutError count as this too."""
+
+
+class DidNotHappen(Exception):
+    """Raised by an effect: it certainly did not happen. Everything else that an effect raises, a time-out included,
+    leaves its outcome unknown.
+
+    Attributes:
+        transient: it may well happen when tried again later; otherwise the event is given up after three tries.
+    """
+
+    def __init__(self, reason: str, *, transient: bool = False) -> None:
+        super().__init__(reason)
+        self.transient = transient
+
+
+TRANSIENT: tuple[type[BaseException], ...] = (Transient, OSError, TimeoutError)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether trying again later may help, without a change of code or data.
+
+    Of an effect that did not happen its author says so, or it was raised from an error that says so.
+    """
+    if isinstance(error, DidNotHappen):
+        return error.transient or isinstance(error.__cause__, TRANSIENT)
+    return isinstance(error, TRANSIENT)
