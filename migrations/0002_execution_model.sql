@@ -62,6 +62,7 @@ CREATE TABLE reservations (
         AND length(unhex(body ->> '$.node')) = 16
         AND json_type(body, '$.at') = 'integer' AND body ->> '$.at' BETWEEN 0 AND 4611686018427387904
         AND json_type(body, '$.events') = 'array'
+        AND (body ->> '$.of' IS NULL OR length(unhex(body ->> '$.of')) = 16)
     ) IS TRUE),
     state TEXT NOT NULL DEFAULT 'held' CHECK (typeof(state) = 'text')
 );

@@ -2,7 +2,7 @@
 
 from node.stores.authorities import Appointment, AuthorityInfo, AuthorityStore
 from node.stores.events import ClaimInfo, EventStore, Explanation, PublishCounts, Published
-from node.stores.leasing import ReservationInfo
+from node.stores.leasing import EffectBehind, ReservationInfo
 from node.stores.modes import ModeSetting, ModeStore
 from node.stores.mutations import Mutation, MutationStore, VerdictInfo
 from node.stores.permits import Permit, PermitStore
@@ -10,6 +10,7 @@ from node.stores.publications import NewEvent
 from node.stores.reading import Event, TopicCounts
 from node.stores.runs import HandlerRun, HandlerRunStore
 from node.stores.states import HandlerState, HandlerStateStore
+from node.stores.takeover import HeldElsewhere
 from node.stores.topics import Topic, TopicStore
 from node.stores.workflows import ScriptRun, ScriptRunStore, Workflow, WorkflowStore
 
@@ -18,6 +19,7 @@ __all__ = [
     "AuthorityInfo",
     "AuthorityStore",
     "ClaimInfo",
+    "EffectBehind",
     "Event",
     "EventStore",
     "Explanation",
@@ -25,6 +27,7 @@ __all__ = [
     "HandlerRunStore",
     "HandlerState",
     "HandlerStateStore",
+    "HeldElsewhere",
     "ModeSetting",
     "ModeStore",
     "Mutation",

@@ -15,9 +15,9 @@ from node.ids import EventId, NodeId, RunId
 from node.jsonvalue import Json
 from node.leases import ClaimState
 from node.stores.base import blob_of
-from node.stores.leasing import Leasing
 from node.stores.publications import NewEvent, Origin, cut, encode_event, encode_publication
 from node.stores.reading import Event
+from node.stores.takeover import TakingOver
 from node.stores.topics import TopicStore
 
 PUBLISH_CHUNK = 1_000
@@ -81,7 +81,7 @@ class Explanation:
     duplicate: bool
 
 
-class EventStore(Leasing):
+class EventStore(TakingOver):
     """All operations on events."""
 
     def publish(

@@ -14,12 +14,13 @@ from typing import Literal
 from node import ids
 from node.clock import credible_until, next_hybrid_time
 from node.database import Transaction
-from node.errors import HomeElsewhere, IllegalState, InvalidInput, LeaseLost, NotAvailable, NotFound
-from node.ids import EventId, NodeId, RunId
+from node.errors import IllegalState, InvalidInput, LeaseLost, NotAvailable, NotFound
+from node.ids import EventId, NodeId, RunId, WorkId
 from node.jsonvalue import check_text, check_whole, decode_object
 from node.leases import EPOCH_MAX
 from node.stores.base import blob_of, events_of, give_up_permit, topic_of
-from node.stores.modes import Mode, ModeStore
+from node.stores.modes import Mode, ModeStore, mode_of
+from node.stores.mutations import MutationStore, WorkOutcome
 from node.stores.reading import EVENT_COLUMNS, Event, EventReader
 
 Outcome = Literal["consumed", "skipped", "dead"]
@@ -35,6 +36,25 @@ CLAIMS_MAX = 1_000
 """Events in one reservation: it is one row, and settling it is one transaction."""
 
 
+SUCCESSIONS_MAX = 1_000
+"""How far the way is followed from a run that took work over to the run that began it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EffectBehind:
+    """The effect that stands behind a run's claims.
+
+    Attributes:
+        run: whose ledger entry it is.
+        work: the work, with which `MutationStore` tells more.
+        outcome: what all entries and verdicts on that work come to.
+    """
+
+    run: RunId
+    work: WorkId
+    outcome: WorkOutcome
+
+
 @dataclass(frozen=True, slots=True)
 class ReservationInfo:
     """A reservation as its row says.
@@ -47,6 +67,8 @@ class ReservationInfo:
         at: hybrid time.
         state: held, released, lost, consumed, skipped or dead.
         claims: event id -> epoch.
+        mode: soft, confirmed or home, as it was claimed.
+        of: the run whose work it goes on with, when it was taken over from one (`take_over_run`).
     """
 
     run: RunId
@@ -57,6 +79,8 @@ class ReservationInfo:
     at: int
     state: str
     claims: dict[EventId, int]
+    mode: Mode
+    of: RunId | None
 
 
 class Leasing(EventReader):
@@ -70,6 +94,7 @@ class Leasing(EventReader):
         *,
         partial: bool = False,
         handler: str = "manual",
+        default_mode: Mode = "soft",
     ) -> list[Event]:
         """Claim the named events for `run`, all or nothing.
 
@@ -79,6 +104,7 @@ class Leasing(EventReader):
             wanted: (topic, message ids) pairs; at most 1,000 events together.
             partial: take what is pending and return exactly that, which may be nothing.
             handler: the handler the run belongs to.
+            default_mode: how it claims when neither the handler nor a topic has a setting (`node.stores.modes`).
 
         Raises:
             NotFound: naming the events that do not exist.
@@ -96,7 +122,7 @@ class Leasing(EventReader):
         }
         check_whole("number of events to reserve", len(names), least=1, most=CLAIMS_MAX)
         with self._database.transaction() as transaction:
-            mode = self._mode(workflow, dict.fromkeys(topic for topic, _ in wanted), handler)
+            mode = self._mode(workflow, dict.fromkeys(topic for topic, _ in wanted), handler, default_mode)
             found = self._existing(list(names))
             missing = [name for identifier, name in names.items() if identifier not in found]
             if missing:
@@ -104,12 +130,21 @@ class Leasing(EventReader):
             free = [event for event in found.values() if event.status == "pending"]
             if len(free) < len(found) and not partial:
                 raise NotAvailable({names[one.id]: _holder(one) for one in found.values() if one.status != "pending"})
+            self._refuse_permitted(free, mode)
             return self._claim(transaction, run, workflow, handler, free, mode)
 
     def reserve_next(
-        self, run: str, workflow: str, topic: str, *, limit: int = 100, handler: str = "manual"
+        self,
+        run: str,
+        workflow: str,
+        topic: str,
+        *,
+        limit: int = 100,
+        handler: str = "manual",
+        default_mode: Mode = "soft",
     ) -> list[Event]:
         """Claim the oldest pending events of a topic for `run`; returns them, an empty list when there are none.
+        `default_mode` is as in `reserve`.
 
         Raises:
             InvalidInput: `limit` is not within 1..1,000.
@@ -117,12 +152,13 @@ class Leasing(EventReader):
         """
         check_whole("limit", limit, least=1, most=CLAIMS_MAX)
         with self._database.transaction() as transaction:
-            mode = self._mode(workflow, (topic,), handler)
+            mode = self._mode(workflow, (topic,), handler, default_mode)
             free = self._events(
                 f"SELECT {EVENT_COLUMNS} FROM event_index AS e "
                 "WHERE e.topic = ? AND e.status = 0 ORDER BY e.at, e.id LIMIT ?",
                 (blob_of(topic_of(workflow, topic)), limit),
             )
+            self._refuse_permitted(free, mode)
             return self._claim(transaction, run, workflow, handler, free, mode)
 
     def reservation(self, run: str) -> ReservationInfo | None:
@@ -146,6 +182,8 @@ class Leasing(EventReader):
             at=body["at"],
             state=_state_of(rows[0][1]),
             claims={EventId(event): epoch for event, epoch in claims},
+            mode=mode_of(body.get("mode", "soft")),
+            of=RunId(body["of"].lower()) if body.get("of") else None,
         )
 
     def find_run(self, prefix: str) -> RunId | None:
@@ -190,7 +228,8 @@ class Leasing(EventReader):
         Returns how many events it gave up, 0 when the reservation had ended by release before.
 
         Raises:
-            NotFound, NotOwner, IllegalState: no such reservation, another node's, or settled.
+            NotFound, NotOwner, IllegalState: no such reservation, another node's, or settled; or the effect of its work
+                happened, or nobody knows whether it did: then these events are not free to be done again.
         """
         with self._database.transaction() as transaction:
             state = self._own_state(run)
@@ -199,55 +238,63 @@ class Leasing(EventReader):
             if state != "held":
                 raise IllegalState(f"the reservation of run {run}", state, "what is settled cannot be released")
             claimed, owned = self._claimed_and_owned(run)
+            self._refuse_to_forget(run, owned)
             _set_state(transaction, run, "lost" if owned < claimed else "released")
             give_up_permit(transaction, run)
             return owned
 
-    def take_over(self, run: str, events: Sequence[str], *, handler: str = "manual") -> list[Event]:
-        """Claim events that other runs hold for `run`, at the next epoch. All or nothing.
+    def effect_behind(self, run: str) -> EffectBehind | None:
+        """Return the effect that stands behind a run's claims: its own, or that of a run whose work it goes on with.
 
-        Whether the holders have been silent for long enough is decided by `node.staleness` before this is called.
-
-        Raises:
-            NotFound: an event does not exist.
-            IllegalState: an event is not reserved (reserve it instead), is settled, or its effect's outcome is unknown.
+        None when none of them has entered one. Of several, one that happened comes before one of unknown outcome, and
+        both before the rest.
         """
-        check_whole("number of events to take over", len(events), least=1, most=CLAIMS_MAX)
-        for event in events:
-            blob_of(event)
-        with self._database.transaction() as transaction:
-            found = self._existing([EventId(event) for event in events])
-            missing = [event for event in events if event not in found]
-            if missing:
-                raise NotFound("event", missing)
-            for one in found.values():
-                if one.status != "reserved":
-                    raise IllegalState(f"event {one.id}", one.status, "only a reserved event can be taken over")
-            workflow = found[EventId(events[0])].workflow
-            topics = dict.fromkeys(one.topic for one in found.values())
-            mode = self._mode(workflow, topics, handler)
-            self._refuse_claims_of_home(workflow, topics, handler, list(found.values()))
-            return self._claim(transaction, run, workflow, handler, list(found.values()), mode)
+        rows = self._database.query(
+            f"{_CHAIN} SELECT lower(hex(w.run)), lower(hex(w.work)), w.outcome FROM chain "
+            "CROSS JOIN work_outcomes AS w WHERE w.run = chain.run ORDER BY chain.steps",
+            (blob_of(run),),
+        )
+        found = [EffectBehind(RunId(one), WorkId(work), outcome) for one, work, outcome in rows]
+        return min(found, key=lambda effect: _WEIGHT.get(effect.outcome, len(_WEIGHT)), default=None)
 
-    def _mode(self, workflow: str, topics: Iterable[str], handler: str) -> Mode:
-        return ModeStore(self._database).claiming(workflow, topics, check_text("handler", handler))
+    def is_continued(self, run: str) -> bool:
+        """Whether all that a run claimed went to runs that go on with its work: then nothing is left for it to record,
+        and it may be released even if its effect happened."""
+        owners = self._database.query(
+            "SELECT DISTINCT o.id FROM run_index AS r CROSS JOIN claims AS c ON c.run = r.n "
+            "CROSS JOIN event_index AS e ON e.n = c.event LEFT JOIN run_index AS o ON o.n = e.run WHERE r.id = ?",
+            (blob_of(run),),
+        )
+        return bool(owners) and all(
+            owner is not None
+            and owner.hex() != run
+            and self._database.query(f"{_CHAIN} SELECT 1 FROM chain WHERE run = ?", (owner, blob_of(run)))
+            for (owner,) in owners
+        )
 
-    def _refuse_claims_of_home(
-        self, workflow: str, topics: Iterable[str], handler: str, events: Sequence[Event]
-    ) -> None:
-        """Silence says nothing about a home: it works offline. Only a person knows that it never comes back."""
-        gone = ModeStore(self._database).gone_homes(workflow, topics, handler) | {self._node}
-        runs = [event.run for event in events if event.run]
-        for run, node in self._database.query(
-            "SELECT lower(hex(v.id)), v.body ->> '$.node' FROM json_each(?) AS j CROSS JOIN reservations AS v "
-            "WHERE v.id = unhex(j.value) AND v.body ->> '$.mode' = 'home'",
-            (json.dumps(runs),),
-        ):
-            if node not in gone:
-                raise HomeElsewhere(f"run {run}", node)
+    def _mode(self, workflow: str, topics: Iterable[str], handler: str, default: Mode) -> Mode:
+        return ModeStore(self._database).claiming(workflow, topics, check_text("handler", handler), default=default)
 
-    def _refuse_permitted(self, events: Sequence[Event]) -> None:
+    def _refuse_to_forget(self, run: str, owned: int) -> None:
+        """What happened, or may have, must go forward: refuse to give back what `run` owns, or has done.
+
+        Without an effect of its own it may leave what it does not own any more; with one, only to those who go on with
+        it. Otherwise nothing would tell that the same was done twice.
+        """
+        effect = self.effect_behind(run)
+        if effect is None or effect.outcome not in ("applied", "unknown"):
+            return
+        if not owned:
+            entry = MutationStore(self._database).get(run)
+            if entry is None or entry.status in ("pending", "failed") or self.is_continued(run):
+                return
+        wanted = "settle its events (consume)" if effect.outcome == "applied" else "its events wait until it is known"
+        raise IllegalState(f"the effect of run {effect.run}", effect.outcome, f"run {run} cannot be released, {wanted}")
+
+    def _refuse_permitted(self, events: Sequence[Event], mode: Mode) -> None:
         """What somebody may still do with a permit is not free for those who ask nobody."""
+        if mode == "confirmed" or not events:
+            return
         rows = self._database.query(
             "SELECT lower(hex(e.event)), lower(hex(p.run)) FROM json_each(?) AS j "
             "CROSS JOIN permitted_events AS e ON e.event = unhex(j.value) CROSS JOIN permits AS p ON p.id = e.permit",
@@ -264,11 +311,11 @@ class Leasing(EventReader):
         handler: str,
         events: Sequence[Event],
         mode: Mode,
+        *,
+        of: str | None = None,
     ) -> list[Event]:
         if not events:
             return []
-        if mode != "confirmed":
-            self._refuse_permitted(events)
         if max(event.epoch for event in events) >= EPOCH_MAX:
             raise InvalidInput("event", f"was claimed {EPOCH_MAX:,} times; that is a fault and not work")
         blob = blob_of(run)
@@ -285,6 +332,8 @@ class Leasing(EventReader):
         }
         if mode != "soft":
             body["mode"] = mode
+        if of is not None:
+            body["of"] = of
         transaction.execute("INSERT INTO reservations (id, body) VALUES (?, ?)", (blob, json.dumps(body)))
         assert self._claimed_and_owned(run) == (len(events), len(events)), "a claim at the next epoch owns its event"
         return [Event(*event[:-3], "reserved", event.epoch + 1, RunId(run)) for event in events]
@@ -350,6 +399,16 @@ class Leasing(EventReader):
                 raise LeaseLost(run, self._not_owned(run))
             _set_state(transaction, run, outcome)
             return claimed
+
+
+_CHAIN = (
+    "WITH RECURSIVE chain (run, steps) AS (VALUES (?, 0) UNION ALL "
+    "SELECT unhex(v.body ->> '$.of'), chain.steps + 1 FROM chain CROSS JOIN reservations AS v "
+    f"WHERE v.id = chain.run AND v.body ->> '$.of' IS NOT NULL AND chain.steps < {SUCCESSIONS_MAX})"
+)
+"""A run, the run whose work it goes on with, the one whose work that one went on with, ..."""
+
+_WEIGHT: dict[WorkOutcome, int] = {"applied": 0, "unknown": 1, "skipped": 2, "failed": 3}
 
 
 def _set_state(transaction: Transaction, run: str, state: str) -> None:

@@ -90,8 +90,7 @@ class ModeStore(Store):
             InvalidInput: there is no such mode, or a name or an id cannot be accepted.
         """
         kind, name = _named(topic, handler)
-        if mode not in get_args(Mode):
-            raise InvalidInput("mode", f"{mode!r} is not one of {', '.join(get_args(Mode))}")
+        _check_mode("mode", mode)
         if home is not None and mode != "home":
             raise InvalidInput("home", f"a node is home in mode home only, not in mode {mode}")
         if home is not None:
@@ -119,14 +118,26 @@ class ModeStore(Store):
             )
         return _setting(body)
 
-    def claiming(self, workflow: str, topics: Iterable[str], handler: str) -> Mode:
+    def claiming(self, workflow: str, topics: Iterable[str], handler: str, *, default: Mode = "soft") -> Mode:
         """Return the mode in which this node may claim now: the strictest of the handler's and the topics'.
+
+        Args:
+            workflow, topics, handler: what is claimed for whom.
+            default: the mode when there is no setting, neither of the handler nor of a topic.
 
         Raises:
             HomeElsewhere: another node claims there, alone.
-            IllegalState: a former home has handed it over, and what it did has not all arrived here.
+            IllegalState: a former home has handed it over, and what it did has not all arrived here; or the default is
+                home, and nobody has said which node that is.
+            InvalidInput: the default is no mode.
         """
+        _check_mode("default mode", default)
         settings = self._for_claim(workflow, topics, handler)
+        if not settings:
+            if default == "home":
+                wanted = f"a person names it (`leasemesh mode {workflow} home --handler {handler}` on that device)"
+                raise IllegalState(f"handler {handler} of workflow {workflow}", "at home nowhere yet", wanted)
+            return default
         modes = {one.mode for one in settings}
         for one in settings:
             what = f"{one.kind} {one.name} of workflow {workflow}"
@@ -159,14 +170,25 @@ class ModeStore(Store):
         return bool(rows)
 
 
+def _check_mode(name: str, mode: str) -> None:
+    if mode not in get_args(Mode):
+        raise InvalidInput(name, f"{mode!r} is not one of {', '.join(get_args(Mode))}")
+
+
 def _named(topic: str | None, handler: str | None) -> tuple[Kind, str]:
     if (topic is None) == (handler is None):
         raise InvalidInput("topic, handler", "name one of them: a setting is that of a topic or of a handler")
     return ("topic", topic) if topic is not None else ("handler", handler or "")
 
 
+def mode_of(word: Any) -> Mode:
+    """Return a mode as a row names it; a word of a later version counts as confirmed."""
+    mode: Mode = word if word in get_args(Mode) else "confirmed"
+    return mode
+
+
 def _setting(body: dict[str, Any]) -> ModeSetting:
-    mode: Mode = body["mode"] if body["mode"] in get_args(Mode) else "confirmed"
+    mode = mode_of(body["mode"])
     return ModeSetting(
         workflow=body["workflow"],
         kind=body["kind"],

@@ -138,7 +138,7 @@ def test_a_time_of_reconciliation_is_a_time(device, at):
 def test_an_effect_in_flight_keeps_its_events_whatever_its_claim_says(device):
     run, _ = working(device)
     assert device.status("a") == "unknown"
-    device.events.release(run)
+    device.forge("reservations", bytes.fromhex(run), "released", column="state", version=2)
     assert device.status("a") == "unknown"
     assert device.pending() == []
 
@@ -153,21 +153,26 @@ def test_an_effect_in_flight_keeps_its_events_on_other_devices_and_after_a_take_
         two.events.take_over(two.runs.new_id(), [two.event("a").id])
 
 
+@pytest.mark.parametrize("status", ["pending", "failed"])
+def test_an_event_is_free_again_when_its_effect_did_not_happen(device, status):
+    run, _ = working(device, status=status)
+    assert device.events.release(run) == 1
+    assert device.status("a") == "pending"
+
+
 @pytest.mark.parametrize(
-    ("status", "event_status"),
+    ("status", "reason"),
     [
-        ("pending", "pending"),
-        ("in_flight", "unknown"),
-        ("applied", "pending"),
-        ("failed", "pending"),
-        ("needs_reconcile", "unknown"),
-        ("indeterminate", "unknown"),
+        ("in_flight", "is unknown"),
+        ("needs_reconcile", "is unknown"),
+        ("indeterminate", "is unknown"),
+        ("applied", "is applied"),
     ],
 )
-def test_releasing_frees_an_event_only_when_its_effect_is_known(device, status, event_status):
+def test_what_happened_or_may_have_is_not_released(device, status, reason):
     run, _ = working(device, status=status)
-    device.events.release(run)
-    assert device.status("a") == event_status
+    with device.unchanged(), pytest.raises(IllegalState, match=reason):
+        device.events.release(run)
 
 
 def test_an_entry_in_flight_after_a_crash_is_unresolved_and_stays_so(device):
@@ -260,9 +265,10 @@ def test_verdicts_of_several_people_meet_by_precedence(trio, verdicts, in_flight
 def test_not_happened_counts_only_after_the_holder_has_stopped(device):
     run, work = working(device)
     device.mutations.resolve(work, "not_happened", by="Ann")
-    device.events.release(run)
-    assert device.status("a") == "unknown"
+    with device.unchanged(), pytest.raises(IllegalState, match="is unknown"):
+        device.events.release(run)
     device.mutations.mark_indeterminate(run)
+    device.events.release(run)
     assert device.status("a") == "pending"
 
 

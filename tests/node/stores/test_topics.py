@@ -98,7 +98,6 @@ def test_deleting_is_refused_while_an_effect_is_unknown(device):
     device.publish("a")
     run = device.reserve("a")
     device.effect(run)
-    device.events.release(run)
     with device.unchanged(), pytest.raises(StillReserved):
         device.events.delete_by_topic("mail", "inbox")
 

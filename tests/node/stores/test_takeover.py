@@ -1,0 +1,319 @@
+"""Taking over from other runs, releasing, and what becomes of an effect meanwhile: what happened goes forward, once."""
+
+import pytest
+from devices import absorb_all, event_of, meet, merge, work_of
+
+from node.errors import HomeElsewhere, IllegalState, InvalidInput, NotAvailable, NotFound
+from node.staleness import StalenessWatch
+
+HANDLER = ("mail", "send")
+
+
+@pytest.fixture
+def two(pair):
+    """Two devices that both know the events a, b and c."""
+    first, second = pair
+    first.publish("a", "b", "c")
+    merge(first, second)
+    return first, second
+
+
+def held(device, *message_ids, status=None):
+    """A run that holds events; with a `status`, its effect has got so far."""
+    run = device.reserve(*message_ids, handler="send")
+    if status is not None:
+        work = device.effect(run)
+        match status:
+            case "applied" | "failed" | "indeterminate":
+                getattr(device.mutations, f"mark_{status}")(run)
+            case "happened" | "skip" | "not_happened":
+                device.mutations.mark_indeterminate(run)
+                device.mutations.resolve(work, status, by="Ann")
+    return run
+
+
+def continued(device, of, **options):
+    """Take over from run `of`; returns the run that goes on."""
+    run = device.runs.new_id()
+    device.events.take_over_run(run, of, handler="send", **options)
+    return run
+
+
+# --- Releasing --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["in_flight", "indeterminate", "applied", "happened"])
+def test_what_happened_or_may_have_is_not_given_back(device, status):
+    device.publish("a")
+    run = held(device, "a", status=status)
+    outcome = "applied" if status in ("applied", "happened") else "unknown"
+    with device.unchanged(), pytest.raises(IllegalState, match=f"the effect of run {run} is {outcome}") as raised:
+        device.events.release(run)
+    assert f"run {run} cannot be released" in str(raised.value)
+
+
+@pytest.mark.parametrize("status", [None, "failed", "not_happened", "skip"])
+def test_what_did_not_happen_is_given_back(device, status):
+    device.publish("a")
+    assert device.events.release(held(device, "a", status=status)) == 1
+    assert device.status("a") == "pending"
+
+
+def test_a_run_whose_effect_happened_does_not_leave_when_others_did_the_work_too(two):
+    first, second = two
+    mine, theirs = held(first, "a", status="applied"), held(second, "a", status="applied")
+    second.events.consume(theirs)
+    meet(first, second)
+    with first.unchanged(), pytest.raises(IllegalState):
+        first.events.release(mine)
+    first.events.consume(mine, effect_happened=True)
+    meet(first, second)
+    assert [event.message_id for event in second.events.duplicates()] == ["a"]
+
+
+def test_a_run_without_an_effect_of_its_own_leaves_what_it_lost(two):
+    first, second = two
+    held(first, "a", status="applied")
+    second.now_ms += 5
+    late = held(second, "a")
+    second.mutations.create(late, work_of(late), tool="send")
+    meet(first, second)
+    assert second.events.release(late) == 0
+    assert second.events.reservation(late).state == "lost"
+
+
+# --- Taking over events -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["applied", "happened"])
+def test_events_for_which_an_effect_happened_are_not_taken_over_to_be_done_anew(two, status):
+    first, second = two
+    run = held(first, "a", "b", status=status)
+    merge(first, second)
+    with second.unchanged(), pytest.raises(IllegalState, match=f"what is left of run {run} \\(take_over_run"):
+        second.events.take_over(second.runs.new_id(), [event_of("a")])
+
+
+@pytest.mark.parametrize("status", [None, "failed", "not_happened"])
+def test_events_for_which_no_effect_happened_are_taken_over(two, status):
+    first, second = two
+    held(first, "a", status=status)
+    merge(first, second)
+    assert len(second.events.take_over(second.runs.new_id(), [event_of("a")])) == 1
+
+
+# --- Going on with a run ----------------------------------------------------------------------------------------------
+
+
+def test_all_that_a_run_still_owns_is_claimed_at_the_next_epoch_to_go_on_with_it(two):
+    first, second = two
+    run = held(first, "a", "b", status="applied")
+    merge(first, second)
+    taker = second.runs.new_id()
+    events = second.events.take_over_run(taker, run, handler="send")
+    assert [(event.message_id, event.epoch, event.run) for event in events] == [("a", 2, taker), ("b", 2, taker)]
+    assert second.events.reservation(taker).of == run
+    assert second.events.consume(taker) == 2
+    meet(first, second)
+    assert first.status("a") == first.status("b") == "consumed"
+
+
+def test_a_run_that_was_gone_on_with_leaves_and_no_duplicate_is_reported(two):
+    first, second = two
+    run = held(first, "a", status="applied")
+    merge(first, second)
+    taker = continued(second, run)
+    second.events.consume(taker)
+    meet(first, second)
+    assert first.events.is_continued(run)
+    assert first.events.release(run) == 0
+    meet(first, second)
+    assert first.events.reservation(run).state == "lost"
+    assert first.events.duplicates() == second.events.duplicates() == []
+
+
+def test_a_run_whose_taker_gave_the_events_to_others_is_not_gone_on_with(two):
+    """The holder's effect is known to nobody else, so the others do the work again: that must show."""
+    first, second = two
+    run = held(first, "a")
+    merge(first, second)
+    taker = continued(second, run)
+    second.events.release(taker)
+    second.events.consume(second.reserve("a", handler="send"))
+    first.effect(run)
+    first.mutations.mark_applied(run)
+    meet(first, second)
+    assert not first.events.is_continued(run)
+    with first.unchanged(), pytest.raises(IllegalState):
+        first.events.release(run)
+    assert first.events.consume(run, effect_happened=True) == 1
+    assert first.events.count_duplicates() == 1
+
+
+def test_whoever_takes_over_from_the_taker_still_finds_the_effect(trio):
+    first, second, third = trio
+    first.publish("a")
+    run = held(first, "a", status="applied")
+    merge(first, second)
+    taker = continued(second, run)
+    merge(second, third)
+    effect = third.events.effect_behind(taker)
+    assert (effect.run, effect.work, effect.outcome) == (run, work_of(run), "applied")
+    with third.unchanged(), pytest.raises(IllegalState, match=f"the effect of run {run} is applied"):
+        third.events.take_over(third.runs.new_id(), [event_of("a")])
+    with second.unchanged(), pytest.raises(IllegalState, match=f"the effect of run {run} is applied"):
+        second.events.release(taker)
+    last = continued(third, taker)
+    third.events.consume(last)
+    meet(*trio)
+    assert first.events.is_continued(run) and first.events.is_continued(taker)
+    assert first.status("a") == "consumed"
+
+
+def test_a_run_of_this_device_is_gone_on_with_too(device):
+    device.publish("a")
+    run = held(device, "a", status="applied")
+    taker = continued(device, run)
+    assert device.event("a").run == taker
+    assert device.events.release(run) == 0
+    assert device.events.consume(taker) == 1
+
+
+def test_nothing_is_written_when_the_run_owns_nothing_any_more(device):
+    device.publish("a")
+    run = device.reserve("a")
+    device.events.consume(run)
+    with device.unchanged():
+        assert device.events.take_over_run(device.runs.new_id(), run, handler="send") == []
+
+
+@pytest.mark.parametrize("status", ["in_flight", "indeterminate"])
+def test_nobody_goes_on_with_a_run_whose_effect_is_unknown(two, status):
+    first, second = two
+    run = held(first, "a", status=status)
+    merge(first, second)
+    with second.unchanged(), pytest.raises(IllegalState, match="its events wait until it is known"):
+        second.events.take_over_run(second.runs.new_id(), run, handler="send")
+
+
+@pytest.mark.parametrize(("run", "error"), [("0" * 32, NotFound), ("no id", InvalidInput)])
+def test_there_must_be_a_run_to_go_on_with(device, run, error):
+    with device.unchanged(), pytest.raises(error):
+        device.events.take_over_run(device.runs.new_id(), run, handler="send")
+
+
+def test_a_permit_that_has_served_does_not_keep_others_from_going_on(two):
+    first, second = two
+    first.authorities.appoint(first.node, by="Ann")
+    first.authorities.step()
+    runs = [first.reserve(name, handler="send", default_mode="confirmed") for name in "ab"]
+    for run in runs:
+        first.permits.request(run)
+    first.permits.decide_pending()
+    first.effect(runs[0], first.permits.get(runs[0]).work)
+    first.mutations.mark_applied(runs[0])
+    merge(first, second)
+    assert len(second.events.take_over_run(second.runs.new_id(), runs[0], handler="send")) == 1
+    with second.unchanged(), pytest.raises(NotAvailable, match="in the permit of run"):
+        second.events.take_over_run(second.runs.new_id(), runs[1], handler="send")
+
+
+def test_nobody_goes_on_with_what_is_at_home_elsewhere(two):
+    first, second = two
+    first.modes.set("mail", "home", topic="inbox")
+    run = held(first, "a", status="applied")
+    first.modes.set("mail", "soft", topic="inbox")
+    absorb_all(first, second)
+    with second.unchanged(), pytest.raises(HomeElsewhere, match=f"run {run}"):
+        second.events.take_over_run(second.runs.new_id(), run, handler="send")
+
+
+# --- Whom to take over from -------------------------------------------------------------------------------------------
+
+
+def test_candidates_are_other_nodes_held_runs_of_these_handlers_with_what_is_known_of_their_effects(two):
+    first, second = two
+    applied = held(first, "a", status="applied")
+    plain = held(first, "b")
+    first.reserve("c", handler="other")
+    second.publish("d", "e")
+    held(second, "d")
+    merge(first, second)
+    found = {one.run: one for one in second.events.stale_candidates([HANDLER, ("mail", "absent")])}
+    assert set(found) == {applied, plain}
+    assert found[plain].effect is None
+    assert found[applied].effect.outcome == "applied"
+    assert (found[plain].node, found[plain].workflow, found[plain].handler) == (first.node, *HANDLER)
+    assert found[plain].event == event_of("b")
+    assert second.events.stale_candidates([]) == []
+
+
+def test_runs_of_unknown_outcome_and_those_that_own_nothing_are_no_candidates(two):
+    first, second = two
+    held(first, "a", status="in_flight")
+    lost = held(first, "b")
+    merge(first, second)
+    taker = continued(second, lost)
+    assert second.events.stale_candidates([HANDLER]) == []
+    merge(second, first)
+    assert [one.run for one in first.events.stale_candidates([HANDLER])] == [taker]
+
+
+def test_the_longest_silent_come_first_within_the_limit(two):
+    first, second = two
+    now_ms = 1_000
+    watch = StalenessWatch(second.database, now_ms=lambda: now_ms, boot="b")
+    runs = []
+    for name in "abc":
+        runs.append(held(first, name))
+        merge(first, second)
+        watch.observe()
+        now_ms += 1_000
+    assert [one.run for one in second.events.stale_candidates([HANDLER])] == runs
+    assert [one.run for one in second.events.stale_candidates([HANDLER], limit=1)] == runs[:1]
+    with pytest.raises(InvalidInput):
+        second.events.stale_candidates([HANDLER], limit=0)
+
+
+# --- Modes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("claim", ["reserve", "reserve_next", "take_over", "take_over_run"])
+def test_the_default_mode_counts_where_nobody_has_set_one(two, claim):
+    first, second = two
+    before = first.reserve("a")
+    merge(first, second)
+
+    def claimed(**options):
+        run = second.runs.new_id()
+        match claim:
+            case "reserve":
+                second.events.reserve(run, "mail", [("inbox", ["b"])], **options)
+            case "reserve_next":
+                second.events.reserve_next(run, "mail", "inbox", limit=1, **options)
+            case "take_over":
+                second.events.take_over(run, [event_of("a")], **options)
+            case "take_over_run":
+                second.events.take_over_run(run, before, handler="manual", **options)
+        return second.events.reservation(run).mode
+
+    with second.discarded():
+        assert claimed() == "soft"
+    with second.discarded():
+        assert claimed(default_mode="confirmed") == "confirmed"
+    second.modes.set("mail", "soft", handler="manual")
+    assert claimed(default_mode="confirmed") == "soft"
+
+
+def test_a_home_by_default_needs_a_person_who_names_it(device):
+    device.publish("a")
+    with device.unchanged(), pytest.raises(IllegalState, match="at home nowhere yet: a person names it"):
+        device.reserve("a", default_mode="home")
+    device.modes.set("mail", "home", handler="manual")
+    assert device.events.reservation(device.reserve("a", default_mode="home")).mode == "home"
+
+
+def test_a_default_mode_is_a_mode(device):
+    device.publish("a")
+    with device.unchanged(), pytest.raises(InvalidInput, match="'firm' is not one of"):
+        device.reserve("a", default_mode="firm")
