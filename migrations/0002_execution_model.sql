@@ -68,25 +68,55 @@ CREATE TABLE reservations (
 );
 SELECT crsql_as_crr('main', 'reservations');
 
+-- One attempt of one handler; key: the run. `body` never changes; `progress` says how far it got and why it is not moving; `ended` is
+-- '' until the one write that ends it, then a word and what there is to say about the end. So is `outcome` below.
+--
+-- Why these are columns of their own. A restored backup or a copied file that does not know yet that it is one is a second writer of
+-- the same cells, and whoever wrote a cell more often wins. In one cell a copy that asked again and again would outvote the other
+-- copy's outcome. What two copies X and Y may have written, and what every device comes to:
+--   neither an outcome     one progress or the other, whole. Whatever it says, it is as unknown as before; a try counts twice or not.
+--   X an outcome, Y none   X's: its cell was written twice, at the creation and at the end, and Y's once. Y's progress, however often
+--                          written, is not looked at any more.
+--   both the same word     that word; of two results the greater text.
+--   X applied, Y failed    applied: both cells were written twice and the greater wins, "1 applied" before "0 failed". Whoever knew of
+--                          failed when it wrote applied wrote a third time; applied is never written over. For runs likewise:
+--                          "5 committed" is the greatest, and an ended run is never written again.
+-- An empty cell never comes back, hence what is known stays known. Nothing hides an effect that was begun, because only the process
+-- that made a run begins its effect (the store refuses all others): a copy from before the intent never begins it, and in a copy
+-- from after the intent it is in flight already, and its failed is the answer of a reconciliation.
+-- Cells of one row may arrive apart: without progress a run is pending and active, an effect in flight.
 CREATE TABLE handler_runs (
     id BLOB NOT NULL PRIMARY KEY CHECK (typeof(id) = 'blob' AND length(id) = 16),
     body TEXT NOT NULL DEFAULT '{}' CHECK (body = '{}' OR typeof(body) = 'text' AND (
         json_valid(body)
         AND json_type(body, '$.workflow') = 'text' AND json_type(body, '$.handler') = 'text'
-        AND json_type(body, '$.incarnation') = 'text' AND json_type(body, '$.phase') = 'text'
-        AND json_type(body, '$.status') = 'text'
+        AND json_type(body, '$.incarnation') = 'text'
         AND body ->> '$.kind' IN ('producer', 'consumer')
         AND length(unhex(body ->> '$.node')) = 16
         AND coalesce(json_type(body, '$.session'), 'null') IN ('null', 'text')
         AND (body ->> '$.retry_of' IS NULL OR length(unhex(body ->> '$.retry_of')) = 16)
         AND json_type(body, '$.started_at') = 'integer' AND body ->> '$.started_at' BETWEEN 0 AND 9007199254740991
-        AND coalesce(json_type(body, '$.ended_at'), 'null') IN ('null', 'integer')
-        AND coalesce(body ->> '$.ended_at', 0) BETWEEN 0 AND 9007199254740991 AND json_type(body, '$.details') = 'object'
     ) IS TRUE),
+    progress TEXT NOT NULL DEFAULT '{}' CHECK (progress = '{}' OR typeof(progress) = 'text' AND (
+        json_valid(progress)
+        AND json_type(progress, '$.phase') = 'text' AND json_type(progress, '$.status') = 'text'
+        AND json_type(progress, '$.details') = 'object'
+    ) IS TRUE),
+    ended TEXT NOT NULL DEFAULT '' CHECK (ended = '' OR typeof(ended) = 'text' AND (
+        ended GLOB '[0-9] [a-z]* {*' AND json_valid(substr(ended, instr(ended, '{')))
+        AND json_type(substr(ended, instr(ended, '{')), '$.details') = 'object'
+        AND json_type(substr(ended, instr(ended, '{')), '$.at') = 'integer'
+        AND substr(ended, instr(ended, '{')) ->> '$.at' BETWEEN 0 AND 9007199254740991
+    ) IS TRUE),
+    node BLOB AS (unhex(body ->> '$.node')) VIRTUAL,
     workflow TEXT AS (body ->> '$.workflow') VIRTUAL,
     handler TEXT AS (body ->> '$.handler') VIRTUAL,
-    phase TEXT AS (body ->> '$.phase') VIRTUAL,
-    status TEXT AS (body ->> '$.status') VIRTUAL,
+    phase TEXT AS (
+        CASE WHEN ended GLOB '[0-9] committed {*' THEN 'committed' ELSE coalesce(progress ->> '$.phase', 'pending') END
+    ) VIRTUAL,
+    status TEXT AS (
+        CASE WHEN ended = '' THEN coalesce(progress ->> '$.status', 'active') ELSE substr(ended, 3, instr(ended, ' {') - 3) END
+    ) VIRTUAL,
     session TEXT AS (body ->> '$.session') VIRTUAL,
     retry_of TEXT AS (body ->> '$.retry_of') VIRTUAL,
     started_at INTEGER AS (body ->> '$.started_at') VIRTUAL
@@ -94,25 +124,39 @@ CREATE TABLE handler_runs (
 SELECT crsql_as_crr('main', 'handler_runs');
 CREATE INDEX handler_runs_by_status ON handler_runs (workflow, status, started_at);
 CREATE INDEX handler_runs_by_start ON handler_runs (workflow, started_at);
+CREATE INDEX handler_runs_by_handler ON handler_runs (workflow, handler, started_at);
+CREATE INDEX handler_runs_open ON handler_runs (node, started_at) WHERE ended = '';
 CREATE INDEX handler_runs_by_session ON handler_runs (session, started_at) WHERE session IS NOT NULL;
 CREATE INDEX handler_runs_by_retry ON handler_runs (retry_of) WHERE retry_of IS NOT NULL;
 
--- The ledger of external effects: one entry for a run, keyed by the run.
+-- The ledger of external effects: one entry for a run, keyed by the run. Progress: pending, in_flight (durable before the call leaves),
+-- needs_reconcile, indeterminate; outcome: '', "0 failed {..}", "1 applied {..}". A word of a later version is no outcome here.
 CREATE TABLE mutations (
     id BLOB NOT NULL PRIMARY KEY CHECK (typeof(id) = 'blob' AND length(id) = 16),
     body TEXT NOT NULL DEFAULT '{}' CHECK (body = '{}' OR typeof(body) = 'text' AND (
         json_valid(body)
-        AND json_type(body, '$.tool') = 'text' AND json_type(body, '$.status') = 'text'
+        AND json_type(body, '$.tool') = 'text' AND json_type(body, '$.incarnation') = 'text'
         AND length(unhex(body ->> '$.node')) = 16 AND length(unhex(body ->> '$.work')) = 16
-        AND json_type(body, '$.reconcile_attempts') = 'integer' AND body ->> '$.reconcile_attempts' BETWEEN 0 AND 9007199254740991
-        AND json_type(body, '$.next_reconcile_at') IN ('null', 'integer')
-        AND coalesce(body ->> '$.next_reconcile_at', 0) BETWEEN 0 AND 9007199254740991
         AND json_type(body, '$.created_at') = 'integer' AND body ->> '$.created_at' BETWEEN 0 AND 9007199254740991
-        AND json_type(body, '$.updated_at') = 'integer' AND body ->> '$.updated_at' BETWEEN 0 AND 9007199254740991
+    ) IS TRUE),
+    progress TEXT NOT NULL DEFAULT '{}' CHECK (progress = '{}' OR typeof(progress) = 'text' AND (
+        json_valid(progress)
+        AND json_type(progress, '$.status') = 'text'
+        AND json_type(progress, '$.attempts') = 'integer' AND progress ->> '$.attempts' BETWEEN 0 AND 9007199254740991
+        AND json_type(progress, '$.next_reconcile_at') IN ('null', 'integer')
+        AND coalesce(progress ->> '$.next_reconcile_at', 0) BETWEEN 0 AND 9007199254740991
+        AND json_type(progress, '$.updated_at') = 'integer' AND progress ->> '$.updated_at' BETWEEN 0 AND 9007199254740991
+    ) IS TRUE),
+    outcome TEXT NOT NULL DEFAULT '' CHECK (outcome = '' OR typeof(outcome) = 'text' AND (
+        outcome GLOB '[0-9] [a-z]* {*' AND json_valid(substr(outcome, instr(outcome, '{')))
+        AND json_type(substr(outcome, instr(outcome, '{')), '$.at') = 'integer'
+        AND substr(outcome, instr(outcome, '{')) ->> '$.at' BETWEEN 0 AND 9007199254740991
     ) IS TRUE),
     work BLOB AS (unhex(body ->> '$.work')) VIRTUAL,
-    status TEXT AS (body ->> '$.status') VIRTUAL,
-    next_reconcile_at INTEGER AS (body ->> '$.next_reconcile_at') VIRTUAL
+    status TEXT AS (
+        CASE WHEN outcome = '' THEN coalesce(progress ->> '$.status', 'in_flight') ELSE substr(outcome, 3, instr(outcome, ' {') - 3) END
+    ) VIRTUAL,
+    next_reconcile_at INTEGER AS (CASE WHEN outcome = '' THEN progress ->> '$.next_reconcile_at' END) VIRTUAL
 );
 SELECT crsql_as_crr('main', 'mutations');
 CREATE INDEX mutations_by_work ON mutations (work);
@@ -250,9 +294,8 @@ SELECT
         WHEN EXISTS (SELECT 1 FROM verdicts AS v WHERE v.work = m.work AND v.body ->> '$.verdict' = 'happened') THEN 'applied'
         WHEN EXISTS (SELECT 1 FROM verdicts AS v WHERE v.work = m.work AND v.body ->> '$.verdict' = 'skip') THEN 'skipped'
         WHEN EXISTS (SELECT 1 FROM mutations AS o WHERE o.work = m.work AND o.status = 'in_flight') THEN 'unknown'
-        WHEN EXISTS (
-            SELECT 1 FROM mutations AS o WHERE o.work = m.work AND o.status IN ('needs_reconcile', 'indeterminate')
-        ) THEN
+        -- needs_reconcile, indeterminate, and words of later versions.
+        WHEN EXISTS (SELECT 1 FROM mutations AS o WHERE o.work = m.work AND o.status NOT IN ('pending', 'failed')) THEN
             CASE
                 WHEN EXISTS (
                     SELECT 1 FROM verdicts AS v WHERE v.work = m.work AND v.body ->> '$.verdict' = 'not_happened'
@@ -436,7 +479,7 @@ END;
 CREATE TRIGGER mutations_inserted AFTER INSERT ON mutations WHEN NEW.work IS NOT NULL BEGIN
     INSERT INTO absorb_outcome VALUES (NEW.work);
 END;
-CREATE TRIGGER mutations_updated AFTER UPDATE ON mutations BEGIN
+CREATE TRIGGER mutations_updated AFTER UPDATE ON mutations WHEN NEW.status <> OLD.status OR NEW.work IS NOT OLD.work BEGIN
     INSERT INTO forget_effect SELECT OLD.id, OLD.work WHERE OLD.work IS NOT NULL AND NEW.work IS NOT OLD.work;
     INSERT INTO absorb_outcome SELECT NEW.work WHERE NEW.work IS NOT NULL;
 END;

@@ -155,7 +155,8 @@ END;
 CREATE TRIGGER mutations_inserted_for_permits AFTER INSERT ON mutations WHEN NEW.work IS NOT NULL BEGIN
     INSERT INTO absorb_work_of_permits VALUES (NEW.work);
 END;
-CREATE TRIGGER mutations_updated_for_permits AFTER UPDATE ON mutations BEGIN
+CREATE TRIGGER mutations_updated_for_permits AFTER UPDATE ON mutations
+WHEN NEW.status <> OLD.status OR NEW.work IS NOT OLD.work BEGIN
     INSERT INTO absorb_work_of_permits SELECT OLD.work WHERE OLD.work IS NOT NULL AND NEW.work IS NOT OLD.work;
     INSERT INTO absorb_work_of_permits SELECT NEW.work WHERE NEW.work IS NOT NULL;
 END;

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from node import ids
 from node.database import Database, Transaction
-from node.errors import InvalidInput, NotOwner
+from node.errors import Ambiguous, InvalidInput, NotOwner
 from node.ids import EventId, NodeId, TopicId, to_blob
 from node.jsonvalue import decode_object
+
+WorkOutcome = Literal["none", "applied", "failed", "skipped", "unknown"]
 
 
 class Store:
@@ -34,6 +36,19 @@ class Store:
         rows = self._database.query(f"SELECT id, body FROM {table} WHERE {condition}", parameters)
         found = ((identifier.hex(), decode_object(body)) for identifier, body in rows)
         return [(identifier, body) for identifier, body in found if body]
+
+    def _by_prefix(self, table: str, kind: str, prefix: str) -> str | None:
+        """Return the id that begins with `prefix`; `table` and `kind` are constants of the calling store."""
+        if not isinstance(prefix, str):
+            raise InvalidInput(kind, f"must be text, not {type(prefix).__name__}")
+        prefix = prefix.lower()
+        if not 4 <= len(prefix) <= 2 * ids.ID_BYTES or prefix.strip("0123456789abcdef"):
+            raise InvalidInput(kind, f"{prefix!r} is not the beginning of an id (4 to 32 hexadecimal characters)")
+        low, high = bytes.fromhex(prefix.ljust(32, "0")), bytes.fromhex(prefix.ljust(32, "f"))
+        rows = self._database.query(f"SELECT lower(hex(id)) FROM {table} WHERE id BETWEEN ? AND ? LIMIT 4", (low, high))
+        if len(rows) > 1:
+            raise Ambiguous(kind, prefix, [row[0] for row in rows])
+        return str(rows[0][0]) if rows else None
 
     def _refuse_run_of_other_writer(self, run: str) -> None:
         """Refuse to write rows for a run that is known as another node's."""
@@ -60,6 +75,26 @@ def blob_of(identifier: str) -> bytes:
         return to_blob(identifier)
     except (ValueError, TypeError) as error:
         raise InvalidInput("id", f"{identifier!r} is not an id of 32 lowercase hexadecimal characters") from error
+
+
+def said_in(ending: str) -> dict[str, Any]:
+    """Return the object in a cell that is written once, "<number> <word> {...}"; {} while it is empty."""
+    _, brace, rest = ending.partition("{")
+    return decode_object(brace + rest)
+
+
+def work_outcome(database: Database, work: str) -> WorkOutcome:
+    """Return the one answer that all runs of a work and all verdicts on it come to."""
+    rows = database.query("SELECT w.outcome FROM work_outcomes AS w WHERE w.work = ? LIMIT 1", (blob_of(work),))
+    if not rows:  # No run has begun it as far as is known here; a person may know better.
+        rows = database.query(
+            "SELECT CASE max(CASE body ->> '$.verdict' WHEN 'happened' THEN 3 WHEN 'skip' THEN 2 "
+            "WHEN 'not_happened' THEN 1 END) WHEN 3 THEN 'applied' WHEN 2 THEN 'skipped' WHEN 1 THEN 'failed' "
+            "ELSE 'none' END FROM verdicts WHERE work = ?",
+            (blob_of(work),),
+        )
+    outcome: WorkOutcome = rows[0][0]
+    return outcome
 
 
 def give_up_permit(transaction: Transaction, run: str) -> None:

@@ -6,29 +6,32 @@ one place that folds entries and verdicts into an outcome.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 from node import ids
-from node.errors import IllegalState, InvalidInput, NotFound
+from node.errors import IllegalState, InvalidInput, NotFound, PermitRefused
 from node.ids import NodeId, RunId, WorkId
-from node.jsonvalue import BODY_BYTES_MAX, TIME_MS_MAX, Json, check_text, check_whole, encode
-from node.stores.base import Store, blob_of, give_up_permit
+from node.jsonvalue import BODY_BYTES_MAX, TIME_MS_MAX, Json, check_text, check_whole, decode_object, encode
+from node.stores.base import WorkOutcome as WorkOutcome
+from node.stores.base import blob_of, give_up_permit, said_in, work_outcome
 from node.stores.permits import PermitStore
 from node.stores.reading import LIST_MAX
+from node.stores.works import WorkReader
 
 MutationStatus = Literal["pending", "in_flight", "applied", "failed", "needs_reconcile", "indeterminate"]
-WorkOutcome = Literal["none", "applied", "failed", "skipped", "unknown"]
 Verdict = Literal["happened", "skip", "not_happened"]
 
 MUTATION_TRANSITIONS: dict[MutationStatus, tuple[MutationStatus, ...]] = {
-    "pending": ("in_flight", "failed"),
+    "pending": ("in_flight",),  # not failed: that would be an outcome, and a copy of the file may have begun it
     "in_flight": ("applied", "failed", "needs_reconcile", "indeterminate"),
     "needs_reconcile": ("applied", "failed", "needs_reconcile", "indeterminate"),
     "indeterminate": ("applied", "failed"),
     "applied": (),
-    "failed": (),
+    "failed": ("applied",),  # a call that was thought to be over: what happened must be known everywhere
 }
+_OUTCOMES: dict[MutationStatus, int] = {"failed": 0, "applied": 1}
+"""The number that precedes the word in the column `outcome`: of two that copies of one file wrote, the truth wins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ class VerdictInfo:
     at: int
 
 
-class MutationStore(Store):
+class MutationStore(WorkReader):
     """Ledger entries by run, and outcomes by work."""
 
     def create(self, run: str, work: str, *, tool: str, params: Json = None) -> Mutation:
@@ -83,29 +86,47 @@ class MutationStore(Store):
             InvalidInput: an id or the params cannot be accepted.
             NotOwner: the run is another node's.
         """
-        blob_of(work)
         encode("params", params)
         now = self._database.clock_ms()
         body = {
             "node": self._node,
-            "work": work,
+            "incarnation": self._database.incarnation.hex(),
+            "work": blob_of(work).hex(),
             "tool": check_text("tool", tool),
             "params": params,
-            "status": "pending",
-            "result": None,
-            "reconcile_attempts": 0,
-            "next_reconcile_at": None,
             "created_at": now,
-            "updated_at": now,
         }
+        progress = _progress("pending", now)
         with self._database.transaction() as transaction:
             self._refuse_run_of_other_writer(run)
             found = self.get(run)
             if found is not None:
                 self._refuse_other_writer(run, found.node)
                 return found
-            transaction.execute("INSERT INTO mutations (id, body) VALUES (?, ?)", (blob_of(run), _encode(body)))
-        return _mutation(run, body)
+            self._refuse_run_of_earlier_start(run)
+            transaction.execute(
+                "INSERT INTO mutations (id, body, progress) VALUES (?, ?, ?)",
+                (blob_of(run), _encode(body), _encode(progress)),
+            )
+        return _mutation(blob_of(run), body, "pending", progress, {})
+
+    def intend(self, run: str, work: str, *, tool: str, params: Json = None) -> Mutation:
+        """Enter the effect of a run and let it be in flight, in one durable write. The call may leave when this is
+        committed.
+
+        Alone it is a durable transaction; inside another one, that must be durable.
+
+        Raises:
+            InvalidInput, NotOwner: as `create`.
+            IllegalState: as `mark_in_flight`; or the run has entered another effect.
+            PermitRefused: as `mark_in_flight`.
+            DatabaseError: the transaction around it is not durable.
+        """
+        with self._database.transaction(durable=True):
+            entered = self.create(run, work, tool=tool, params=params)
+            if (entered.work, entered.tool) != (work, tool):
+                raise IllegalState(f"the effect of run {run}", f"{entered.tool} for work {entered.work}", "it has one")
+            return self.mark_in_flight(run)
 
     def get(self, run: str) -> Mutation | None:
         """Return the entry of a run."""
@@ -113,42 +134,60 @@ class MutationStore(Store):
         return found[0] if found else None
 
     def mark_in_flight(self, run: str) -> Mutation:
-        """Record, before the call leaves, that it may happen from now on. Raises as the other marks do.
+        """Record, before the call leaves, that it may happen from now on. Durable, as `intend` is.
 
         Raises:
             NotFound, NotOwner: no such entry, or another node's.
-            IllegalState: the entry is not pending.
+            IllegalState: the entry is not pending; an earlier start of this node made it, and only the process that
+                begins a run performs its effect; or the work has happened already, is to be skipped, or may be
+                happening (`outcome` tells which).
             PermitRefused: the run claimed in mode confirmed, or has asked for a permit, and has none that stands.
+            DatabaseError: the transaction around it is not durable.
         """
-        return self._mark(run, "in_flight")
+        with self._database.transaction(durable=True):
+            found = self._own(run)
+            self._refuse_run_of_earlier_start(run)
+            if found.status == "pending":
+                outcome = work_outcome(self._database, found.work)
+                if outcome in ("applied", "skipped", "unknown"):
+                    raise IllegalState(f"work {found.work}", outcome, "its effect is not begun once more")
+                self._refuse_without_permit(run, found.work)
+            return self._mark(run, "in_flight")
 
     def mark_applied(self, run: str, result: Json = None) -> Mutation:
-        """Record that the effect happened. Raises as `mark_in_flight`."""
-        return self._mark(run, "applied", result=result, next_reconcile_at=None)
+        """Record that the effect happened: an outcome, for ever.
+
+        Raises:
+            NotFound, NotOwner: no such entry, or another node's.
+            IllegalState: the entry is pending, or applied already.
+            InvalidInput: the result is not JSON.
+        """
+        return self._end(run, "applied", result)
 
     def mark_failed(self, run: str, error: Json = None) -> Mutation:
-        """Record that the effect certainly did not happen. Raises as `mark_in_flight`."""
-        return self._mark(run, "failed", result=error, next_reconcile_at=None)
+        """Record that the effect certainly did not happen: an outcome, which only applied replaces. Raises as
+        `mark_applied`."""
+        return self._end(run, "failed", error)
 
     def mark_needs_reconcile(self, run: str, *, at: int, error: Json = None) -> Mutation:
         """Record that nobody knows whether the effect happened; ask again at `at` (Unix ms). Raises as
-        `mark_in_flight`."""
-        return self._mark(run, "needs_reconcile", result=error, next_reconcile_at=_check_time(at))
+        `mark_applied`."""
+        return self._mark(run, "needs_reconcile", error=error, next_reconcile_at=_check_time(at))
 
     def mark_indeterminate(self, run: str, error: Json = None) -> Mutation:
-        """Record that only a person can tell what happened. Raises as `mark_in_flight`."""
-        return self._mark(run, "indeterminate", result=error, next_reconcile_at=None)
+        """Record that only a person can tell what happened. Raises as `mark_applied`."""
+        return self._mark(run, "indeterminate", error=error, next_reconcile_at=None)
 
     def schedule_reconcile(self, run: str, *, at: int) -> Mutation:
         """Count one failed attempt at reconciliation and set the time (Unix ms) of the next. Raises as
-        `mark_in_flight`."""
+        `mark_applied`."""
         with self._database.transaction():
             found = self._own(run)
             return self._mark(
                 run,
                 "needs_reconcile",
                 next_reconcile_at=_check_time(at),
-                reconcile_attempts=found.reconcile_attempts + 1,
+                attempts=found.reconcile_attempts + 1,
             )
 
     def due(self, now: int, *, limit: int = 100) -> list[Mutation]:
@@ -159,6 +198,15 @@ class MutationStore(Store):
             "ORDER BY next_reconcile_at LIMIT ?",
             (now, self._node, limit),
         )
+
+    def next_due_at(self) -> int | None:
+        """Return when the next reconciliation of this node is due, in Unix milliseconds; None when there is none."""
+        rows = self._database.query(
+            "SELECT next_reconcile_at FROM mutations WHERE status = 'needs_reconcile' AND next_reconcile_at >= 0 "
+            "AND body ->> '$.node' = ? ORDER BY next_reconcile_at LIMIT 1",
+            (self._node,),
+        )
+        return int(rows[0][0]) if rows else None
 
     def unresolved(self, *, limit: int = 100) -> list[Mutation]:
         """Return the entries of every node whose outcome is unknown and on which no verdict has been given."""
@@ -172,11 +220,17 @@ class MutationStore(Store):
     def outcome(self, work: str) -> WorkOutcome:
         """Return the one answer that all runs of this work and all verdicts on it come to; none when nothing was
         tried."""
-        rows = self._database.query(
-            "SELECT w.outcome FROM work_outcomes AS w WHERE w.work = ? LIMIT 1", (blob_of(work),)
-        )
-        outcome: WorkOutcome = rows[0][0] if rows else "none"
-        return outcome
+        return work_outcome(self._database, work)
+
+    def result_of(self, work: str) -> Json:
+        """Return what the effect of a work gave: the result of the run that applied it, or that of a person's verdict
+        "happened". None when neither is known, or when that is the result."""
+        with self._database.snapshot():
+            applied = self._select("work = ? AND status = 'applied' ORDER BY id LIMIT 1", (blob_of(work),))
+            if applied:
+                return applied[0].result
+            happened = (verdict.result for verdict in self.verdicts(work) if verdict.verdict == "happened")
+            return next(happened, None)
 
     def resolve(self, work: str, verdict: Verdict, *, by: str, result: Json = None) -> VerdictInfo:
         """Record a person's verdict on work of unknown outcome. A later verdict on this device replaces its earlier
@@ -240,53 +294,102 @@ class MutationStore(Store):
         return found
 
     def _mark(self, run: str, status: MutationStatus, **changes: Json) -> Mutation:
+        """Write how the entry stands while its outcome is not known."""
+        encode("result", changes.get("error"))
         with self._database.transaction() as transaction:
-            found = self._own(run)
-            if status not in MUTATION_TRANSITIONS.get(found.status, ()):
-                raise IllegalState(f"the effect of run {run}", found.status, f"it cannot become {status}")
-            encode("result", changes.get("result"))
-            ((_, body),) = self._bodies("mutations", "id = ?", (blob_of(run),))
-            body |= changes | {"status": status, "updated_at": self._database.clock_ms()}
-            if status == "in_flight":
-                self._refuse_without_permit(run)
-            transaction.execute("UPDATE mutations SET body = ? WHERE id = ?", (_encode(body), blob_of(run)))
+            found = self._moving(run, status)
+            now = self._database.clock_ms()
+            progress = _progress(status, now, attempts=found.reconcile_attempts, error=found.result) | changes
+            transaction.execute("UPDATE mutations SET progress = ? WHERE id = ?", (_encode(progress), blob_of(run)))
+        return replace(
+            found,
+            status=status,
+            result=progress["error"],
+            reconcile_attempts=progress["attempts"],
+            next_reconcile_at=progress["next_reconcile_at"],
+            updated_at=now,
+        )
+
+    def _end(self, run: str, status: MutationStatus, result: Json) -> Mutation:
+        """Write the outcome, and nothing else: see migration 2."""
+        encode("result", result)
+        with self._database.transaction() as transaction:
+            found = self._moving(run, status)
+            now = self._database.clock_ms()
+            outcome = f"{_OUTCOMES[status]} {status} {_encode({'at': now, 'result': result})}"
+            transaction.execute("UPDATE mutations SET outcome = ? WHERE id = ?", (outcome, blob_of(run)))
             if status == "failed":
                 give_up_permit(transaction, run)
-        return _mutation(run, body)
+        return replace(found, status=status, result=result, next_reconcile_at=None, updated_at=now)
 
-    def _refuse_without_permit(self, run: str) -> None:
+    def _moving(self, run: str, status: MutationStatus) -> Mutation:
+        found = self._own(run)
+        if status not in MUTATION_TRANSITIONS.get(found.status, ()):
+            raise IllegalState(f"the effect of run {run}", found.status, f"it cannot become {status}")
+        return found
+
+    def _refuse_run_of_earlier_start(self, run: str) -> None:
+        """Only the process that began a run performs its effect: of copies of one file, at most one does."""
+        rows = self._database.query(
+            "SELECT body ->> '$.incarnation' FROM reservations WHERE id = ?1 AND body <> '{}' UNION ALL "
+            "SELECT body ->> '$.incarnation' FROM handler_runs WHERE id = ?1 AND body <> '{}' UNION ALL "
+            "SELECT body ->> '$.incarnation' FROM mutations WHERE id = ?1 AND body <> '{}'",
+            (blob_of(run),),
+        )
+        if any(incarnation != self._database.incarnation.hex() for (incarnation,) in rows):
+            raise IllegalState(
+                f"run {run}", "of an earlier start of this node", "release it, and begin a new run for its effect"
+            )
+
+    def _refuse_without_permit(self, run: str, work: str) -> None:
         """A run that claimed in mode confirmed, or has asked for a permit, begins its effect with it or not at all."""
         permits = PermitStore(self._database)
         confirmed = self._database.query(
             "SELECT 1 FROM reservations WHERE id = ? AND body ->> '$.mode' = 'confirmed'", (blob_of(run),)
         )
         if confirmed or permits.get(run) is not None:
-            permits.require(run)
+            permit = permits.require(run)
+            if permit.work != work:
+                raise PermitRefused(run, f"it is for work {permit.work}, not for {work}")
 
     def _select(self, condition: str, parameters: tuple[Any, ...]) -> list[Mutation]:
-        return [_mutation(run, body) for run, body in self._bodies("mutations", condition, parameters)]
+        rows = self._database.query(
+            f"SELECT id, body, status, progress, outcome FROM mutations WHERE {condition}", parameters
+        )
+        found = ((row, decode_object(row[1])) for row in rows)
+        return [
+            _mutation(identifier, body, status, decode_object(progress), said_in(outcome))
+            for (identifier, _, status, progress, outcome), body in found
+            if body
+        ]
 
 
-def _encode(body: Json) -> str:
+def _progress(status: MutationStatus, at: int, *, attempts: int = 0, error: Json = None) -> dict[str, Json]:
+    return {"status": status, "attempts": attempts, "next_reconcile_at": None, "error": error, "updated_at": at}
+
+
+def _encode(cell: Json) -> str:
     # What callers give was checked by itself, so that an outcome is never refused for what was accepted before it.
-    return encode("body", body, BODY_BYTES_MAX)
+    return encode("entry", cell, BODY_BYTES_MAX)
 
 
 def _check_time(at: int) -> int:
     return check_whole("at", at, least=0, most=TIME_MS_MAX)
 
 
-def _mutation(run: str, body: dict[str, Any]) -> Mutation:
+def _mutation(
+    identifier: bytes, body: dict[str, Any], status: MutationStatus, progress: dict[str, Any], outcome: dict[str, Any]
+) -> Mutation:
     return Mutation(
-        run=RunId(run),
+        run=RunId(identifier.hex()),
         node=NodeId(body["node"]),
         work=WorkId(body["work"]),
         tool=body["tool"],
         params=body.get("params"),
-        status=body["status"],
-        result=body.get("result"),
-        reconcile_attempts=body["reconcile_attempts"],
-        next_reconcile_at=body["next_reconcile_at"],
+        status=status,
+        result=outcome.get("result") if outcome else progress.get("error"),
+        reconcile_attempts=progress.get("attempts", 0),
+        next_reconcile_at=None if outcome else progress.get("next_reconcile_at"),
         created_at=body["created_at"],
-        updated_at=body["updated_at"],
+        updated_at=outcome.get("at", progress.get("updated_at", body["created_at"])),
     )

@@ -18,14 +18,13 @@ from node.errors import IllegalState, LeaseLost, NotFound, PermitRefused
 from node.ids import EventId, NodeId, RunId, WorkId
 from node.jsonvalue import check_whole, encode
 from node.stores.authorities import AuthorityStore, str_ids
-from node.stores.base import Store, blob_of
+from node.stores.base import blob_of
 from node.stores.reading import LIST_MAX
+from node.stores.works import WorkReader
 
 PermitState = Literal["waiting", "granted", "refused", "void"]
 DECISIONS_MAX = 200
 """Requests that are decided in one transaction: a few tens of milliseconds in which others wait for the file."""
-
-WORK_GENERATIONS_MAX = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ class Permit:
     reason: str
 
 
-class PermitStore(Store):
+class PermitStore(WorkReader):
     """Requests by their runs' nodes, decisions by the authority."""
 
     def request(self, run: str, *, work: str | None = None) -> Permit:
@@ -67,8 +66,7 @@ class PermitStore(Store):
 
         Args:
             run: a run of this node with a held reservation.
-            work: the work id; by default made from handler and events, with the next generation after each verdict
-                "not happened".
+            work: the work id; by default that of `work_for`.
 
         Raises:
             NotFound, NotOwner, IllegalState: no such reservation, another node's, or ended.
@@ -80,7 +78,7 @@ class PermitStore(Store):
                 self._refuse_other_writer(run, found.node)
                 return found
             reservation, events = self._held(run)
-            chosen = self._work(work, reservation, events)
+            chosen = self.work_for(run) if work is None else self._refuse_ended(work)
             body = {
                 "node": self._node,
                 "workflow": reservation["workflow"],
@@ -276,20 +274,10 @@ class PermitStore(Store):
             raise LeaseLost(run, lost)
         return body, [EventId(event) for event, *_ in claims]
 
-    def _work(self, work: str | None, reservation: dict[str, Any], events: list[EventId]) -> WorkId:
-        handler = ids.handler_id(reservation["workflow"], reservation["handler"])
-        candidates = (
-            (ids.work_id(handler, events, generation) for generation in range(WORK_GENERATIONS_MAX))
-            if work is None
-            else (WorkId(work),)
-        )
-        for candidate in candidates:
-            if not self._database.query(
-                "SELECT 1 FROM verdicts WHERE work = ? AND body ->> '$.verdict' = 'not_happened' LIMIT 1",
-                (blob_of(candidate),),
-            ):
-                return candidate
-        raise IllegalState(f"work {work or 'on these events'}", "ended by a verdict", "ask with its next generation")
+    def _refuse_ended(self, work: str) -> WorkId:
+        if self._did_not_happen(WorkId(work)):
+            raise IllegalState(f"work {work}", "ended by a verdict", "ask with its next generation")
+        return WorkId(work)
 
 
 def _refusal(run: str, found: list[tuple[Any, ...]]) -> str | None:

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from node import ids
 from node.clock import unix_ms
 from node.database import Database
-from node.errors import Ambiguous, InvalidInput
+from node.errors import InvalidInput
 from node.ids import EventId, RunId
 from node.jsonvalue import Json, check_whole
 from node.leases import EventStatus
@@ -142,13 +141,16 @@ class EventReader(Store):
         )
         return int(rows[0][0])
 
-    def counts(self, workflow: str) -> list[TopicCounts]:
-        """Return the counts of every topic of a workflow, by topic name. Reads an index entry for each event."""
+    def counts(self, workflow: str, *, internal: bool = False) -> list[TopicCounts]:
+        """Return the counts of every topic of a workflow, by topic name; of the runtime's own only with `internal`.
+
+        Reads an index entry for each event.
+        """
         rows = self._database.query(
             "SELECT t.name, (SELECT json_group_array(json_array(status, n)) FROM ("
             "SELECT e.status, count(*) AS n FROM event_index AS e WHERE e.topic = t.id GROUP BY e.status)) "
-            "FROM topics AS t WHERE t.workflow = ? ORDER BY t.name",
-            (workflow,),
+            "FROM topics AS t WHERE t.workflow = ? AND (? OR t.name NOT GLOB '~*') ORDER BY t.name",
+            (workflow, internal),
         )
         return [
             TopicCounts(name, {status_name(status): n for status, n in json.loads(counts)}) for name, counts in rows
@@ -166,18 +168,6 @@ class EventReader(Store):
     def count_duplicates(self) -> int:
         """Return how many events two runs consumed."""
         return int(self._database.query("SELECT count(*) FROM duplicates")[0][0])
-
-    def _by_prefix(self, table: str, kind: str, prefix: str) -> str | None:
-        if not isinstance(prefix, str):
-            raise InvalidInput(kind, f"must be text, not {type(prefix).__name__}")
-        prefix = prefix.lower()
-        if not 4 <= len(prefix) <= 2 * ids.ID_BYTES or prefix.strip("0123456789abcdef"):
-            raise InvalidInput(kind, f"{prefix!r} is not the beginning of an id (4 to 32 hexadecimal characters)")
-        low, high = bytes.fromhex(prefix.ljust(32, "0")), bytes.fromhex(prefix.ljust(32, "f"))
-        rows = self._database.query(f"SELECT lower(hex(id)) FROM {table} WHERE id BETWEEN ? AND ? LIMIT 4", (low, high))
-        if len(rows) > 1:
-            raise Ambiguous(kind, prefix, [row[0] for row in rows])
-        return str(rows[0][0]) if rows else None
 
     def _events(self, sql: str, parameters: tuple[object, ...]) -> list[Event]:
         # One snapshot, so that no publication is deleted between the list and its content.

@@ -2,19 +2,26 @@
 
 *Phase* says how far a run got and only moves forward; *status* says why it is not moving. `PHASES` is the whole of
 the legal transitions.
+
+A row has three cells, each with its own manner of change: `body` never changes, `progress` changes as the run goes on,
+`ended` is written once. Migration 2 says why, and what copies of one file come to that went on apart; what they rely on
+is checked here: a run goes on only in the process that began it. What a later start of the node finds it may end, or
+pause, or move to mutated, because then the effect's outcome became known; nothing else.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import builtins
+import heapq
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal, get_args
 
 from node import ids
-from node.database import Transaction
 from node.errors import IllegalState, InvalidInput, NotFound
 from node.ids import NodeId, RunId
-from node.jsonvalue import BODY_BYTES_MAX, PAYLOAD_BYTES_MAX, Json, check_text, check_whole, encode
-from node.stores.base import Store, blob_of
+from node.jsonvalue import BODY_BYTES_MAX, PAYLOAD_BYTES_MAX, Json, check_text, check_whole, decode_object, encode
+from node.stores.base import Store, blob_of, said_in, work_outcome
 from node.stores.reading import LIST_MAX
 
 RunKind = Literal["producer", "consumer"]
@@ -29,6 +36,7 @@ RunStatus = Literal[
     "failed:internal",
     "lost",
     "crashed",
+    "superseded",
     "committed",
 ]
 
@@ -53,14 +61,29 @@ PHASES: dict[RunKind, dict[Phase, tuple[Phase, ...]]] = {
 }
 
 STATUSES: tuple[RunStatus, ...] = get_args(RunStatus)
-ENDED: frozenset[RunStatus] = frozenset({"failed:logic", "failed:internal", "lost", "crashed", "committed"})
-"""A run in one of these never moves again; a retry is a new run."""
+_ENDINGS: dict[RunStatus, int] = {
+    "crashed": 0,
+    "failed:internal": 1,
+    "failed:logic": 2,
+    "lost": 3,
+    "superseded": 4,
+    "committed": 5,
+}
+"""The number that precedes the word in the column `ended`: of two that copies of one file wrote, the truth wins. A
+later start of the node says crashed of what the process itself knew better; nothing is as certain as a commit."""
+ENDED: frozenset[RunStatus] = frozenset(_ENDINGS)
+"""A run in one of these never moves again; a retry is a new run. Superseded: another run goes on with its work, or a
+person ended it."""
 
 RETRY_CHAIN_MAX = 100
 DETAILS_BYTES_MAX = PAYLOAD_BYTES_MAX
 """All details of a run together, as JSON."""
 
 _INCOMPLETE = tuple(status for status in STATUSES if status not in ENDED)
+_BEGINNINGS: dict[RunKind, tuple[Phase, ...]] = {
+    "producer": ("pending", "executing"),
+    "consumer": ("pending", "preparing", "prepared"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +96,7 @@ class HandlerRun:
         workflow, handler, kind: what is run.
         phase, status: see the module.
         session: the `script_runs` row it belongs to.
-        retry_of: the run that this one tries again.
+        retry_of: the run that this one tries again, or goes on with.
         started_at, ended_at: Unix milliseconds; `ended_at` is None while it may still move.
         details: prepare result, states, error, cost, logs: whatever the runtime keeps, JSON.
     """
@@ -94,7 +117,7 @@ class HandlerRun:
 
 
 class HandlerRunStore(Store):
-    """Runs by id, by session, by workflow, and along their retries."""
+    """Runs by id, by session, by workflow, by handler, and along their retries."""
 
     def new_id(self) -> RunId:
         """Return a fresh run id; ids of one node sort by time."""
@@ -106,63 +129,126 @@ class HandlerRunStore(Store):
         handler: str,
         kind: RunKind,
         *,
+        run: str | None = None,
         session: str | None = None,
         retry_of: str | None = None,
+        phase: Phase = "pending",
+        status: RunStatus = "active",
         details: dict[str, Json] | None = None,
     ) -> HandlerRun:
-        """Begin a run in phase pending, status active.
+        """Begin a run.
+
+        Args:
+            workflow, handler, kind: what is run.
+            run: a fresh id from `new_id`; by default a new one.
+            session: the `script_runs` row that it belongs to.
+            retry_of: the run that it tries again or, at emitting, goes on with.
+            phase: where it begins: pending, or a phase before the effect that is reached in the same transaction; or
+                emitting, for a run that goes on beyond the effect of `retry_of`, with its prepare result and its
+                effect's result.
+            status: active, or why it does not move yet.
+            details: JSON.
 
         Raises:
-            InvalidInput: a name is empty, the kind is unknown, or the details are not JSON.
+            InvalidInput: a name is empty, the kind is unknown, no run begins in that phase or with that status, or the
+                details are not JSON.
             NotFound: `retry_of` is not a run that this device knows.
+            IllegalState: the id is taken; or, at emitting, `retry_of` did not get beyond its effect.
         """
         if kind not in PHASES:
             raise InvalidInput("kind", f"{kind!r} is not one of {', '.join(PHASES)}")
+        if phase not in _BEGINNINGS[kind] and not (phase == "emitting" and kind == "consumer" and retry_of is not None):
+            raise InvalidInput("phase", f"a {kind} run that is new does not begin in {phase!r}")
+        if status not in _INCOMPLETE:
+            raise InvalidInput("status", f"{status!r} is not one of {', '.join(_INCOMPLETE)}")
         body = {
             "node": self._node,
             "incarnation": self._database.incarnation.hex(),
             "workflow": check_text("workflow", workflow),
             "handler": check_text("handler", handler),
             "kind": kind,
-            "phase": "pending",
-            "status": "active",
             "session": None if session is None else check_text("session", session),
             "retry_of": retry_of,
             "started_at": self._database.clock_ms(),
-            "ended_at": None,
-            "details": _check_details(details or {}),
         }
-        run = self.new_id()
+        progress = {"phase": phase, "status": status, "details": _check_details(details or {})}
+        key = blob_of(self.new_id() if run is None else run)
         with self._database.transaction() as transaction:
-            if retry_of is not None and self.get(retry_of) is None:
-                raise NotFound("run", [retry_of])
-            transaction.execute("INSERT INTO handler_runs (id, body) VALUES (?, ?)", (blob_of(run), _encode(body)))
-        return _run(run, body)
+            if run is not None:
+                self._refuse_run_of_other_writer(run)
+                if self._database.query("SELECT 1 FROM handler_runs WHERE id = ?", (key,)):
+                    raise IllegalState(f"run {run}", "used", "a run begins once; take a new run id")
+            if retry_of is not None:
+                before = self.get(retry_of)
+                if before is None:
+                    raise NotFound("run", [retry_of])
+                if phase == "emitting":
+                    self._refuse_before_effect(before)
+            transaction.execute(
+                "INSERT INTO handler_runs (id, body, progress) VALUES (?, ?, ?)",
+                (key, _encode(body), _encode(progress)),
+            )
+        return _run(key, body, phase, status, progress, {})
 
     def get(self, run: str) -> HandlerRun | None:
         """Return a run."""
         found = self._select("id = ?", (blob_of(run),))
         return found[0] if found else None
 
-    def advance(self, run: str, phase: Phase, *, details: dict[str, Json] | None = None) -> HandlerRun:
-        """Move a run to its next phase, adding `details`; reaching committed also sets that status.
+    def find(self, prefix: str) -> HandlerRun | None:
+        """Return the run whose id begins with `prefix` (at least 4 hexadecimal characters), as tables show it.
+
+        Raises:
+            Ambiguous: more than one does.
+            InvalidInput: not hexadecimal, or too short.
+        """
+        found = self._by_prefix("handler_runs", "run", prefix)
+        return self.get(found) if found else None
+
+    def advance(
+        self,
+        run: str,
+        *phases: Phase,
+        status: RunStatus | None = None,
+        details: dict[str, Json] | None = None,
+    ) -> HandlerRun:
+        """Move a run through one phase or several that follow each other, in one write.
+
+        Args:
+            run: a run of this node.
+            phases: the next phase, and those after it. Reaching committed ends the run with that status.
+            status: by default active: what moves is not paused. One that ends the run ends it in the last of `phases`.
+            details: what to add to the details.
 
         Raises:
             NotFound, NotOwner: no such run, or another node's.
-            IllegalState: the transition is not in `PHASES`, or the run has ended.
+            IllegalState: a transition is not in `PHASES`; the run has ended; or it was begun by another process of
+                this node and something else is asked for than mutated.
+            InvalidInput: there is no such status, or the details are not JSON.
         """
-        with self._database.transaction() as transaction:
+        if not phases:
+            raise InvalidInput("phases", "name at least one; `set_status` changes the status alone")
+        after = status or ("committed" if phases[-1] == "committed" else "active")
+        if after not in STATUSES:
+            raise InvalidInput("status", f"{after!r} is not one of {', '.join(STATUSES)}")
+        if (after == "committed") != (phases[-1] == "committed"):
+            raise InvalidInput("status", f"a run in phase {phases[-1]} is not {after}")
+        with self._database.transaction():
             found = self._own(run)
             if found.status in ENDED:
                 raise IllegalState(f"run {run}", found.status, "it has ended; a retry is a new run")
-            following = PHASES[found.kind].get(found.phase, ())
-            if phase not in following:
-                allowed = " or ".join(following) or "nothing"
-                raise IllegalState(f"{found.kind} run {run}", found.phase, f"next comes {allowed}, not {phase}")
-            changes: dict[str, Json] = {"phase": phase}
-            if phase == "committed":
-                changes |= {"status": "committed", "ended_at": self._database.clock_ms()}
-            return self._write(transaction, run, changes, details)
+            at = found.phase
+            for phase in phases:
+                following = PHASES[found.kind].get(at, ())
+                if phase not in following:
+                    allowed = " or ".join(following) or "nothing"
+                    raise IllegalState(f"{found.kind} run {run}", at, f"next comes {allowed}, not {phase}")
+                at = phase
+            if found.incarnation != self._database.incarnation.hex() and phases != ("mutated",):
+                raise IllegalState(
+                    f"run {run}", "of an earlier start of this node", "end it; what is left to do is a new run's"
+                )
+            return self._write(found, at, after, details)
 
     def set_status(self, run: str, status: RunStatus, *, details: dict[str, Json] | None = None) -> HandlerRun:
         """Say why a run is not moving, adding `details`. An ended run stays as it is.
@@ -174,16 +260,15 @@ class HandlerRunStore(Store):
         """
         if status not in STATUSES:
             raise InvalidInput("status", f"{status!r} is not one of {', '.join(STATUSES)}")
-        with self._database.transaction() as transaction:
+        with self._database.transaction():
             found = self._own(run)
             if found.status in ENDED or status == "committed":
                 raise IllegalState(f"run {run}", found.status, f"its status cannot become {status}")
-            changes: dict[str, Json] = {"status": status}
-            if status in ENDED:
-                changes["ended_at"] = self._database.clock_ms()
-            return self._write(transaction, run, changes, details)
+            return self._write(found, found.phase, status, details)
 
-    def incomplete(self, workflow: str, *, limit: int = 1000) -> list[HandlerRun]:
+    # --- Lists --------------------------------------------------------------------------------------------------------
+
+    def incomplete(self, workflow: str, *, limit: int = 1000) -> builtins.list[HandlerRun]:
         """Return the runs of a workflow that may still move, the oldest first; every node's."""
         check_whole("limit", limit, least=1, most=LIST_MAX)
         places = ", ".join("?" * len(_INCOMPLETE))
@@ -191,19 +276,59 @@ class HandlerRunStore(Store):
             f"workflow = ? AND status IN ({places}) ORDER BY started_at, id LIMIT ?", (workflow, *_INCOMPLETE, limit)
         )
 
-    def by_session(self, session: str, *, limit: int = 1000) -> list[HandlerRun]:
+    def own_incomplete(self) -> builtins.list[HandlerRun]:
+        """Return all runs of this node that have not ended, whichever of its processes began them; the oldest first."""
+        return self._select("node = ? AND ended = '' ORDER BY started_at, id", (self._database.site_id,))
+
+    def recent(
+        self, workflow: str, handler: str, *, node: str | None = None, limit: int = 20
+    ) -> builtins.list[HandlerRun]:
+        """Return the newest runs of a handler, the newest first; those of all nodes, or of one."""
+        check_whole("limit", limit, least=1, most=LIST_MAX)
+        condition, parameters = ("", ()) if node is None else (" AND node = ?", (blob_of(node),))
+        return self._select(
+            f"workflow = ? AND handler = ?{condition} ORDER BY started_at DESC, id DESC LIMIT ?",
+            (workflow, handler, *parameters, limit),
+        )
+
+    def list(
+        self,
+        workflow: str | None = None,
+        handler: str | None = None,
+        status: RunStatus | None = None,
+        *,
+        limit: int = 100,
+    ) -> builtins.list[HandlerRun]:
+        """Return the newest runs that fit, the newest first, of all nodes. None fits every one."""
+        check_whole("limit", limit, least=1, most=LIST_MAX)
+        if workflow is None and handler is None and status is None:
+            return self._select("body <> '{}' ORDER BY id DESC LIMIT ?", (limit,))
+        wanted = {"handler": handler, "status": status}
+        given = {column: value for column, value in wanted.items() if value is not None}
+        condition = "".join(f" AND {column} = ?" for column in given)
+        with self._database.snapshot():
+            found = [
+                self._select(
+                    f"workflow = ?{condition} ORDER BY started_at DESC, id DESC LIMIT ?",
+                    (one, *given.values(), limit),
+                )
+                for one in (self._workflows() if workflow is None else (workflow,))
+            ]
+        newest_first = heapq.merge(*found, key=lambda run: (run.started_at, run.id), reverse=True)
+        return list(islice(newest_first, limit))
+
+    def by_session(self, session: str, *, limit: int = 1000) -> builtins.list[HandlerRun]:
         """Return the runs of a session, the oldest first."""
         check_whole("limit", limit, least=1, most=LIST_MAX)
         return self._select("session = ? ORDER BY started_at, id LIMIT ?", (session, limit))
 
-    def by_workflow(self, workflow: str, *, limit: int = 100) -> list[HandlerRun]:
+    def by_workflow(self, workflow: str, *, limit: int = 100) -> builtins.list[HandlerRun]:
         """Return a workflow's runs, the newest first."""
-        check_whole("limit", limit, least=1, most=LIST_MAX)
-        return self._select("workflow = ? ORDER BY started_at DESC, id LIMIT ?", (workflow, limit))
+        return self.list(workflow, limit=limit)
 
-    def retry_chain(self, run: str) -> list[HandlerRun]:
+    def retry_chain(self, run: str) -> builtins.list[HandlerRun]:
         """Return a run with all the runs that it retries and that retry it, the first attempt first (at most 100)."""
-        chain: list[HandlerRun] = []
+        chain: builtins.list[HandlerRun] = []
         with self._database.snapshot():
             current = self.get(run)
             while current is not None and len(chain) < RETRY_CHAIN_MAX and current not in chain:
@@ -216,6 +341,8 @@ class HandlerRunStore(Store):
                 chain += later
         return chain
 
+    # --- Below --------------------------------------------------------------------------------------------------------
+
     def _own(self, run: str) -> HandlerRun:
         found = self.get(run)
         if found is None:
@@ -223,18 +350,52 @@ class HandlerRunStore(Store):
         self._refuse_other_writer(run, found.node)
         return found
 
-    def _write(
-        self, transaction: Transaction, run: str, changes: dict[str, Json], details: dict[str, Json] | None
-    ) -> HandlerRun:
-        ((_, body),) = self._bodies("handler_runs", "id = ?", (blob_of(run),))
-        body |= changes
-        if details:
-            body["details"] = _check_details(body["details"] | _check_details(details))
-        transaction.execute("UPDATE handler_runs SET body = ? WHERE id = ?", (_encode(body), blob_of(run)))
-        return _run(run, body)
+    def _refuse_before_effect(self, run: HandlerRun) -> None:
+        """Only what happened, or needed no effect, goes forward."""
+        rows = self._database.query("SELECT lower(hex(work)) FROM mutations WHERE id = ?", (blob_of(run.id),))
+        outcome = work_outcome(self._database, rows[0][0]) if rows else "none"
+        if run.phase == "committed" or outcome != "applied" and (rows or run.phase not in ("mutated", "emitting")):
+            state = f"{run.phase}, its effect {outcome}" if rows else run.phase
+            raise IllegalState(f"run {run.id}", state, "a run that goes on with it must begin from the beginning")
 
-    def _select(self, condition: str, parameters: tuple[Any, ...]) -> list[HandlerRun]:
-        return [_run(run, body) for run, body in self._bodies("handler_runs", condition, parameters)]
+    def _write(self, run: HandlerRun, phase: Phase, status: RunStatus, details: dict[str, Json] | None) -> HandlerRun:
+        """Write what moved. The end is one cell, with the details that came with it."""
+        added = _check_details(details or {})
+        together = _check_details(run.details | added) if added else run.details
+        ended_at = self._database.clock_ms() if status in _ENDINGS else None
+        cells: dict[str, str] = {}
+        if status not in _ENDINGS:
+            cells["progress"] = _encode({"phase": phase, "status": status, "details": together})
+        else:
+            cells["ended"] = f"{_ENDINGS[status]} {status} {_encode({'at': ended_at, 'details': added})}"
+            if phase not in ("committed", run.phase):
+                cells["progress"] = _encode({"phase": phase, "status": "active", "details": run.details})
+        with self._database.transaction() as transaction:
+            transaction.execute(
+                f"UPDATE handler_runs SET {', '.join(f'{name} = ?' for name in cells)} WHERE id = ?",
+                (*cells.values(), blob_of(run.id)),
+            )
+        return replace(run, phase=phase, status=status, ended_at=ended_at, details=together)
+
+    def _workflows(self) -> builtins.list[str]:
+        """Return the workflows that have runs: one look-up in an index for each."""
+        rows = self._database.query(
+            "WITH RECURSIVE w (name) AS (SELECT min(workflow) FROM handler_runs UNION ALL "
+            "SELECT (SELECT min(r.workflow) FROM handler_runs AS r WHERE r.workflow > w.name) FROM w "
+            "WHERE w.name IS NOT NULL) SELECT name FROM w WHERE name IS NOT NULL"
+        )
+        return [name for (name,) in rows]
+
+    def _select(self, condition: str, parameters: tuple[Any, ...]) -> builtins.list[HandlerRun]:
+        rows = self._database.query(
+            f"SELECT id, body, phase, status, progress, ended FROM handler_runs WHERE {condition}", parameters
+        )
+        found = ((row, decode_object(row[1])) for row in rows)
+        return [
+            _run(identifier, body, phase, status, decode_object(progress), said_in(ended))
+            for (identifier, _, phase, status, progress, ended), body in found
+            if body
+        ]
 
 
 def _check_details(details: dict[str, Json]) -> dict[str, Json]:
@@ -244,24 +405,31 @@ def _check_details(details: dict[str, Json]) -> dict[str, Json]:
     return details
 
 
-def _encode(body: Json) -> str:
+def _encode(cell: Json) -> str:
     # The details were checked by themselves, so that a run can always move on with what was accepted before.
-    return encode("body", body, BODY_BYTES_MAX)
+    return encode("run", cell, BODY_BYTES_MAX)
 
 
-def _run(run: str, body: dict[str, Any]) -> HandlerRun:
+def _run(
+    identifier: bytes,
+    body: dict[str, Any],
+    phase: Phase,
+    status: RunStatus,
+    progress: dict[str, Any],
+    ended: dict[str, Any],
+) -> HandlerRun:
     return HandlerRun(
-        id=RunId(run),
+        id=RunId(identifier.hex()),
         node=NodeId(body["node"]),
         incarnation=body["incarnation"],
         workflow=body["workflow"],
         handler=body["handler"],
         kind=body["kind"],
-        phase=body["phase"],
-        status=body["status"],
+        phase=phase,
+        status=status,
         session=body.get("session"),
         retry_of=body.get("retry_of"),
         started_at=body["started_at"],
-        ended_at=body.get("ended_at"),
-        details=body["details"],
+        ended_at=ended.get("at"),
+        details=progress.get("details", {}) | ended.get("details", {}),
     )

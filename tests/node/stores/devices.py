@@ -14,7 +14,9 @@ from node.knowledge_store import StateReader, raise_knowledge
 from node.migrate import own_migrations, upgrade
 from node.stores import (
     AuthorityStore,
+    DeviceStore,
     EventStore,
+    HandlerBlockStore,
     HandlerRunStore,
     HandlerStateStore,
     ModeStore,
@@ -31,6 +33,7 @@ COLUMNS = '"table", pk, cid, val, col_version, db_version, site_id, cl, seq'
 FACTS = (
     "topics", "publications", "reservations", "handler_runs", "mutations", "verdicts", "handler_state",
     "permit_requests", "permits", "authorities", "authority_fences", "modes",
+    "handler_blocks", "devices",
 )  # fmt: skip
 
 # What the derived tables say, without the local numbers of rows.
@@ -76,6 +79,8 @@ class Device:
         self.authorities = AuthorityStore(self.database)
         self.permits = PermitStore(self.database)
         self.modes = ModeStore(self.database)
+        self.blocks = HandlerBlockStore(self.database)
+        self.devices = DeviceStore(self.database)
 
     @property
     def node(self):
@@ -155,7 +160,7 @@ class Device:
     def discarded(self):
         """What is written in this block is undone: an example of a property test leaves nothing behind."""
         try:
-            with self.database.transaction():
+            with self.database.transaction(durable=True):
                 yield
                 raise RolledBack
         except RolledBack:
@@ -207,20 +212,47 @@ def reservation_body(claims, *, node="00" * 16, at=NOW_MS << 16, **fields):
     }
 
 
-def mutation_body(work, status, *, node="00" * 16, **fields):
+def run_body(*, node="00" * 16, **fields):
     return {
         "node": node,
+        "incarnation": "00",
+        "workflow": "mail",
+        "handler": "send",
+        "kind": "consumer",
+        "session": None,
+        "retry_of": None,
+        "started_at": NOW_MS,
+        **fields,
+    }
+
+
+def mutation_body(work, *, node="00" * 16, **fields):
+    return {
+        "node": node,
+        "incarnation": "00",
         "work": work,
         "tool": "send",
         "params": None,
-        "status": status,
-        "result": None,
-        "reconcile_attempts": 0,
-        "next_reconcile_at": None,
         "created_at": NOW_MS,
+        **fields,
+    }
+
+
+def mutation_progress(status, **fields):
+    return {
+        "status": status,
+        "attempts": 0,
+        "next_reconcile_at": None,
+        "error": None,
         "updated_at": NOW_MS,
         **fields,
     }
+
+
+def mutation_outcome(status, *, number=None, **fields):
+    """What the column `outcome` says of applied and failed; other statuses have none."""
+    number = {"failed": 0, "applied": 1}[status] if number is None else number
+    return f"{number} {status} {json.dumps({'at': NOW_MS, 'result': None, **fields})}"
 
 
 def verdict_body(work, verdict, *, node="00" * 16, **fields):

@@ -11,6 +11,8 @@ from devices import (
     meet,
     merge,
     mutation_body,
+    mutation_outcome,
+    mutation_progress,
     publication_body,
     reservation_body,
     verdict_body,
@@ -31,7 +33,8 @@ PUBLICATIONS = [bytes([number]) * 16 for number in (0xA1, 0xA2, 0xA3)]
 WORKS = [work_of("1" * 32), work_of("2" * 32)]
 VERDICTS = [bytes([number]) * 16 for number in (0xE1, 0xE2)]
 STATES = ["held", "released", "lost", "settled 3 consumed", "settled 2 skipped", "settled 1 dead"]
-EFFECTS = ["pending", "in_flight", "applied", "failed", "needs_reconcile", "indeterminate"]
+PROGRESS = ["pending", "in_flight", "needs_reconcile", "indeterminate", "of a later version"]
+OUTCOMES = ["", mutation_outcome("failed"), mutation_outcome("applied"), mutation_outcome("undone", number=2)]
 
 # Few times, so that ties are common.
 times = st.integers(NOW_MS << 16, (NOW_MS << 16) + 3)
@@ -54,9 +57,11 @@ malformed = st.sampled_from(
         json.dumps(reservation_body([(EVENTS[0], 1)], node="zz")),
         json.dumps(reservation_body([(EVENTS[0], 1)], events={"a": f"{EVENTS[0]}@1"})),
         json.dumps(reservation_body([(EVENTS[0], 1)], events=f"{EVENTS[0]}@1")),
-        json.dumps(mutation_body("zz", "in_flight")),
-        json.dumps(mutation_body(WORKS[0], 5)),
-        json.dumps(mutation_body(WORKS[0], "in_flight", next_reconcile_at="soon")),
+        json.dumps(mutation_body("zz")),
+        json.dumps(mutation_body(WORKS[0], tool=5)),
+        json.dumps(mutation_progress(5)),
+        json.dumps(mutation_progress("in_flight", next_reconcile_at="soon")),
+        mutation_outcome("applied", at=-1),
         json.dumps(verdict_body(None, "happened")),
         json.dumps(verdict_body(WORKS[0], "happened", at=10**30)),
     ]
@@ -87,10 +92,16 @@ def reservation_bodies(draw):
     return body
 
 
-mutation_bodies = st.builds(mutation_body, st.sampled_from(WORKS), st.sampled_from(EFFECTS))
+mutation_bodies = st.builds(mutation_body, st.sampled_from(WORKS))
 verdict_bodies = st.builds(
     verdict_body, st.sampled_from(WORKS), st.sampled_from(["happened", "skip", "not_happened", "perhaps"])
 )
+
+
+MUTATION_CELLS = {
+    "progress": st.builds(mutation_progress, st.sampled_from(PROGRESS)),
+    "outcome": st.sampled_from(OUTCOMES),
+}
 
 
 @st.composite
@@ -113,6 +124,13 @@ def histories(draw):
                     forged(table, identifier, word, column="state", version=number)
                     for number, word in enumerate(words, 1)
                 ]
+            if table == "mutations":
+                for column, cells in MUTATION_CELLS.items():
+                    values = draw(st.lists(st.one_of(cells, cells, cells, malformed), max_size=3))
+                    rows += [
+                        forged(table, identifier, value, column=column, version=number)
+                        for number, value in enumerate(values, 1)
+                    ]
             ending = draw(st.sampled_from(["stays", "stays", "stays", "deleted", "created again"]))
             if ending != "stays":
                 rows.append(deletion(table, identifier))
@@ -122,6 +140,8 @@ def histories(draw):
                 rows.append(forged(table, identifier, draw(bodies), alive=3))
                 if table == "reservations":
                     rows.append(forged(table, identifier, draw(st.sampled_from(STATES)), column="state", alive=3))
+                for column, cells in MUTATION_CELLS.items() if table == "mutations" else ():
+                    rows.append(forged(table, identifier, draw(cells), column=column, alive=3))
     return rows
 
 
@@ -137,13 +157,13 @@ def claims_of(body):
 
 def outcome_of(work, mutations, verdicts):
     """The fold of entries and verdicts, said once more in another language."""
-    tried = {body["status"] for body in mutations.values() if body["work"] == work}
+    tried = {body["now"] for body in mutations.values() if body["work"] == work}
     said = {body["verdict"] for body in verdicts.values() if body["work"] == work}
     if "applied" in tried or "happened" in said:
         return "applied"
     if "skip" in said:
         return "skipped"
-    if not tried & {"in_flight", "needs_reconcile", "indeterminate"}:
+    if tried <= {"pending", "failed"}:
         return "failed" if "failed" in tried else "none"
     return "failed" if "not_happened" in said and "in_flight" not in tried else "unknown"
 
@@ -155,6 +175,9 @@ def expected(device):
         for table in ("publications", "reservations", "mutations", "verdicts")
     }
     mutations, verdicts = facts["mutations"], facts["verdicts"]
+    for run, progress, outcome in device.query("SELECT id, progress, outcome FROM mutations"):
+        now = outcome.split()[1:2] or [json.loads(progress).get("status", "in_flight")]
+        mutations.get(run, {})["now"] = now[0]
     claims, contents = {}, {}
     words = dict(device.query("SELECT id, state FROM reservations"))
     for run, body in facts["reservations"].items():

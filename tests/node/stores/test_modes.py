@@ -1,7 +1,7 @@
 """Soft, confirmed and home: who may claim, and what a change means for what is claimed already."""
 
 import pytest
-from devices import absorb_all, event_of, forged, work_of
+from devices import absorb_all, event_of, forged
 
 from node import ids
 from node.authority import Arbiter
@@ -18,7 +18,7 @@ def hub_and_laptop(pair):
 
 
 def begin(device, run):
-    device.mutations.create(run, work_of(run), tool="send")
+    device.mutations.create(run, device.mutations.work_for(run), tool="send")
     return device.mutations.mark_in_flight(run)
 
 

@@ -17,7 +17,7 @@ WAYS = {
     "pending": [],
     "in_flight": ["in_flight"],
     "applied": ["in_flight", "applied"],
-    "failed": ["failed"],
+    "failed": ["in_flight", "failed"],
     "needs_reconcile": ["in_flight", "needs_reconcile"],
     "indeterminate": ["in_flight", "indeterminate"],
 }
@@ -226,11 +226,7 @@ def test_the_outcome_of_work_that_was_never_tried_is_none(device):
 def test_the_outcome_is_folded_from_all_runs_of_the_work(pair):
     one, two = pair
     run, work = working(one)
-    merge(one, two)
-    other = two.runs.new_id()
-    two.mutations.create(other, work, tool="send")
-    two.mutations.mark_in_flight(other)
-    two.mutations.mark_applied(other)
+    two.mutations.mark_applied(two.mutations.intend(two.runs.new_id(), work, tool="send").run)
     meet(one, two)
     assert one.mutations.outcome(work) == two.mutations.outcome(work) == "applied"
     assert one.mutations.unresolved() == []
@@ -329,7 +325,7 @@ def test_an_entry_moved_to_other_work_counts_there(device):
     first, work = working(device, "a")
     second, other = working(device, "b", "pending")
     assert (device.status("a"), device.status("b")) == ("unknown", "reserved")
-    assert device.forge("mutations", bytes.fromhex(first), mutation_body(other, "in_flight"), version=9)
+    assert device.forge("mutations", bytes.fromhex(first), mutation_body(other), version=9)
     assert (device.mutations.outcome(work), device.mutations.outcome(other)) == ("none", "unknown")
     assert (device.status("a"), device.status("b")) == ("unknown", "unknown")
     assert device.forge("mutations", bytes.fromhex(first), "{}", version=10)

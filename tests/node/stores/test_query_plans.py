@@ -32,6 +32,14 @@ MEANT = [
     ("SCAN duplicates", "SELECT e.id", "in the order asked for, up to the limit"),
     ("SCAN d", "SELECT e.id", "the rows of the line above"),
     ("SCAN waiting_permits", "SELECT id, body FROM permit_requests", "in the order of its key, up to the limit"),
+    ("SCAN handler_blocks USING INDEX", "SELECT id, body FROM handler_blocks", "all of them: a row for each handler"),
+    ("SCAN devices", "SELECT id, body FROM devices", "all of them: a row for each device"),
+    (
+        "SCAN handler_runs USING INDEX sqlite_autoindex_handler_runs_1",
+        "SELECT id, body, phase, status, progress, ended FROM handler_runs WHERE body <> '{}' ORDER BY id DESC LIMIT",
+        "the newest, in the order of the key, up to the limit",
+    ),
+    ("SCAN w", "WITH RECURSIVE w (name) AS (SELECT min(workflow)", "a row for each workflow, found by the index"),
     ("SCAN eras", "SELECT era FROM eras ORDER BY first_version DESC LIMIT 1", "reads the last row"),
 ]  # fmt: skip
 
@@ -44,6 +52,7 @@ MERGES = [
     "DELETE FROM reservations WHERE id = zeroblob(16)",
     "INSERT INTO mutations (id) VALUES (zeroblob(16))",
     "UPDATE mutations SET body = '{}' WHERE id = zeroblob(16)",
+    "UPDATE mutations SET outcome = '' WHERE id = zeroblob(16)",
     "DELETE FROM mutations WHERE id = zeroblob(16)",
     "INSERT INTO verdicts (id) VALUES (zeroblob(16))",
     "UPDATE verdicts SET body = '{}' WHERE id = zeroblob(16)",
@@ -180,22 +189,35 @@ def call_topic_store(topics, device):
 
 
 def call_handler_run_store(runs, device):
-    run = runs.create("mail", "send", "consumer", session="s1").id
+    run = runs.create("mail", "send", "consumer", run=runs.new_id(), session="s1").id
     runs.new_id()
     runs.get(run)
     runs.advance(run, "preparing")
     runs.set_status(run, "crashed")
     retry = runs.create("mail", "send", "consumer", retry_of=run).id
     runs.retry_chain(retry)
+    runs.advance(retry, "preparing", "prepared", "emitting")
+    runs.create("mail", "send", "consumer", retry_of=retry, phase="emitting")
+    runs.advance(retry, "committed")
+    runs.find(retry)
     runs.incomplete("mail")
+    runs.own_incomplete()
+    runs.recent("mail", "send")
+    runs.recent("mail", "send", node=device.node)
+    runs.list()
+    runs.list("mail")
+    runs.list("mail", "send")
+    runs.list("mail", "send", "crashed")
+    runs.list(handler="send")
+    runs.list(status="crashed")
     runs.by_session("s1")
     runs.by_workflow("mail")
 
 
 def call_mutation_store(mutations, device):
-    device.publish(*"abcde")
-    runs = [device.reserve(name) for name in "abcde"]
-    for run in runs:
+    device.publish(*"abcdef")
+    runs = [device.reserve(name) for name in "abcdef"]
+    for run in runs[:5]:
         mutations.create(run, work_of(run), tool="send")
         mutations.get(run)
         mutations.mark_in_flight(run)
@@ -204,12 +226,20 @@ def call_mutation_store(mutations, device):
     mutations.mark_needs_reconcile(runs[2], at=NOW_MS)
     mutations.schedule_reconcile(runs[2], at=NOW_MS)
     mutations.mark_indeterminate(runs[3])
+    work = mutations.work_for(runs[5])
+    mutations.intend(runs[5], work, tool="send")
     mutations.due(NOW_MS)
+    mutations.next_due_at()
     mutations.unresolved()
     mutations.outcome(work_of(runs[3]))
     mutations.resolve(work_of(runs[3]), "skip", by="Ann")
     mutations.resolve(work_of(runs[3]), "happened", by="Ann")
     mutations.verdicts(work_of(runs[3]))
+    mutations.result_of(work_of(runs[3]))
+    mutations.outcome("0" * 32)
+    mutations.resolve(work, "not_happened", by="Ann")
+    mutations.mark_indeterminate(runs[5])
+    mutations.work_for(device.reserve("f", topic="other") if False else runs[5])
 
 
 def call_handler_state_store(states, device):
@@ -270,11 +300,27 @@ def call_mode_store(modes, device):
     modes.gone_homes("mail", ["inbox"], "send")
 
 
+def call_handler_block_store(blocks, device):
+    blocks.block("mail", "send", reason="five failures", node=device.node)
+    blocks.get("mail", "send")
+    blocks.last("mail", "send")
+    blocks.list()
+    blocks.list("mail")
+    blocks.unblock("mail", "send", by="Ann", node=device.node)
+
+
+def call_device_store(devices, device):
+    devices.announce("laptop")
+    devices.name_of(device.node)
+    devices.list()
+
+
 def call_permit_store(permits, device):
     device.authorities.appoint(device.node, by="Ann")
     device.authorities.step()
     device.publish("a", "b")
     run, other = device.reserve("a"), device.reserve("b")
+    permits.work_for(run)
     permits.request(run)
     permits.waiting()
     permits.decide_pending()
@@ -288,7 +334,9 @@ def call_permit_store(permits, device):
 
 CALLS = {
     "AuthorityStore": call_authority_store,
+    "DeviceStore": call_device_store,
     "EventStore": call_event_store,
+    "HandlerBlockStore": call_handler_block_store,
     "TopicStore": call_topic_store,
     "HandlerRunStore": call_handler_run_store,
     "MutationStore": call_mutation_store,

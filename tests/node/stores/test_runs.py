@@ -221,8 +221,11 @@ def test_runs_that_claim_to_retry_each_other_are_listed_once(pair):
 
 def test_fields_of_a_later_version_are_read_over_and_kept(device):
     run = device.runs.create("mail", "send", "consumer").id
-    ((body,),) = device.query("SELECT json_set(body, '$.priority', 5, '$.status', 'dreaming') FROM handler_runs")
+    ((body, progress),) = device.query(
+        "SELECT json_set(body, '$.priority', 5), json_set(progress, '$.status', 'dreaming') FROM handler_runs"
+    )
     assert device.forge("handler_runs", bytes.fromhex(run), body, version=9)
+    assert device.forge("handler_runs", bytes.fromhex(run), progress, column="progress", version=9)
     assert device.runs.get(run).status == "dreaming"
     device.runs.advance(run, "preparing")
     assert device.query("SELECT body ->> '$.priority' FROM handler_runs") == [(5,)]

@@ -15,10 +15,13 @@ from devices import (
     forged,
     meet,
     mutation_body,
+    mutation_outcome,
+    mutation_progress,
     permit_body,
     publication_body,
     request_body,
     reservation_body,
+    run_body,
     verdict_body,
     work_of,
 )
@@ -34,12 +37,8 @@ GOOD = {
     "topics": {"workflow": "mail", "name": "inbox", "created_at": NOW_MS},
     "publications": publication_body(),
     "reservations": reservation_body([(event_of("a"), 1)]),
-    "handler_runs": {
-        "node": "00" * 16, "incarnation": "00", "workflow": "mail", "handler": "send", "kind": "consumer",
-        "phase": "pending", "status": "active", "session": None, "retry_of": None, "started_at": NOW_MS,
-        "ended_at": None, "details": {},
-    },
-    "mutations": mutation_body(WORK, "in_flight"),
+    "handler_runs": run_body(),
+    "mutations": mutation_body(WORK),
     "verdicts": verdict_body(WORK, "happened"),
     "handler_state": {
         "handler_id": ids.handler_id("mail", "poll"), "workflow": "mail", "handler": "poll", "version": 1,
@@ -55,14 +54,19 @@ GOOD = {
         "workflow": "mail", "kind": "topic", "name": "inbox", "mode": "home", "home": "00" * 16, "after": "00" * 16,
         "version": 1, "gone": "00" * 16, "at": NOW_MS,
     },
+    "handler_blocks": {
+        "workflow": "mail", "handler": "send", "node": "00" * 16, "blocked": True, "reason": "", "by": "Ann",
+        "run": "00" * 16, "at": NOW_MS,
+    },
+    "devices": {"node": RUN.hex(), "name": "laptop", "at": NOW_MS},
 }  # fmt: skip
 # Fields of which derivation and stores need the type.
 NEEDED = {
     "topics": ["workflow", "name", "created_at"],
     "publications": ["workflow", "topic", "topic_id", "at", "ids", "events"],
     "reservations": ["workflow", "handler", "incarnation", "node", "at", "events"],
-    "handler_runs": ["workflow", "handler", "incarnation", "node", "kind", "phase", "status", "started_at", "details"],
-    "mutations": ["node", "work", "tool", "status", "reconcile_attempts", "created_at", "updated_at"],
+    "handler_runs": ["workflow", "handler", "incarnation", "node", "kind", "started_at"],
+    "mutations": ["node", "incarnation", "work", "tool", "created_at"],
     "verdicts": ["work", "node", "verdict", "by", "at"],
     "handler_state": ["handler_id", "workflow", "handler", "version", "run", "node", "at"],
     "permit_requests": ["node", "workflow", "handler", "work", "events", "generation", "withdrawn", "asked_at"],
@@ -70,6 +74,8 @@ NEEDED = {
     "authorities": ["node", "authority", "generation", "needs", "gone", "by", "at"],
     "authority_fences": ["node", "authority", "generation", "version", "at"],
     "modes": ["workflow", "kind", "name", "mode", "version", "at"],
+    "handler_blocks": ["workflow", "handler", "node", "blocked", "reason", "by", "at"],
+    "devices": ["node", "name", "at"],
 }
 NO_OBJECTS = [
     5, 2.5, None, b"\x0c", b"{}", "", "null", "[]", "\"text\"", "not json", "{at:1}", "{'at':1}", "[" * 2000, "{} {}",
@@ -90,8 +96,16 @@ def read_everything(device):
     for name in ("a", "b"):
         device.events.explain(event_of(name))
     device.runs.by_workflow("mail")
+    device.runs.list()
+    device.runs.list(status="active")
+    device.runs.recent("mail", "send")
     device.runs.incomplete("mail")
+    device.runs.own_incomplete()
+    device.runs.retry_chain(RUN.hex())
+    device.mutations.get(RUN.hex())
     device.mutations.due(2**53)
+    device.mutations.next_due_at()
+    device.mutations.result_of(WORK)
     device.mutations.unresolved()
     device.mutations.verdicts(WORK)
     device.mutations.outcome(WORK)
@@ -106,6 +120,11 @@ def read_everything(device):
     device.modes.list("mail")
     device.modes.get("mail", topic="inbox")
     device.authorities.step()
+    device.blocks.list()
+    device.blocks.get("mail", "send")
+    device.devices.list()
+    device.devices.name_of(RUN.hex())
+    device.events.stale_candidates([("mail", "send")])
     device.query("SELECT * FROM events")
     assert rebuild(device.database).corrected == {}
 
@@ -144,6 +163,77 @@ def test_a_field_of_a_wrong_type_fails_alone_or_is_harmless(device, table):
                 read_everything(device)
             if field in NEEDED[table] and (value == "absent" or type(value) is not type(GOOD[table][field])):
                 assert not accepted, (field, value)
+
+
+# The cells beside the body, in their rows.
+CELLS = [
+    ("handler_runs", "progress", {"phase": "mutating", "status": "paused:transient", "details": {"a": 1}}),
+    ("handler_runs", "ended", {"at": NOW_MS, "details": {"a": 1}}),
+    ("mutations", "progress", mutation_progress("needs_reconcile", next_reconcile_at=NOW_MS)),
+    ("mutations", "outcome", {"at": NOW_MS, "result": None}),
+]
+WORDS = {"ended": "2 failed:logic ", "outcome": "1 applied "}
+MAY_BE_ABSENT = {"next_reconcile_at", "error", "result"}
+
+
+@pytest.mark.parametrize(("table", "column", "content"), CELLS)
+@pytest.mark.parametrize("first", ["the body", "the cell"])
+def test_a_cell_beside_the_body_is_read_with_it_and_inert_without_it(device, table, column, content, first):
+    cell = WORDS.get(column, "") + json.dumps(content)
+    if first == "the cell":
+        assert device.forge(table, RUN, cell, column=column)
+        read_everything(device)
+        assert device.runs.get(RUN.hex()) is device.mutations.get(RUN.hex()) is None
+    assert device.forge(table, RUN, GOOD[table])
+    assert device.forge(table, RUN, cell, column=column)
+    read_everything(device)
+    run, entry = device.runs.get(RUN.hex()), device.mutations.get(RUN.hex())
+    match table, column:
+        case "handler_runs", "progress":
+            assert (run.phase, run.status, run.ended_at, run.details) == (
+                "mutating",
+                "paused:transient",
+                None,
+                {"a": 1},
+            )
+        case "handler_runs", "ended":
+            assert (run.phase, run.status, run.ended_at, run.details) == ("pending", "failed:logic", NOW_MS, {"a": 1})
+        case "mutations", "progress":
+            assert (entry.status, entry.next_reconcile_at) == ("needs_reconcile", NOW_MS)
+        case "mutations", "outcome":
+            assert (entry.status, entry.next_reconcile_at, entry.updated_at) == ("applied", None, NOW_MS)
+
+
+@pytest.mark.parametrize(("table", "column", "content"), CELLS)
+def test_a_cell_of_a_wrong_shape_fails_alone_or_is_harmless(device, table, column, content):
+    assert device.forge(table, RUN, GOOD[table])
+    word = WORDS.get(column, "")
+    with device.unchanged():
+        for cell in NO_OBJECTS:
+            text = word + cell if isinstance(cell, str) else cell
+            if not (column in WORDS and cell == ""):
+                assert not device.forge(table, RUN, text, column=column, version=3), text
+        for text in ("1", "1 applied", "applied {}", "committed", json.dumps(content)) if word else ():
+            assert not device.forge(table, RUN, text, column=column, version=3), text
+    for field in content:
+        for value in [*WRONG_VALUES, "absent"]:
+            changed = {name: one for name, one in content.items() if name != field}
+            if value != "absent":
+                changed[field] = value
+            with device.discarded():
+                accepted = device.forge(table, RUN, word + json.dumps(changed), column=column, version=3)
+                read_everything(device)
+            if field not in MAY_BE_ABSENT and (value == "absent" or type(value) is not type(content[field])):
+                assert not accepted, (field, value)
+
+
+def test_a_word_for_an_outcome_that_is_not_known_here_keeps_its_events(device):
+    device.publish("a")
+    assert device.forge("reservations", RUN, GOOD["reservations"])
+    assert device.forge("mutations", RUN, GOOD["mutations"])
+    assert device.forge("mutations", RUN, mutation_outcome("compensated", number=2), column="outcome", version=2)
+    assert device.mutations.outcome(WORK) == "unknown"
+    assert device.status("a") == "unknown"
 
 
 @pytest.mark.parametrize("table", FACTS)
@@ -347,7 +437,8 @@ def test_all_times_are_whole_milliseconds(device):
         columns = [name for (name,) in device.query("SELECT name FROM pragma_table_xinfo(?)", (table,))]
         for row in device.query(f"SELECT {', '.join(columns)} FROM {table}"):
             fields = dict(zip(columns, row, strict=True))
-            fields |= json.loads(fields.get("body", "{}"))
+            for name in ("body", "progress"):
+                fields |= json.loads(fields.get(name, "{}"))
             times += [(table, name, value) for name, value in fields.items() if name.endswith("_at") and value]
     assert {table for table, _, _ in times} == {"topics", "handler_runs", "mutations", "workflows", "script_runs"}
     assert all(value == NOW_MS for _, _, value in times), times
