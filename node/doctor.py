@@ -28,6 +28,7 @@ ONE_WRITER_TABLES = (
     "permits",
     "authorities",
     "authority_fences",
+    "devices",
 )
 """Facts whose body names the only node that may write them."""
 

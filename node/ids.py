@@ -86,6 +86,11 @@ def mode_id(workflow: str, kind: str, name: str) -> str:
     return _key_hash(b"mode", (workflow, kind, name))
 
 
+def block_id(workflow: str, handler: str, node: NodeId) -> str:
+    """Return the key of the row that says whether a handler may run on `node`, or, when that is "", on any device."""
+    return _key_hash(b"block", (workflow, handler, node))
+
+
 def permit_id(authority: NodeId, run: RunId, generation: int) -> str:
     """Return the key of the row in which an authority of some generation decides on the request of `run`."""
     return _key_hash(b"permit", (authority, run, str(generation)))

@@ -39,9 +39,11 @@ from node.staleness import StalenessWatch
 from node.starting import keep_owned, require_owned
 from node.stores import (
     AuthorityStore,
+    DeviceStore,
     Event,
     EventStore,
     Explanation,
+    HandlerBlockStore,
     HandlerRunStore,
     HandlerStateStore,
     ModeStore,
@@ -156,7 +158,7 @@ class Node:
         database: the file, for whoever needs transactions that span stores.
         surroundings: what the node was lent of the machine that it runs on.
         workflows, topics, events, script_runs, handler_runs, mutations, handler_states, permits, authorities,
-            modes: the stores.
+            modes, handler_blocks, devices: the stores.
         authority: whoever decides on permits.
         staleness: since when other nodes' claims are watched, for take-over.
         workspace_id: the workspace that the file belongs to.
@@ -179,6 +181,8 @@ class Node:
         self.permits = PermitStore(database)
         self.authorities = AuthorityStore(database)
         self.modes = ModeStore(database)
+        self.handler_blocks = HandlerBlockStore(database)
+        self.devices = DeviceStore(database)
         self.authority: Authority = Arbiter(database)
         self.staleness = StalenessWatch(
             database, rule=surroundings.staleness, now_ms=surroundings.monotonic_ms, boot=surroundings.boot
@@ -483,9 +487,14 @@ class Node:
         changes = self.changes()
         self._tending = asyncio.create_task(self._tend(changes), name="leasemesh authority")
         self._tending.add_done_callback(lambda _: changes.close())  # also when it is stopped before it has begun
+        try:
+            await asyncio.to_thread(self.devices.announce, self.name)
+        except DatabaseError as error:
+            log.warning("the name of this device is told later: %s", error)
         return sync
 
     def _keep_house(self) -> None:
+        self.devices.announce(self.name)  # Again and again: a file that turns out to be a copy gets a new id.
         self.staleness.observe()
         # Most of what the authority waits for is a change; that this file includes more than before is not.
         self.authority.tend()

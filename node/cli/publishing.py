@@ -32,6 +32,7 @@ from node.importers import (
 )
 from node.jsonvalue import Json
 from node.stores import NewEvent
+from node.stores.topics import is_internal
 
 PUBLISH_TRANSACTION_EVENTS = 1_000
 """Events of a file that are published in one transaction: cheap for each, and other writers get their turn."""
@@ -74,6 +75,8 @@ def publish(
 ) -> None:
     """Publish one event, or a file of them. What the topic has already stays as it is: publishing again is safe."""
     workflow, name = split_topic(topic)
+    if is_internal(name):
+        raise InvalidInput("topic", f"names that begin with ~, such as {name!r}, are leasemesh's own; choose another")
     if (file is None) == (message_id is None):
         raise InvalidInput("publish", "give either --id for one event or a FILE of events")
     if message_id is not None:

@@ -1,6 +1,8 @@
 """The stores: all SQL over the execution model's tables. Synchronous, explicit transactions, no sockets."""
 
 from node.stores.authorities import Appointment, AuthorityInfo, AuthorityStore
+from node.stores.blocks import EVERYWHERE, HandlerBlock, HandlerBlockStore
+from node.stores.devices import Device, DeviceStore
 from node.stores.events import ClaimInfo, EventStore, Explanation, PublishCounts, Published
 from node.stores.leasing import EffectBehind, ReservationInfo
 from node.stores.modes import ModeSetting, ModeStore
@@ -15,14 +17,19 @@ from node.stores.topics import Topic, TopicStore
 from node.stores.workflows import ScriptRun, ScriptRunStore, Workflow, WorkflowStore
 
 __all__ = [
+    "EVERYWHERE",
     "Appointment",
     "AuthorityInfo",
     "AuthorityStore",
     "ClaimInfo",
+    "Device",
+    "DeviceStore",
     "EffectBehind",
     "Event",
     "EventStore",
     "Explanation",
+    "HandlerBlock",
+    "HandlerBlockStore",
     "HandlerRun",
     "HandlerRunStore",
     "HandlerState",

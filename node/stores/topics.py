@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ from node.errors import StillReserved
 from node.ids import TopicId
 from node.jsonvalue import check_text
 from node.stores.base import Store, blob_of, topic_of
+
+INTERNAL_PREFIX = "~"
+"""With it begin the names of topics that the runtime keeps for itself."""
 
 _SELECT = "SELECT lower(hex(id)), workflow, name, created_at FROM topics"
 
@@ -36,9 +40,14 @@ class TopicStore(Store):
         """Return a workflow's topic of that name."""
         return self.get(topic_of(workflow, name))
 
-    def list(self, workflow: str) -> list[Topic]:
-        """Return the topics of a workflow by name."""
-        return [Topic(*row) for row in self._database.query(f"{_SELECT} WHERE workflow = ? ORDER BY name", (workflow,))]
+    def list(self, workflow: str, *, internal: bool = False) -> builtins.list[Topic]:
+        """Return the topics of a workflow by name; with `internal` those of the runtime too, whose names begin with
+        "~"."""
+        rows = self._database.query(
+            f"{_SELECT} WHERE workflow = ? AND (? OR name NOT GLOB '{INTERNAL_PREFIX}*') ORDER BY name",
+            (workflow, internal),
+        )
+        return [Topic(*row) for row in rows]
 
     def get_or_create(self, workflow: str, name: str) -> Topic:
         """Return the topic, creating it (and registering the workflow) when this device does not know it.
@@ -95,4 +104,9 @@ class TopicStore(Store):
     def delete_by_workflow(self, workflow: str, *, force: bool = False) -> int:
         """Delete all topics of a workflow with their events; returns how many events there were. Raises as `delete`."""
         with self._database.transaction():
-            return sum(self.delete(topic.id, force=force) for topic in self.list(workflow))
+            return sum(self.delete(topic.id, force=force) for topic in self.list(workflow, internal=True))
+
+
+def is_internal(name: str) -> bool:
+    """Whether a topic of that name is the runtime's own: hidden from lists, and nobody else publishes there."""
+    return name.startswith(INTERNAL_PREFIX)

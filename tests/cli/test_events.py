@@ -199,3 +199,9 @@ def test_json_keeps_every_character(leasemesh, database):
     leasemesh("publish", "new/topic", "--id", "ü", "--title", "a\u2028b", "--payload", json.dumps("\x01\u202e"))
     (event,) = leasemesh("peek", "new/topic", "--json").document["events"]
     assert (event["message_id"], event["title"], event["payload"]) == ("ü", "a\u2028b", "\x01\u202e")
+
+
+def test_nobody_publishes_to_a_topic_of_leasemesh_itself(leasemesh, database):
+    refused = leasemesh("publish", "shop/~state", "--id", "1")
+    assert refused.code != 0
+    assert "names that begin with ~, such as '~state', are leasemesh's own" in refused.err

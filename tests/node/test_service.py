@@ -233,8 +233,20 @@ class TestTwoNodes:
             publish(laptop, "3")
             await laptop.caught_up("hub")
             assert message_ids(hub) == ["1", "2", "3", "before"]
-            assert (await anext(changes)).source == "peer"
+            while (await anext(changes)).source != "peer":
+                pass
             assert hub.digest().tables == laptop.digest().tables
+
+    async def test_know_each_others_names_from_then_on(self, open_node, within):
+        hub, laptop = open_node("hub"), open_node("laptop")
+        async with within(), hub.syncing(listen=LOOPBACK) as serving, laptop.syncing(peers=[serving.url]):
+            await hub.caught_up("laptop")
+            await laptop.caught_up("hub")
+        for node in (hub, laptop):
+            assert [device.name for device in node.devices.list()] == ["hub", "laptop"]
+        version = hub.database.version()
+        async with within(), hub.syncing(listen=LOOPBACK):
+            assert hub.database.version() == version, "what is known is not written again"
 
     async def test_a_commit_of_another_process_is_synced(self, open_node, within):
         hub, laptop = open_node("hub"), open_node("laptop")

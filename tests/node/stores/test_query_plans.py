@@ -40,6 +40,8 @@ MEANT = [
         "the newest, in the order of the key, up to the limit",
     ),
     ("SCAN w", "WITH RECURSIVE w (name) AS (SELECT min(workflow)", "a row for each workflow, found by the index"),
+    ("SCAN handler_blocks USING INDEX", "SELECT id, body FROM handler_blocks", "all of them: a row for each handler"),
+    ("SCAN devices", "SELECT id, body FROM devices", "all of them: a row for each device"),
     ("SCAN eras", "SELECT era FROM eras ORDER BY first_version DESC LIMIT 1", "reads the last row"),
 ]  # fmt: skip
 

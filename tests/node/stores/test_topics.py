@@ -3,6 +3,7 @@ from devices import event_of, meet, merge
 
 from node import ids
 from node.errors import InvalidInput, NotFound, StillReserved
+from node.stores.topics import is_internal
 
 WRONG_NAMES = ["", "x" * 513, None, 5, b"inbox", "a\x00b", "\ud800"]
 
@@ -177,3 +178,19 @@ def test_a_topic_that_was_deleted_can_be_created_again(pair):
     meet(one, two)
     assert two.pending() == ["b"]
     assert [topic.name for topic in two.topics.list("mail")] == ["inbox"]
+
+
+def test_the_runtimes_own_topics_are_shown_only_to_whoever_asks_for_them(device):
+    device.publish("a")
+    device.publish("token", topic="~state")
+    assert [topic.name for topic in device.topics.list("mail")] == ["inbox"]
+    assert [topic.name for topic in device.topics.list("mail", internal=True)] == ["inbox", "~state"]
+    assert [counts.topic for counts in device.events.counts("mail")] == ["inbox"]
+    assert [counts.topic for counts in device.events.counts("mail", internal=True)] == ["inbox", "~state"]
+    assert is_internal("~state") and not is_internal("state~")
+
+
+def test_a_deleted_workflow_takes_the_runtimes_own_topics_along(device):
+    device.publish("token", topic="~state")
+    assert device.events.delete_by_workflow("mail") == 1
+    assert device.topics.list("mail", internal=True) == []
