@@ -1,8 +1,11 @@
+from contextlib import closing
+
 import pytest
-from devices import NOW_MS, deletion, meet, merge, mutation_body, verdict_body, work_of
+from devices import NOW_MS, Device, deletion, meet, merge, mutation_body, reservation_body, verdict_body, work_of
 
 from node import ids
-from node.errors import IllegalState, InvalidInput, NotFound, NotOwner
+from node.connection import DatabaseError
+from node.errors import IllegalState, InvalidInput, NotFound, NotOwner, PermitRefused
 from node.jsonvalue import PAYLOAD_BYTES_MAX
 from node.stores.mutations import MUTATION_TRANSITIONS
 
@@ -353,6 +356,225 @@ def test_a_later_run_of_the_same_work_finds_what_the_effect_returned(device):
         device.mutations.get(run.id).result for run in device.runs.retry_chain(retry.id) if device.mutations.get(run.id)
     ]
     assert results == [{"id": 77}]
+
+
+# --- Intent -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_intent_is_entered_and_in_flight_in_one_write(device):
+    device.publish("a")
+    run = device.reserve("a")
+    version = device.database.version()
+    entry = device.mutations.intend(run, work_of(run), tool="send", params={"to": "Ann"})
+    assert (entry.status, entry.params) == ("in_flight", {"to": "Ann"})
+    assert device.mutations.get(run) == entry
+    assert device.database.version() == version + 1
+    assert device.status("a") == "unknown"
+
+
+@pytest.mark.parametrize("call", ["intend", "mark_in_flight"])
+def test_an_intent_is_durable_or_refused(device, call):
+    run = device.runs.new_id()
+    device.mutations.create(run, work_of(run), tool="send")
+
+    def begin():
+        if call == "intend":
+            return device.mutations.intend(run, work_of(run), tool="send")
+        return device.mutations.mark_in_flight(run)
+
+    with device.unchanged(), pytest.raises(DatabaseError, match="durable=True"), device.database.transaction():
+        begin()
+    with device.database.transaction(durable=True):
+        assert begin().status == "in_flight"
+
+
+@pytest.mark.parametrize(("work", "tool"), [("1" * 32, "send"), (None, "call")])
+def test_a_run_has_one_effect(device, work, tool):
+    run = device.runs.new_id()
+    device.mutations.create(run, work_of(run), tool="send")
+    with device.unchanged(), pytest.raises(IllegalState, match="it has one"):
+        device.mutations.intend(run, work or work_of(run), tool=tool)
+
+
+def test_an_effect_in_flight_is_not_intended_again(device):
+    run, work = working(device)
+    with device.unchanged(), pytest.raises(IllegalState, match="in_flight"):
+        device.mutations.intend(run, work, tool="send")
+
+
+@pytest.mark.parametrize(("status", "allowed"), [(status, status in ("pending", "failed")) for status in WAYS])
+def test_what_another_run_did_or_may_have_done_is_not_begun_once_more(device, status, allowed):
+    _, work = working(device, status=status)
+    again = device.runs.new_id()
+    if allowed:
+        assert device.mutations.intend(again, work, tool="send").status == "in_flight"
+        return
+    with device.unchanged(), pytest.raises(IllegalState, match=f"work {work} is (applied|unknown)"):
+        device.mutations.intend(again, work, tool="send")
+
+
+@pytest.mark.parametrize(("verdict", "allowed"), [("happened", False), ("skip", False), ("not_happened", True)])
+def test_what_a_person_said_of_a_work_decides_whether_it_is_begun_again(device, verdict, allowed):
+    _, work = working(device, status="indeterminate")
+    device.mutations.resolve(work, verdict, by="Ann")
+    again = device.runs.new_id()
+    if allowed:
+        assert device.mutations.intend(again, work, tool="send").status == "in_flight"
+        return
+    with device.unchanged(), pytest.raises(IllegalState, match="its effect is not begun once more"):
+        device.mutations.intend(again, work, tool="send")
+
+
+@pytest.mark.parametrize("known_by", ["its reservation", "its handler run"])
+def test_a_later_start_does_not_begin_the_effect_of_an_earlier_run(device, known_by):
+    device.publish("a")
+    run = device.reserve("a") if known_by == "its reservation" else device.runs.create("mail", "send", "consumer").id
+    device.close()
+    with closing(Device(device.path, seed=9)) as again:
+        with again.unchanged(), pytest.raises(IllegalState, match=f"run {run} is of an earlier start of this node"):
+            again.mutations.intend(run, work_of(run), tool="send")
+        with again.unchanged(), pytest.raises(IllegalState, match="begin a new run for its effect"):
+            again.mutations.create(run, work_of(run), tool="send")
+
+
+def test_a_later_start_tells_what_became_of_an_effect_in_flight(device):
+    run, work = working(device)
+    device.close()
+    with closing(Device(device.path, seed=9)) as again:
+        again.mutations.mark_needs_reconcile(run, at=NOW_MS)
+        assert again.mutations.mark_applied(run, "sent").status == "applied"
+        assert again.mutations.outcome(work) == "applied"
+
+
+def test_an_entry_whose_progress_has_not_come_yet_may_be_in_flight(device):
+    assert device.forge("mutations", b"r" * 16, mutation_body("1" * 32))
+    entry = device.mutations.get((b"r" * 16).hex())
+    assert (entry.status, entry.reconcile_attempts, entry.updated_at) == ("in_flight", 0, NOW_MS)
+    assert device.mutations.outcome("1" * 32) == "unknown"
+
+
+def test_an_outcome_is_one_cell_and_leaves_the_others_alone(device):
+    run, _ = working(device, status="needs_reconcile")
+    version = device.database.version()
+    device.mutations.mark_applied(run, {"id": 5})
+    assert [row[2] for row in device.changes() if row[5] > version] == ["outcome"]
+
+
+# --- Which work a run does, and what came of it -----------------------------------------------------------------------
+
+
+def test_the_work_of_a_run_is_made_of_its_handler_and_all_its_events(device):
+    device.publish("a", "b")
+    run = device.reserve("a", "b", handler="send")
+    events = [device.event(name).id for name in ("b", "a")]
+    assert device.mutations.work_for(run) == ids.work_id(ids.handler_id("mail", "send"), events)
+
+
+def test_a_run_without_a_reservation_has_no_work(device):
+    with pytest.raises(NotFound, match="no such reservation of run: 0{32}"):
+        device.mutations.work_for("0" * 32)
+
+
+def test_the_work_of_a_run_stays_what_its_entry_says(device):
+    run, work = working(device)
+    assert device.mutations.work_for(run) == work
+
+
+@pytest.mark.parametrize(
+    ("before", "verdict", "generation"),
+    [
+        ("failed", None, 0),
+        ("indeterminate", "not_happened", 1),
+        ("in_flight", "not_happened", 0),
+        ("indeterminate", "happened", 0),
+        ("indeterminate", "skip", 0),
+    ],
+)
+def test_the_next_generation_of_a_work_comes_after_a_verdict_that_counts(device, before, verdict, generation):
+    device.publish("a")
+    run = device.reserve("a")
+    work = device.mutations.work_for(run)
+    device.mutations.create(run, work, tool="send")
+    for mark in WAYS[before]:
+        MARKS[mark](device.mutations, run)
+    if verdict:
+        device.mutations.resolve(work, verdict, by="Ann")
+    # As an event that is free again would be claimed.
+    again = device.runs.new_id()
+    claims = [(device.event("a").id, 2)]
+    body = reservation_body(claims, node=device.node, handler="manual", incarnation=device.database.incarnation.hex())
+    assert device.forge("reservations", bytes.fromhex(again), body)
+    expected = ids.work_id(ids.handler_id("mail", "manual"), [device.event("a").id], generation)
+    assert device.mutations.work_for(again) == expected
+
+
+def test_a_verdict_that_others_contradict_ends_no_generation(pair):
+    one, two = pair
+    one.publish("a")
+    run = one.reserve("a")
+    work = one.mutations.work_for(run)
+    one.mutations.intend(run, work, tool="send")
+    one.mutations.mark_indeterminate(run)
+    merge(one, two)
+    one.mutations.resolve(work, "not_happened", by="Ann")
+    two.mutations.resolve(work, "happened", by="Bob", result=7)
+    meet(one, two)
+    assert {device.mutations.outcome(work) for device in pair} == {"applied"}
+    again = b"s" * 16
+    assert one.forge("reservations", again, reservation_body([(one.event("a").id, 2)], handler="manual"))
+    assert one.mutations.work_for(again.hex()) == work
+    assert one.mutations.result_of(work) == 7
+
+
+def test_the_result_of_a_work_is_that_of_the_run_that_did_it_before_any_person_s(device):
+    run, work = working(device, status="indeterminate")
+    assert device.mutations.result_of(work) is None
+    device.mutations.resolve(work, "skip", by="Ann", result="skipped")
+    assert device.mutations.result_of(work) is None
+    device.mutations.resolve(work, "happened", by="Ann", result="as Ann says")
+    assert device.mutations.result_of(work) == "as Ann says"
+    device.mutations.mark_applied(run, "as it was")
+    assert device.mutations.result_of(work) == "as it was"
+    assert device.mutations.result_of("0" * 32) is None
+
+
+def test_a_person_s_word_counts_on_work_of_which_only_a_permit_is_known(device):
+    device.publish("a")
+    device.authorities.appoint(device.node, by="Ann")
+    device.authorities.step()
+    run = device.reserve("a")
+    work = device.permits.request(run).work
+    device.permits.decide_pending()
+    assert device.mutations.outcome(work) == "none"
+    for verdict, outcome in (("not_happened", "failed"), ("skip", "skipped"), ("happened", "applied")):
+        device.mutations.resolve(work, verdict, by="Ann")
+        assert device.mutations.outcome(work) == outcome
+
+
+def test_an_effect_is_begun_for_the_work_that_was_permitted(device):
+    device.publish("a")
+    device.authorities.appoint(device.node, by="Ann")
+    device.authorities.step()
+    run = device.reserve("a")
+    work = device.permits.request(run).work
+    device.permits.decide_pending()
+    with device.unchanged(), pytest.raises(PermitRefused, match=f"it is for work {work}, not for 1{{32}}"):
+        device.mutations.intend(run, "1" * 32, tool="send")
+    assert device.mutations.intend(run, work, tool="send").status == "in_flight"
+
+
+def test_the_next_reconciliation_of_this_node_is_known(pair):
+    one, two = pair
+    assert one.mutations.next_due_at() is None
+    first, _ = working(one, "a")
+    second, _ = working(one, "b")
+    one.mutations.mark_needs_reconcile(first, at=NOW_MS + 50)
+    one.mutations.mark_needs_reconcile(second, at=NOW_MS + 20)
+    assert one.mutations.next_due_at() == NOW_MS + 20
+    one.mutations.mark_applied(second)
+    assert one.mutations.next_due_at() == NOW_MS + 50
+    merge(one, two)
+    assert two.mutations.next_due_at() is None
 
 
 def test_two_devices_offer_one_key_for_the_same_work(pair):

@@ -1,7 +1,9 @@
-import pytest
-from devices import NOW_MS, meet, merge
+import itertools
 
-from node.errors import IllegalState, InvalidInput, NotFound, NotOwner
+import pytest
+from devices import NOW_MS, Device, meet, merge, run_body, work_of
+
+from node.errors import Ambiguous, IllegalState, InvalidInput, NotFound, NotOwner
 from node.jsonvalue import PAYLOAD_BYTES_MAX
 from node.stores.runs import ENDED, PHASES, STATUSES
 
@@ -250,3 +252,226 @@ def test_runs_reach_other_devices(pair):
     one.runs.advance(run.id, "preparing")
     meet(one, two)
     assert two.runs.get(run.id) == one.runs.get(run.id)
+
+
+# --- Beginning elsewhere than at the beginning, several steps at a time -----------------------------------------------
+
+
+def begun(device, phases, *, entry=None):
+    """A consumer's run that came so far; with an `entry`, its effect has that status. Returns the run."""
+    run = device.runs.create("mail", "send", "consumer").id
+    if entry:
+        device.mutations.intend(run, work_of(run), tool="send")
+        if entry != "in_flight":
+            getattr(device.mutations, f"mark_{entry}")(run)
+    if phases:
+        device.runs.advance(run, *phases)
+    return run
+
+
+TO_MUTATED = ("preparing", "prepared", "mutating", "mutated")
+
+
+@pytest.mark.parametrize(
+    ("kind", "phase"),
+    [("producer", "executing"), ("consumer", "preparing"), ("consumer", "prepared"), ("consumer", "pending")],
+)
+def test_a_run_may_begin_in_a_later_phase_and_pause_there(device, kind, phase):
+    name = device.runs.new_id()
+    run = device.runs.create(
+        "mail", "send", kind, run=name, phase=phase, status="paused:confirmation", details={"a": 1}
+    )
+    assert (run.id, run.phase, run.status, run.details) == (name, phase, "paused:confirmation", {"a": 1})
+    assert device.runs.get(name) == run
+
+
+@pytest.mark.parametrize(
+    ("kind", "phase"),
+    [("producer", "preparing"), ("consumer", "executing"), ("consumer", "mutating"), ("consumer", "emitting"),
+     ("consumer", "committed"), ("producer", "emitting"), ("consumer", "nowhere")],
+)  # fmt: skip
+def test_a_new_run_begins_in_no_other_phase(device, kind, phase):
+    with device.unchanged(), pytest.raises(InvalidInput, match="a .* run that is new does not begin in"):
+        device.runs.create("mail", "send", kind, phase=phase)
+
+
+@pytest.mark.parametrize("status", [*sorted(ENDED), "asleep"])
+def test_a_run_does_not_begin_ended(device, status):
+    with device.unchanged(), pytest.raises(InvalidInput, match="status"):
+        device.runs.create("mail", "send", "consumer", status=status)
+
+
+def test_a_run_begins_once(pair):
+    one, two = pair
+    run = one.runs.create("mail", "send", "consumer").id
+    with one.unchanged(), pytest.raises(IllegalState, match="a run begins once"):
+        one.runs.create("mail", "send", "consumer", run=run)
+    one.publish("a")
+    reserved = one.reserve("a")
+    merge(one, two)
+    with two.unchanged(), pytest.raises(NotOwner):
+        two.runs.create("mail", "send", "consumer", run=reserved)
+    assert one.runs.create("mail", "send", "consumer", run=reserved).id == reserved
+
+
+@pytest.mark.parametrize(
+    ("phases", "entry", "allowed"),
+    [
+        ((), None, False),
+        (TO_MUTATED[:2], None, False),
+        (TO_MUTATED[:3], None, False),
+        (TO_MUTATED, None, True),
+        (("preparing", "prepared", "emitting"), None, True),
+        (TO_MUTATED[:3], "in_flight", False),
+        (TO_MUTATED[:3], "indeterminate", False),
+        (TO_MUTATED[:3], "applied", True),
+        (TO_MUTATED, "applied", True),
+        (TO_MUTATED[:3], "failed", False),
+        (TO_MUTATED, "failed", False),
+        ((*TO_MUTATED, "emitting", "committed"), "applied", False),
+        ((*TO_MUTATED, "emitting", "committed"), None, False),
+    ],
+)
+def test_a_run_goes_on_with_another_one_s_work_only_beyond_the_effect(device, phases, entry, allowed):
+    before = begun(device, phases, entry=entry)
+    if not allowed:
+        with device.unchanged(), pytest.raises(IllegalState, match="must begin from the beginning"):
+            device.runs.create("mail", "send", "consumer", retry_of=before, phase="emitting")
+        return
+    run = device.runs.create("mail", "send", "consumer", retry_of=before, phase="emitting")
+    assert (run.phase, run.retry_of) == ("emitting", before)
+    again = device.runs.create("mail", "send", "consumer", retry_of=run.id, phase="emitting")
+    assert device.runs.advance(again.id, "committed").status == "committed"
+
+
+def test_a_verdict_lets_a_run_go_on_with_another_device_s_work(pair):
+    one, two = pair
+    before = begun(one, TO_MUTATED[:3], entry="indeterminate")
+    merge(one, two)
+    two.mutations.resolve(work_of(before), "happened", by="Ann")
+    assert two.runs.create("mail", "send", "consumer", retry_of=before, phase="emitting").node == two.node
+
+
+def test_several_steps_are_one_write(device):
+    run = device.runs.create("mail", "send", "consumer", phase="preparing").id
+    version = device.database.version()
+    moved = device.runs.advance(run, "prepared", "emitting", "committed", details={"cost": 5})
+    assert (moved.phase, moved.status, moved.ended_at, moved.details) == ("committed", "committed", NOW_MS, {"cost": 5})
+    assert device.runs.get(run) == moved
+    written = [row[2] for row in device.changes() if row[5] > version]
+    assert written == ["ended"]
+
+
+def test_several_steps_are_taken_together_or_not_at_all(device):
+    run = device.runs.create("mail", "send", "consumer").id
+    with device.unchanged():
+        with pytest.raises(IllegalState, match="next comes mutating or emitting, not mutated"):
+            device.runs.advance(run, "preparing", "prepared", "mutated")
+        with pytest.raises(InvalidInput, match="name at least one"):
+            device.runs.advance(run)
+
+
+def test_what_moves_is_active_unless_it_is_said_otherwise(device):
+    run = device.runs.create("mail", "send", "consumer").id
+    assert (
+        device.runs.advance(run, "preparing", "prepared", status="paused:confirmation").status == "paused:confirmation"
+    )
+    assert device.runs.advance(run, "mutating").status == "active"
+    ended = device.runs.advance(run, "mutated", status="failed:logic", details={"error": "no"})
+    assert (ended.phase, ended.status, ended.details) == ("mutated", "failed:logic", {"error": "no"})
+    assert device.runs.get(run) == ended
+
+
+@pytest.mark.parametrize(
+    ("phase", "status"), [("preparing", "committed"), ("preparing", "asleep"), ("committed", "crashed")]
+)
+def test_a_phase_and_a_status_that_contradict_each_other_are_refused(device, phase, status):
+    run = device.runs.create("mail", "send", "consumer").id
+    with device.unchanged(), pytest.raises(InvalidInput, match="status"):
+        device.runs.advance(run, phase, status=status)
+
+
+def test_a_run_keeps_its_details_in_all_its_cells(device):
+    run = device.runs.create("mail", "send", "consumer", details={"a": 1, "b": 1}).id
+    device.runs.advance(run, "preparing", details={"b": 2, "c": 2})
+    ended = device.runs.set_status(run, "failed:logic", details={"c": 3})
+    assert ended.details == device.runs.get(run).details == {"a": 1, "b": 2, "c": 3}
+
+
+# --- Lists for a runtime and for people -------------------------------------------------------------------------------
+
+
+def test_what_has_not_ended_of_this_node_is_found_whichever_process_began_it(pair, tmp_path):
+    one, two = pair
+    theirs = two.runs.create("mail", "send", "consumer").id
+    merge(two, one)
+    runs = [one.runs.create(workflow, "send", "consumer").id for workflow in ("mail", "mail", "other")]
+    one.runs.set_status(runs[0], "superseded")
+    one.close()
+    again = Device(one.path, seed=9)
+    own = [again.runs.create("mail", "poll", "producer").id]
+    assert [run.id for run in again.runs.own_incomplete()] == sorted(runs[1:] + own)
+    assert theirs in [run.id for run in again.runs.incomplete("mail")]
+    again.close()
+
+
+def test_the_newest_runs_of_a_handler_come_first(pair):
+    one, two = pair
+    runs = []
+    for number in range(4):
+        for device in pair:
+            device.now_ms += 1
+        device = pair[number % 2]
+        runs.append(device.runs.create("mail", "send", "consumer").id)
+        device.runs.create("mail", "other", "consumer")
+    meet(one, two)
+    assert [run.id for run in one.runs.recent("mail", "send")] == runs[::-1]
+    assert [run.id for run in one.runs.recent("mail", "send", limit=2)] == runs[:1:-1]
+    assert [run.id for run in one.runs.recent("mail", "send", node=two.node)] == [runs[3], runs[1]]
+    assert one.runs.recent("mail", "nobody") == []
+
+
+def test_runs_are_listed_by_whatever_is_asked_for(device):
+    runs = {}
+    for number, (workflow, handler, status) in enumerate(
+        itertools.product(["mail", "news"], ["poll", "send"], ["active", "crashed", "lost"])
+    ):
+        device.now_ms = NOW_MS + number
+        runs[workflow, handler, status] = device.runs.create(workflow, handler, "consumer").id
+        if status != "active":
+            device.runs.set_status(runs[workflow, handler, status], status)
+    choices = [[None, "mail", "none"], [None, "send", "none"], [None, "crashed", "active"]]
+    for workflow, handler, status in itertools.product(*choices):
+        expected = [
+            run
+            for key, run in reversed(runs.items())
+            if all(wanted in (None, is_) for wanted, is_ in zip((workflow, handler, status), key, strict=True))
+        ]
+        found = device.runs.list(workflow, handler, status)
+        assert [run.id for run in found] == expected
+        assert device.runs.list(workflow, handler, status, limit=2) == found[:2]
+
+
+def test_a_run_is_found_by_the_beginning_of_its_id(device):
+    run = device.runs.create("mail", "send", "consumer")
+    device.now_ms += 10**12
+    device.runs.create("mail", "send", "consumer")
+    assert device.runs.find(run.id[:10].upper()) == run
+    assert device.runs.find("ffff") is None
+    with pytest.raises(InvalidInput, match="beginning of an id"):
+        device.runs.find("xyz1")
+    other = run.id[:20] + "0" * 12
+    assert device.forge("handler_runs", bytes.fromhex(other), run_body())
+    with pytest.raises(Ambiguous):
+        device.runs.find(run.id[:20])
+
+
+@pytest.mark.parametrize("limit", [0, -1, 10**9, "ten"])
+def test_a_limit_is_a_limit(device, limit):
+    for call in (
+        lambda: device.runs.recent("mail", "send", limit=limit),
+        lambda: device.runs.list(limit=limit),
+        lambda: device.runs.by_workflow("mail", limit=limit),
+    ):
+        with pytest.raises(InvalidInput, match="limit"):
+            call()
