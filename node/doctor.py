@@ -23,6 +23,7 @@ PROBLEMS_SHOWN_MAX = 10
 
 ONE_WRITER_TABLES = (
     "handler_runs",
+    "mutations",
     "reservations",
     "permit_requests",
     "permits",
@@ -30,7 +31,7 @@ ONE_WRITER_TABLES = (
     "authority_fences",
     "devices",
 )
-"""Facts whose body names the only node that may write them."""
+"""Facts whose body names the only node that may write their cells."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -102,10 +103,10 @@ def _writers(database: Database) -> Finding:
     foreign: dict[str, int] = {}
     for table in ONE_WRITER_TABLES:
         ((count,),) = database.query(
-            f'SELECT count(*) FROM "{table}" AS t JOIN "{table}__crsql_pks" AS k ON k.id = t.id '
+            f'SELECT count(DISTINCT t.id) FROM "{table}" AS t JOIN "{table}__crsql_pks" AS k ON k.id = t.id '
             f'JOIN "{table}__crsql_clock" AS c ON c.key = k.__crsql_key '
             "JOIN crsql_site_id AS s ON s.ordinal = c.site_id "
-            "WHERE c.col_name = 'body' AND t.body <> '{}' AND lower(hex(s.site_id)) IS NOT t.body ->> '$.node'"
+            "WHERE c.col_name <> '-1' AND t.body <> '{}' AND lower(hex(s.site_id)) IS NOT t.body ->> '$.node'"
         )
         if count:
             foreign[table] = count
