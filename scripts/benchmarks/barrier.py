@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,8 +10,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from benchmarks import raw
-from benchmarks.measuring import TOPIC, WORKFLOW, Measurement, database, duration, folder, new_events
-from benchmarks.network import WAIT_SECONDS_MAX, serving
+from benchmarks.measuring import TOPIC, WORKFLOW, Measurement, database, folder, new_events, percentiles
+from benchmarks.processes import child, serving
 from node import Node
 from node.stores import EventStore, HandlerRunStore
 
@@ -23,11 +22,9 @@ def barrier(quick: bool) -> Iterator[Measurement]:
     """Begin work on one event at a time, with a hub and another device behind it; each is a process of its own."""
     count = 50 if quick else 500
     with folder() as path:
-        limits = sorted(_raw_latencies(path, count))
-        latencies = sorted(asyncio.run(_latencies(path, count)))
-    for name, share in (("barrier_p50", 0.5), ("barrier_p99", 0.99)):
-        place = int(share * (count - 1))
-        yield duration(name, "ms", latencies[place], limits[place], NOTE)
+        limits = _raw_latencies(path, count)
+        latencies = asyncio.run(_latencies(path, count))
+    yield from percentiles("barrier", latencies, limits, NOTE)
 
 
 async def _latencies(path: Path, count: int) -> list[float]:
@@ -54,16 +51,12 @@ def _publish(path: Path, count: int) -> None:
 
 @contextmanager
 def _other_device(path: Path, url: str) -> Iterator[None]:
-    mine, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_follow, args=(theirs, path, url))
-    process.start()
-    theirs.close()
-    mine.recv()
-    try:
-        yield
-    finally:
-        mine.send("stop")
-        process.join(WAIT_SECONDS_MAX)
+    with child(_follow, path, url) as (pipe, _):
+        pipe.recv()
+        try:
+            yield
+        finally:
+            pipe.send("stop")
 
 
 def _follow(pipe: Connection, path: Path, url: str) -> None:

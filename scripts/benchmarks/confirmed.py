@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import raw
-from benchmarks.measuring import TOPIC, WORKFLOW, Measurement, database, duration, folder, new_events, rate
-from benchmarks.network import serving
+from benchmarks.measuring import TOPIC, WORKFLOW, Measurement, database, folder, new_events, percentiles, rate
+from benchmarks.processes import serving
 from node import Node
 from node.authority import Arbiter
 from node.database import Database
@@ -24,12 +24,10 @@ def confirmed(quick: bool) -> Iterator[Measurement]:
     """Reserve one event at a time on a device and wait for the permit of the hub; then ask for many at once."""
     count = 50 if quick else 500
     with folder() as path:
-        limits = sorted(_raw_latencies(path, count))
+        limits = _raw_latencies(path, count)
         many = [_raw_rate(path / f"raw{number}.db", count) for number in range(3)]
         latencies, rates = asyncio.run(_measure(path, count))
-    for name, share in (("confirmed_p50", 0.5), ("confirmed_p99", 0.99)):
-        place = int(share * (count - 1))
-        yield duration(name, "ms", latencies[place], limits[place], LATENCY_NOTE)
+    yield from percentiles("confirmed", latencies, limits, LATENCY_NOTE)
     yield rate("permits_per_s", "permits/s", rates, many, RATE_NOTE)
 
 
@@ -47,7 +45,7 @@ async def _measure(path: Path, count: int) -> tuple[list[float], list[float]]:
                     latencies.append(1000 * (time.perf_counter() - began))
                 for _ in range(3):
                     rates.append(count / await _all_at_once(node, count))
-    return sorted(latencies), rates
+    return latencies, rates
 
 
 async def _all_at_once(node: Node, count: int) -> float:

@@ -54,6 +54,14 @@ def duration(name: str, unit: str, ours: float, raw: float | None, note: str) ->
     return Measurement(name, ours, unit, raw, raw / ours if raw is not None else None, note)
 
 
+def percentiles(name: str, ours: list[float], raw: list[float], note: str) -> Iterator[Measurement]:
+    """Yield the median and the 99th percentile of times in milliseconds; both lists are equally long."""
+    ours, raw = sorted(ours), sorted(raw)
+    for label, share in (("p50", 0.5), ("p99", 0.99)):
+        place = int(share * (len(ours) - 1))
+        yield duration(f"{name}_{label}", "ms", ours[place], raw[place], note)
+
+
 def timed(work: Callable[[], object]) -> float:
     """Run `work` and return its seconds."""
     began = time.perf_counter()

@@ -5,23 +5,30 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 from benchmarks import raw
-from benchmarks.measuring import TOPIC, WORKFLOW, Measurement, database, duration, folder, new_events, timed
+from benchmarks.measuring import (
+    TOPIC,
+    WORKFLOW,
+    Measurement,
+    database,
+    duration,
+    folder,
+    new_events,
+    percentiles,
+    timed,
+)
+from benchmarks.processes import child, megabytes, readable, run_in_child, serving
 from node import Node
 from node.stores import EventStore
 
 COPY_NOTE = "select from crsql_changes, insert into another file, one process, no network"
 MEMORY_LIMIT_MB = 150.0
-WAIT_SECONDS_MAX = 300
 
 
 def catch_up(quick: bool) -> Iterator[Measurement]:
@@ -34,7 +41,7 @@ def catch_up(quick: bool) -> Iterator[Measurement]:
         for number in range(3):
             raw_seconds.append(_copy_seconds(path / "hub.db", path / f"raw{number}.db"))
             with serving(path / "hub.db") as (url, stop):
-                took, client_megabytes = _run(_catch_up_client, path / f"device{number}.db", url)
+                took, client_megabytes = run_in_child(_catch_up_client, path / f"device{number}.db", url)
                 seconds.append(took)
                 megabytes.append(max(client_megabytes, stop()))
     yield duration("catch_up_100k", "s", statistics.median(seconds), statistics.median(raw_seconds), COPY_NOTE)
@@ -54,7 +61,7 @@ def merge(quick: bool) -> Iterator[Measurement]:
                 _fill(file, count, prefix)
             raw_seconds.append(_raw_merge_seconds(path / f"raw{number}", count))
             with serving(hub) as (url, stop):
-                seconds.append(_run(_catch_up_client, device, url)[0])
+                seconds.append(run_in_child(_catch_up_client, device, url)[0])
                 stop()
     yield duration(
         "merge_10k", "s", statistics.median(seconds), statistics.median(raw_seconds), COPY_NOTE + ", both ways"
@@ -65,16 +72,9 @@ def live(quick: bool) -> Iterator[Measurement]:
     """Publish single events on one device and see when each can be read on the other."""
     count = 100 if quick else 1_000
     with folder() as path:
-        latencies = sorted(_live_latencies(path, count))
-        limits = sorted(_raw_latencies(path, count))
-    for name, share in (("live_p50", 0.5), ("live_p99", 0.99)):
-        yield duration(
-            name,
-            "ms",
-            latencies[int(share * (count - 1))],
-            limits[int(share * (count - 1))],
-            "insert, select from crsql_changes, insert elsewhere, no network",
-        )
+        latencies = _live_latencies(path, count)
+        limits = _raw_latencies(path, count)
+    yield from percentiles("live", latencies, limits, "insert, select from crsql_changes, insert elsewhere, no network")
 
 
 def _fill(path: Path, count: int, prefix: str) -> None:
@@ -102,63 +102,6 @@ def _raw_merge_seconds(path: Path, count: int) -> float:
     return timed(both_ways)
 
 
-def _megabytes() -> float:
-    """Return the peak memory of this process. Not from getrusage, whose value a child inherits from its parent."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
-# --- Processes
-# ----------------------------------------------------------------------------------------------------------
-
-
-def _run(worker: Callable[..., None], *arguments: Any) -> Any:
-    """Run `worker(pipe, *arguments)` in a process of its own and return what it sends."""
-    mine, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=worker, args=(theirs, *arguments))
-    process.start()
-    theirs.close()
-    try:
-        return mine.recv()
-    finally:
-        process.join(WAIT_SECONDS_MAX)
-
-
-@contextmanager
-def serving(path: Path) -> Iterator[tuple[str, Callable[[], float]]]:
-    """Serve a file from a process of its own; gives its address and a function that stops it and returns its
-    megabytes."""
-    mine, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_server, args=(theirs, path))
-    process.start()
-    theirs.close()
-    stopped: list[float] = []
-
-    def stop() -> float:
-        if not stopped:
-            mine.send("stop")
-            stopped.append(mine.recv())
-        return stopped[0]
-
-    try:
-        yield mine.recv(), stop
-    finally:
-        stop()
-        process.join(WAIT_SECONDS_MAX)
-
-
-def _server(pipe: Connection, path: Path) -> None:
-    async def serve() -> None:
-        with Node.open(path, workspace="bench", name="hub") as node:
-            async with node.syncing(listen=("127.0.0.1", 0)) as sync:
-                pipe.send(sync.url)
-                await _readable(pipe)
-        pipe.recv()
-        pipe.send(_megabytes())
-
-    asyncio.run(serve())
-
-
 def _catch_up_client(pipe: Connection, path: Path, url: str) -> None:
     async def catch_up() -> None:
         importlib.import_module("node.syncing")  # Loaded when first used; that is no part of catching up.
@@ -174,33 +117,15 @@ def _catch_up_client(pipe: Connection, path: Path, url: str) -> None:
                     )
                 )
                 seconds = time.perf_counter() - began
-        pipe.send((seconds, _megabytes()))
+        pipe.send((seconds, megabytes()))
 
     asyncio.run(catch_up())
 
 
-def _finish(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
-
-
-async def _readable(pipe: Connection) -> None:
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(pipe.fileno(), _finish, ready)
-    try:
-        await asyncio.wait_for(ready, WAIT_SECONDS_MAX)
-    finally:
-        loop.remove_reader(pipe.fileno())
-
-
-# --- Latency
-# ------------------------------------------------------------------------------------------------------------
-
-
 def _live_latencies(path: Path, count: int) -> list[float]:
     """Return milliseconds from before each publish until the other process can read the event."""
-    with _serving_reader(path / "reader.db", count) as (url, pipe):
+    with child(_reader, path / "reader.db", count) as (pipe, _):
+        url = pipe.recv()
 
         async def publish() -> list[float]:
             latencies = []
@@ -210,21 +135,11 @@ def _live_latencies(path: Path, count: int) -> list[float]:
                     for event in new_events(0, count):
                         began_ns = time.monotonic_ns()
                         node.publish_many(WORKFLOW, TOPIC, [event])
-                        await _readable(pipe)
+                        await readable(pipe)
                         latencies.append((pipe.recv() - began_ns) / 1e6)
             return latencies
 
         return asyncio.run(publish())
-
-
-@contextmanager
-def _serving_reader(path: Path, count: int) -> Iterator[tuple[str, Connection]]:
-    mine, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_reader, args=(theirs, path, count))
-    process.start()
-    theirs.close()
-    yield mine.recv(), mine
-    process.join(WAIT_SECONDS_MAX)
 
 
 def _reader(pipe: Connection, path: Path, count: int) -> None:
