@@ -85,30 +85,14 @@ class MutationStore(WorkReader):
         Raises:
             InvalidInput: an id or the params cannot be accepted.
             NotOwner: the run is another node's.
+            IllegalState: the run was begun by an earlier start of this node.
         """
-        encode("params", params)
-        now = self._database.clock_ms()
-        body = {
-            "node": self._node,
-            "incarnation": self._database.incarnation.hex(),
-            "work": blob_of(work).hex(),
-            "tool": check_text("tool", tool),
-            "params": params,
-            "created_at": now,
-        }
-        progress = _progress("pending", now)
-        with self._database.transaction() as transaction:
-            self._refuse_run_of_other_writer(run)
+        with self._database.transaction():
             found = self.get(run)
             if found is not None:
                 self._refuse_other_writer(run, found.node)
                 return found
-            self._refuse_run_of_earlier_start(run)
-            transaction.execute(
-                "INSERT INTO mutations (id, body, progress) VALUES (?, ?, ?)",
-                (blob_of(run), _encode(body), _encode(progress)),
-            )
-        return _mutation(blob_of(run), body, "pending", progress, {})
+            return self._enter(run, work, tool, params, "pending")
 
     def intend(self, run: str, work: str, *, tool: str, params: Json = None) -> Mutation:
         """Enter the effect of a run and let it be in flight, in one durable write. The call may leave when this is
@@ -123,7 +107,10 @@ class MutationStore(WorkReader):
             DatabaseError: the transaction around it is not durable.
         """
         with self._database.transaction(durable=True):
-            entered = self.create(run, work, tool=tool, params=params)
+            if self.get(run) is None:
+                self._refuse_to_begin(run, work)
+                return self._enter(run, work, tool, params, "in_flight")
+            entered = self._own(run)
             if (entered.work, entered.tool) != (work, tool):
                 raise IllegalState(f"the effect of run {run}", f"{entered.tool} for work {entered.work}", "it has one")
             return self.mark_in_flight(run)
@@ -146,12 +133,8 @@ class MutationStore(WorkReader):
         """
         with self._database.transaction(durable=True):
             found = self._own(run)
-            self._refuse_run_of_earlier_start(run)
             if found.status == "pending":
-                outcome = work_outcome(self._database, found.work)
-                if outcome in ("applied", "skipped", "unknown"):
-                    raise IllegalState(f"work {found.work}", outcome, "its effect is not begun once more")
-                self._refuse_without_permit(run, found.work)
+                self._refuse_to_begin(run, found.work)
             return self._mark(run, "in_flight")
 
     def mark_applied(self, run: str, result: Json = None) -> Mutation:
@@ -327,6 +310,35 @@ class MutationStore(WorkReader):
         if status not in MUTATION_TRANSITIONS.get(found.status, ()):
             raise IllegalState(f"the effect of run {run}", found.status, f"it cannot become {status}")
         return found
+
+    def _enter(self, run: str, work: str, tool: str, params: Json, status: MutationStatus) -> Mutation:
+        encode("params", params)
+        now = self._database.clock_ms()
+        body = {
+            "node": self._node,
+            "incarnation": self._database.incarnation.hex(),
+            "work": blob_of(work).hex(),
+            "tool": check_text("tool", tool),
+            "params": params,
+            "created_at": now,
+        }
+        progress = _progress(status, now)
+        with self._database.transaction() as transaction:
+            self._refuse_run_of_other_writer(run)
+            self._refuse_run_of_earlier_start(run)
+            transaction.execute(
+                "INSERT INTO mutations (id, body, progress) VALUES (?, ?, ?)",
+                (blob_of(run), _encode(body), _encode(progress)),
+            )
+        return _mutation(blob_of(run), body, status, progress, {})
+
+    def _refuse_to_begin(self, run: str, work: str) -> None:
+        self._refuse_run_of_other_writer(run)
+        self._refuse_run_of_earlier_start(run)
+        outcome = work_outcome(self._database, work)
+        if outcome in ("applied", "skipped", "unknown"):
+            raise IllegalState(f"work {work}", outcome, "its effect is not begun once more")
+        self._refuse_without_permit(run, work)
 
     def _refuse_run_of_earlier_start(self, run: str) -> None:
         """Only the process that began a run performs its effect: of copies of one file, at most one does."""

@@ -107,8 +107,9 @@ def test_no_effect_is_entered_for_another_node_s_run(pair, known_by):
     one.publish("a")
     run = one.reserve("a") if known_by == "its reservation" else one.runs.create("mail", "send", "consumer").id
     merge(one, two)
-    with two.unchanged(), pytest.raises(NotOwner, match=f"belongs to node {one.node}"):
-        two.mutations.create(run, work_of(run), tool="send")
+    for call in (two.mutations.create, two.mutations.intend):
+        with two.unchanged(), pytest.raises(NotOwner, match=f"belongs to node {one.node}"):
+            call(run, work_of(run), tool="send")
 
 
 def test_an_outcome_is_never_refused_for_the_size_of_the_params(device):
