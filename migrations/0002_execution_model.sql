@@ -36,6 +36,8 @@ SELECT crsql_as_crr('main', 'topics');
 CREATE INDEX topics_by_workflow ON topics (workflow, name);
 
 -- A batch of events of one topic, published in one call: immutable. A hundred events cost one replicated row instead of a hundred.
+-- One that requeues holds the next generation of one event: `requeued` is the event of the generation before, `first` that of
+-- generation 0. Devices that requeue the same event make the same one.
 CREATE TABLE publications (
     id BLOB NOT NULL PRIMARY KEY CHECK (typeof(id) = 'blob' AND length(id) = 16),
     body TEXT NOT NULL DEFAULT '{}' CHECK (body = '{}' OR typeof(body) = 'text' AND (
@@ -44,9 +46,18 @@ CREATE TABLE publications (
         AND length(unhex(body ->> '$.topic_id')) = 16
         AND json_type(body, '$.at') = 'integer' AND body ->> '$.at' BETWEEN 0 AND 4611686018427387904
         AND json_type(body, '$.ids') = 'array' AND json_type(body, '$.events') = 'array'
-    ) IS TRUE)
+        AND (body ->> '$.generation' IS NULL AND body ->> '$.first' IS NULL AND body ->> '$.requeued' IS NULL OR (
+            json_type(body, '$.generation') = 'integer' AND body ->> '$.generation' BETWEEN 1 AND 1000000
+            AND length(unhex(body ->> '$.first')) = 16 AND length(unhex(body ->> '$.requeued')) = 16
+            AND json_type(body, '$.by') = 'text' AND length(unhex(body ->> '$.ids[0]')) = 16))
+    ) IS TRUE),
+    generation INTEGER AS (body ->> '$.generation') VIRTUAL,
+    first BLOB AS (unhex(body ->> '$.first')) VIRTUAL,
+    requeued BLOB AS (unhex(body ->> '$.requeued')) VIRTUAL
 );
 SELECT crsql_as_crr('main', 'publications');
+CREATE INDEX publications_by_first ON publications (first, generation) WHERE first IS NOT NULL;
+CREATE INDEX publications_by_requeued ON publications (requeued) WHERE requeued IS NOT NULL;
 
 -- The claims of one run, all or nothing; written by the run's node only. The body never changes; the state is a column of its own,
 -- so that settling a hundred events neither rewrites nor replicates their ids again. A copy of a file that does not know yet that it
@@ -210,6 +221,7 @@ CREATE TABLE event_index (
 ) STRICT;
 CREATE INDEX event_index_by_status ON event_index (topic, status, at);
 CREATE INDEX event_index_unknown ON event_index (n) WHERE status = 2;
+CREATE INDEX event_index_dead ON event_index (at, id) WHERE status = 5;
 
 -- The publications of events that were published more than once (two devices polled the same mailbox).
 CREATE TABLE event_copies (
@@ -274,6 +286,7 @@ SELECT
     p.body -> ('$.events[' || e.position || '].payload') AS payload,
     e.at >> 16 AS created_at,
     p.body ->> '$.run' AS created_by_run,
+    coalesce(p.generation, 0) AS generation,
     CASE e.status
         WHEN 0 THEN 'pending' WHEN 1 THEN 'reserved' WHEN 2 THEN 'unknown'
         WHEN 3 THEN 'consumed' WHEN 4 THEN 'skipped' ELSE 'dead' END AS status,

@@ -3,7 +3,7 @@
 from node.stores.authorities import Appointment, AuthorityInfo, AuthorityStore
 from node.stores.blocks import EVERYWHERE, HandlerBlock, HandlerBlockStore
 from node.stores.devices import Device, DeviceStore
-from node.stores.events import ClaimInfo, EventStore, Explanation, PublishCounts, Published
+from node.stores.events import ClaimInfo, EventStore, Explanation, GenerationInfo, PublishCounts, Published
 from node.stores.leasing import EffectBehind, ReservationInfo
 from node.stores.modes import ModeSetting, ModeStore
 from node.stores.mutations import Mutation, MutationStore, VerdictInfo
@@ -28,6 +28,7 @@ __all__ = [
     "Event",
     "EventStore",
     "Explanation",
+    "GenerationInfo",
     "HandlerBlock",
     "HandlerBlockStore",
     "HandlerRun",

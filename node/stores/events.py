@@ -10,15 +10,18 @@ from itertools import islice
 from node import ids
 from node.clock import HybridTime, unix_ms
 from node.database import Transaction
-from node.errors import NotFound
+from node.errors import IllegalState, NotFound
 from node.ids import EventId, NodeId, RunId
-from node.jsonvalue import Json
+from node.jsonvalue import Json, check_text, check_whole
 from node.leases import ClaimState
-from node.stores.base import blob_of
-from node.stores.publications import NewEvent, Origin, cut, encode_event, encode_publication
-from node.stores.reading import Event
+from node.stores.base import blob_of, topic_of
+from node.stores.publications import NewEvent, Origin, Requeue, cut, encode_event, encode_publication
+from node.stores.reading import Event, StatusName, status_name
 from node.stores.takeover import TakingOver
 from node.stores.topics import TopicStore
+
+GENERATION_MAX = 1_000_000
+"""Generations of one event; more are a fault and not work."""
 
 PUBLISH_CHUNK = 1_000
 """Events of a long stream that are checked and encoded at a time; all of one call is still one transaction."""
@@ -62,6 +65,25 @@ class ClaimInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class GenerationInfo:
+    """One generation of an event.
+
+    Attributes:
+        event: its id.
+        generation: 0 for what was published, counted up by each requeue.
+        status: as of an event.
+        created_at: Unix milliseconds.
+        by: who requeued it; "" when nobody did, or nobody said who.
+    """
+
+    event: EventId
+    generation: int
+    status: StatusName
+    created_at: int
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """Why an event is in its state.
 
@@ -72,6 +94,7 @@ class Explanation:
             it.
         conflicting: two publications of it differ in title or payload (the earliest one counts).
         duplicate: two runs consumed it.
+        generations: all generations of it that are known here, itself among them, the oldest first.
     """
 
     event: Event
@@ -79,6 +102,7 @@ class Explanation:
     publications: tuple[int, ...]
     conflicting: bool
     duplicate: bool
+    generations: tuple[GenerationInfo, ...]
 
 
 class EventStore(TakingOver):
@@ -95,7 +119,8 @@ class EventStore(TakingOver):
         created_by_run: str | None = None,
         caused_by: str | None = None,
     ) -> Published:
-        """Publish one event, unless the topic has the message id already; then nothing is written, whatever its status.
+        """Publish one event, unless the topic has the message id already; then nothing is written, whatever its status,
+        and the event that there is (its newest generation) is returned. To have it done again, `requeue` it.
 
         Raises:
             InvalidInput: a name is empty or too long, the payload is not JSON or over 1 MiB, or an id is not one.
@@ -134,6 +159,42 @@ class EventStore(TakingOver):
                 created += self._publish_chunk(transaction, origin, chunk)
         return PublishCounts(created, total - created)
 
+    def requeue(self, event: str, *, by: str = "") -> Event:
+        """Publish a settled event once more, as its next generation, and return that.
+
+        It has the same message id, title and payload, and is new work: its effects have new idempotency keys, and what
+        the old generation was settled as stays as it is. Devices that requeue the same event make the same one.
+
+        Args:
+            event: the event, of the newest generation that is known here.
+            by: who wants it.
+
+        Raises:
+            NotFound: there is no such event.
+            IllegalState: it is not settled, or has been requeued already.
+        """
+        check_text("by", by, empty=True)
+        with self._database.transaction() as transaction:
+            found = self.get(event)
+            if found is None:
+                raise NotFound("event", [event])
+            if found.status not in ("consumed", "skipped", "dead"):
+                raise IllegalState(f"event {event}", found.status, "only a settled event can be requeued")
+            topic_id = TopicStore(self._database).get_or_create(found.workflow, found.topic).id
+            first = ids.event_id(topic_id, found.message_id)
+            (newest,) = self._newest([first])
+            if newest != found.id:
+                raise IllegalState(f"event {event}", "requeued already", f"its newest generation is event {newest}")
+            generation = check_whole("generation", found.generation + 1, least=1, most=GENERATION_MAX)
+            requeue = Requeue(generation, first, found.id, by)
+            origin = Origin(found.workflow, found.topic, topic_id, None, found.id, requeue)
+            identifier = ids.event_id(topic_id, found.message_id, generation)
+            content = encode_event(NewEvent(found.message_id, found.title, found.payload))
+            self._insert(transaction, origin, [(identifier, content)])
+            following = self.get(identifier)
+        assert following is not None, "an event is readable after it was requeued"
+        return following
+
     def explain(self, event: str) -> Explanation | None:
         """Return an event's story: who claimed it, when, with which outcome, and who published it."""
         with self._database.snapshot():
@@ -169,6 +230,21 @@ class EventStore(TakingOver):
             publications=tuple(unix_ms(at) for at, _ in copies) or (found.created_at,),
             conflicting=len({text for _, text in copies}) > 1,
             duplicate=bool(duplicate),
+            generations=self._generations(found),
+        )
+
+    def _generations(self, found: Event) -> tuple[GenerationInfo, ...]:
+        # Of a generation that two devices made, the publication that counts is that of the event's row.
+        rows = self._database.query(
+            "SELECT lower(hex(e.id)), p.generation, e.status, e.at, p.body ->> '$.by' FROM publications AS p "
+            "CROSS JOIN event_index AS e ON e.id = unhex(p.body ->> '$.ids[0]') AND e.publication = p.id "
+            "WHERE p.first = ?1 UNION ALL SELECT lower(hex(id)), 0, status, at, '' FROM event_index "
+            "WHERE id = ?1 AND publication IS NOT NULL ORDER BY 2",
+            (blob_of(ids.event_id(topic_of(found.workflow, found.topic), found.message_id)),),
+        )
+        return tuple(
+            GenerationInfo(EventId(event), generation, status_name(status), unix_ms(at), by)
+            for event, generation, status, at, by in rows
         )
 
     def delete_by_topic(self, workflow: str, topic: str, *, force: bool = False) -> int:
@@ -194,8 +270,9 @@ class EventStore(TakingOver):
         known = {
             EventId(row[0].hex())
             for row in self._database.query(
-                "SELECT e.id FROM json_each(?) AS j CROSS JOIN event_index AS e "
-                "WHERE e.id = unhex(j.value) AND e.publication IS NOT NULL",
+                "SELECT unhex(j.value) FROM json_each(?) AS j WHERE "
+                "EXISTS (SELECT 1 FROM event_index AS e WHERE e.id = unhex(j.value) AND e.publication IS NOT NULL) "
+                "OR EXISTS (SELECT 1 FROM publications AS p WHERE p.first = unhex(j.value))",
                 (json.dumps(identifiers),),
             )
         }

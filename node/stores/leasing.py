@@ -101,7 +101,8 @@ class Leasing(EventReader):
         Args:
             run: a new run id; a run reserves once.
             workflow: the events' workflow.
-            wanted: (topic, message ids) pairs; at most 1,000 events together.
+            wanted: (topic, message ids) pairs; at most 1,000 events together. Of an event that was requeued, the
+                newest generation that is known here is meant.
             partial: take what is pending and return exactly that, which may be nothing.
             handler: the handler the run belongs to.
             default_mode: how it claims when neither the handler nor a topic has a setting (`node.stores.modes`).
@@ -113,16 +114,17 @@ class Leasing(EventReader):
             IllegalState: the run has reserved before.
             InvalidInput: nothing, or too much, was asked for.
         """
-        names = {
+        firsts = {
             identifier: f"{topic}/{message_id}"
             for topic, message_ids in wanted
             for message_id, identifier in zip(
                 message_ids, events_of(topic_of(workflow, topic), message_ids), strict=True
             )
         }
-        check_whole("number of events to reserve", len(names), least=1, most=CLAIMS_MAX)
+        check_whole("number of events to reserve", len(firsts), least=1, most=CLAIMS_MAX)
         with self._database.transaction() as transaction:
             mode = self._mode(workflow, dict.fromkeys(topic for topic, _ in wanted), handler, default_mode)
+            names = dict(zip(self._newest(list(firsts)), firsts.values(), strict=True))
             found = self._existing(list(names))
             missing = [name for identifier, name in names.items() if identifier not in found]
             if missing:

@@ -10,7 +10,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from node.clock import HybridTime
@@ -45,6 +45,23 @@ class NewEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class Requeue:
+    """Why a publication holds a later generation of an event.
+
+    Attributes:
+        generation: that generation, from 1.
+        first: the event of generation 0.
+        requeued: the event of the generation before.
+        by: who asked for it, "" when nobody said.
+    """
+
+    generation: int
+    first: EventId
+    requeued: EventId
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
     """What all events of one call have in common."""
 
@@ -53,6 +70,7 @@ class Origin:
     topic_id: TopicId
     run: str | None
     caused_by: str | None
+    requeue: Requeue | None = None
 
 
 def encode_event(event: NewEvent) -> str:
@@ -90,6 +108,8 @@ def encode_publication(origin: Origin, at: HybridTime, events: Sequence[tuple[Ev
         head["run"] = origin.run
     if origin.caused_by is not None:
         head["caused_by"] = origin.caused_by
+    if origin.requeue is not None:
+        head |= asdict(origin.requeue)
     ids = '","'.join(identifier for identifier, _ in events)
     texts = ",".join(text for _, text in events)
     return f'{json.dumps(head)[:-1]},"ids":["{ids}"],"events":[{texts}]}}'

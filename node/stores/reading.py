@@ -21,6 +21,9 @@ StatusName = Literal["pending", "reserved", "unknown", "consumed", "skipped", "d
 LIST_MAX = 10_000
 """Events that one call returns at the most; a caller who wants more asks again."""
 
+INTERNAL_TOPICS = "~*"
+"""The names of topics that the runtime keeps for itself, as a GLOB pattern of SQLite."""
+
 EVENT_COLUMNS = (
     "e.id, e.publication, e.position, e.at, e.status, e.epoch, (SELECT r.id FROM run_index AS r WHERE r.n = e.run)"
 )
@@ -37,7 +40,8 @@ class Event(NamedTuple):
         payload: the JSON value that was published.
         created_at: Unix milliseconds of the first publication.
         created_by_run: the run that published it, if one did.
-        caused_by: the event whose processing published it, if any.
+        caused_by: the event whose processing published it, or that was requeued; None when there is none.
+        generation: how often it has been requeued. Each generation is an event of its own, with this message id.
         status: pending, reserved, unknown (reserved; the outcome of an effect is not known), consumed, skipped or dead.
         epoch: how often it has been claimed anew; the attempt number is this + 1.
         run: the run that holds or settled it, None when pending.
@@ -52,6 +56,7 @@ class Event(NamedTuple):
     created_at: int
     created_by_run: str | None
     caused_by: str | None
+    generation: int
     status: StatusName
     epoch: int
     run: RunId | None
@@ -102,17 +107,21 @@ class EventReader(Store):
         return found[0] if found else None
 
     def get_by_message_id(self, workflow: str, topic: str, message_id: str) -> Event | None:
-        """Return the event that a topic has under this message id."""
-        return self.get(events_of(topic_of(workflow, topic), [message_id])[0])
+        """Return the event that a topic has under this message id: the newest generation of it that is known here."""
+        first = events_of(topic_of(workflow, topic), [message_id])
+        with self._database.snapshot():
+            return self.get(self._newest(first)[0])
 
     def get_many(self, workflow: str, topic: str, message_ids: Sequence[str]) -> list[Event]:
-        """Return those of the named events that exist, in the order of the names, whatever their status."""
-        identifiers = events_of(topic_of(workflow, topic), message_ids)
-        return self._events(
-            f"SELECT {EVENT_COLUMNS} FROM json_each(?) AS j CROSS JOIN event_index AS e "
-            "WHERE e.id = unhex(j.value) AND e.publication IS NOT NULL ORDER BY j.key",
-            (json.dumps(identifiers),),
-        )
+        """Return those of the named events that exist, in the order of the names, whatever their status; of each the
+        newest generation that is known here."""
+        firsts = events_of(topic_of(workflow, topic), message_ids)
+        with self._database.snapshot():
+            return self._events(
+                f"SELECT {EVENT_COLUMNS} FROM json_each(?) AS j CROSS JOIN event_index AS e "
+                "WHERE e.id = unhex(j.value) AND e.publication IS NOT NULL ORDER BY j.key",
+                (json.dumps(self._newest(firsts)),),
+            )
 
     def find(self, prefix: str) -> Event | None:
         """Return the event whose id begins with `prefix` (at least 4 hexadecimal characters), as tables show it.
@@ -149,12 +158,38 @@ class EventReader(Store):
         rows = self._database.query(
             "SELECT t.name, (SELECT json_group_array(json_array(status, n)) FROM ("
             "SELECT e.status, count(*) AS n FROM event_index AS e WHERE e.topic = t.id GROUP BY e.status)) "
-            "FROM topics AS t WHERE t.workflow = ? AND (? OR t.name NOT GLOB '~*') ORDER BY t.name",
-            (workflow, internal),
+            "FROM topics AS t WHERE t.workflow = ? AND (? OR t.name NOT GLOB ?) ORDER BY t.name",
+            (workflow, internal, INTERNAL_TOPICS),
         )
         return [
             TopicCounts(name, {status_name(status): n for status, n in json.loads(counts)}) for name, counts in rows
         ]
+
+    def dead(self, workflow: str | None = None, *, limit: int = 100) -> list[Event]:
+        """Return the dead events that nobody has requeued, of a workflow or of all, the newest first by creation.
+
+        Raises:
+            InvalidInput: `limit` is not within 1..10,000.
+        """
+        check_whole("limit", limit, least=1, most=LIST_MAX)
+        waiting = (
+            "{0}.status = 5 AND {0}.publication IS NOT NULL "
+            "AND NOT EXISTS (SELECT 1 FROM publications AS q WHERE q.requeued = {0}.id)"
+        )
+        if workflow is None:
+            return self._events(
+                f"SELECT {EVENT_COLUMNS} FROM event_index AS e WHERE {waiting.format('e')} "
+                f"AND NOT EXISTS (SELECT 1 FROM topics AS t WHERE t.id = e.topic AND t.name GLOB '{INTERNAL_TOPICS}') "
+                "ORDER BY e.at DESC, e.id DESC LIMIT ?",
+                (limit,),
+            )
+        return self._events(
+            f"SELECT {EVENT_COLUMNS} FROM topics AS t CROSS JOIN event_index AS e "
+            f"WHERE t.workflow = ?1 AND t.name NOT GLOB '{INTERNAL_TOPICS}' AND e.n IN ("
+            f"SELECT d.n FROM event_index AS d WHERE d.topic = t.id AND {waiting.format('d')} "
+            "ORDER BY d.at DESC, d.id DESC LIMIT ?2) ORDER BY e.at DESC, e.id DESC LIMIT ?2",
+            (workflow, limit),
+        )
 
     def duplicates(self, *, limit: int = 100) -> list[Event]:
         """Return events that two runs consumed, the newest first."""
@@ -168,6 +203,17 @@ class EventReader(Store):
     def count_duplicates(self) -> int:
         """Return how many events two runs consumed."""
         return int(self._database.query("SELECT count(*) FROM duplicates")[0][0])
+
+    def _newest(self, firsts: Sequence[EventId]) -> list[EventId]:
+        """Return for each event of generation 0 the newest generation of it that is known here."""
+        newest = list(firsts)
+        for index, event in self._database.query(
+            "SELECT j.key, lower(p.body ->> '$.ids[0]') FROM json_each(?) AS j CROSS JOIN publications AS p "
+            "ON p.first = unhex(j.value) ORDER BY p.generation",
+            (json.dumps(newest),),
+        ):
+            newest[index] = EventId(event)
+        return newest
 
     def _events(self, sql: str, parameters: tuple[object, ...]) -> list[Event]:
         # One snapshot, so that no publication is deleted between the list and its content.
@@ -188,6 +234,7 @@ class EventReader(Store):
             unix_ms(at),
             head.get("run"),
             head.get("caused_by"),
+            head.get("generation") or 0,
             _NAMES[status],
             epoch,
             None if run is None else RunId(run.hex()),

@@ -11,6 +11,7 @@ from node.errors import StillReserved
 from node.ids import TopicId
 from node.jsonvalue import check_text
 from node.stores.base import Store, blob_of, topic_of
+from node.stores.reading import INTERNAL_TOPICS
 
 INTERNAL_PREFIX = "~"
 """With it begin the names of topics that the runtime keeps for itself."""
@@ -44,8 +45,8 @@ class TopicStore(Store):
         """Return the topics of a workflow by name; with `internal` those of the runtime too, whose names begin with
         "~"."""
         rows = self._database.query(
-            f"{_SELECT} WHERE workflow = ? AND (? OR name NOT GLOB '{INTERNAL_PREFIX}*') ORDER BY name",
-            (workflow, internal),
+            f"{_SELECT} WHERE workflow = ? AND (? OR name NOT GLOB ?) ORDER BY name",
+            (workflow, internal, INTERNAL_TOPICS),
         )
         return [Topic(*row) for row in rows]
 
@@ -109,4 +110,4 @@ class TopicStore(Store):
 
 def is_internal(name: str) -> bool:
     """Whether a topic of that name is the runtime's own: hidden from lists, and nobody else publishes there."""
-    return name.startswith(INTERNAL_PREFIX)
+    return name.startswith(INTERNAL_TOPICS.rstrip("*"))

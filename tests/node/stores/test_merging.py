@@ -249,6 +249,7 @@ def test_status_follows_from_the_facts_in_every_order_of_arrival(lasting_trio, d
 
 ACTIONS = [
     "publish", "publish", "reserve", "reserve", "reserve next", "consume", "skip", "bury", "release", "take over",
+    "take over run", "requeue", "requeue",
     "effect", "applied", "failed", "indeterminate", "verdict", "happened", "delete topic", "meet", "merge", "clock",
 ]  # fmt: skip
 
@@ -273,6 +274,11 @@ def act(devices, action, number, choose):
         case "take over":
             reserved = events.peek("mail", "inbox", status="reserved")
             events.take_over(device.runs.new_id(), [choose(reserved).id])
+        case "take over run":
+            events.take_over_run(device.runs.new_id(), choose(events.held_runs(own=choose(st.booleans()))), handler="x")
+        case "requeue":
+            settled = [one for end in ("consumed", "dead") for one in events.peek("mail", "inbox", status=end)]
+            events.requeue(choose(settled).id)
         case "effect":
             run = choose(held)
             device.effect(run, choose(st.sampled_from([*WORKS, work_of(run)])))

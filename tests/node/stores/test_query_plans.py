@@ -31,6 +31,7 @@ MEANT = [
     ("SCAN duplicates", "SELECT count(*) FROM duplicates", "work done twice is rare, and people look at each"),
     ("SCAN duplicates", "SELECT e.id", "in the order asked for, up to the limit"),
     ("SCAN d", "SELECT e.id", "the rows of the line above"),
+    ("SCAN e USING INDEX event_index_dead", "SELECT e.id", "the dead, in the order asked for, up to the limit"),
     ("SCAN waiting_permits", "SELECT id, body FROM permit_requests", "in the order of its key, up to the limit"),
     ("SCAN handler_blocks USING INDEX", "SELECT id, body FROM handler_blocks", "all of them: a row for each handler"),
     ("SCAN devices", "SELECT id, body FROM devices", "all of them: a row for each device"),
@@ -40,8 +41,6 @@ MEANT = [
         "the newest, in the order of the key, up to the limit",
     ),
     ("SCAN w", "WITH RECURSIVE w (name) AS (SELECT min(workflow)", "a row for each workflow, found by the index"),
-    ("SCAN handler_blocks USING INDEX", "SELECT id, body FROM handler_blocks", "all of them: a row for each handler"),
-    ("SCAN devices", "SELECT id, body FROM devices", "all of them: a row for each device"),
     ("SCAN eras", "SELECT era FROM eras ORDER BY first_version DESC LIMIT 1", "reads the last row"),
 ]  # fmt: skip
 
@@ -175,7 +174,10 @@ def call_event_store(events, device):
     ])  # fmt: skip
     assert [event.message_id for event in events.duplicates()] == ["a"]
     assert events.count_duplicates() == 1
+    events.requeue(event_of("a"), by="Ann")
     events.explain(event_of("a"))
+    events.dead()
+    events.dead("mail")
     events.delete_by_topic("mail", "inbox", force=True)
     device.publish("a")
     events.delete_by_workflow("mail", force=True)
