@@ -95,7 +95,8 @@ class WorkspaceMismatch(LeasemeshError):
 
 
 class Reservation:
-    """Events that one run of this node holds. As a context manager it releases what is not settled at the end.
+    """Events that one run of this node holds. As a context manager it releases what is not settled at the end, unless
+    the effect of the work happened, or may have: that raises `IllegalState`, and the events stay reserved.
 
     Attributes:
         run: the run's id.
@@ -146,9 +147,14 @@ class Reservation:
     def __enter__(self) -> Reservation:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if not self._settled:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if self._settled:
+            return
+        try:
             self.release()
+        except IllegalState:
+            if error is None:  # Otherwise what the block raised is what its caller must hear of.
+                raise
 
 
 class Node:

@@ -87,7 +87,7 @@ class TakingOver(Leasing):
             NotFound: there is no such reservation.
             IllegalState: the outcome of its effect is unknown; its events wait until it is known.
             HomeElsewhere: another node alone claims there.
-            NotAvailable: its effect did not happen, and events stand in a permit.
+            NotAvailable: its effect may still be begun, and events stand in a permit.
         """
         with self._database.transaction() as transaction:
             held = self.reservation(of)
@@ -100,7 +100,8 @@ class TakingOver(Leasing):
             if any(event.status == "unknown" for event in events) or (effect and effect.outcome == "unknown"):
                 raise IllegalState(f"the effect of run {of}", "unknown", "its events wait until it is known")
             mode = self._mode_to_take(held.workflow, events, handler, default_mode)
-            if effect is None or effect.outcome != "applied":  # Otherwise its permit has served: nothing more happens.
+            # Its permit has served when the effect happened, or never shall: nobody does it any more.
+            if effect is None or effect.outcome not in ("applied", "skipped"):
                 self._refuse_permitted(events, mode)
             return self._claim(transaction, run, held.workflow, handler, events, mode, of=of)
 

@@ -111,6 +111,14 @@ class TestReservations:
             raise ZeroDivisionError
         assert message_ids(node) == ["1", "2", "3"]
 
+    def test_what_may_have_happened_is_not_released_and_hides_no_exception(self, node):
+        with pytest.raises(IllegalState, match="is unknown"), node.reserve("inbox", "mail", limit=1) as reservation:
+            begin_effect(node, reservation.run)
+        with pytest.raises(ZeroDivisionError), node.reserve("inbox", "mail", limit=1) as reservation:
+            begin_effect(node, reservation.run)
+            raise ZeroDivisionError
+        assert message_ids(node, status="unknown") == ["1", "2"]
+
     def test_named_events_are_reserved_all_or_none(self, node):
         with node.reserve("inbox", "mail", message_ids=["3", "1"]) as reservation:
             assert len(reservation) == 2
@@ -210,6 +218,12 @@ class TestChanges:
 
             assert asyncio.run(watch("1")).source == "local"
             assert asyncio.run(watch("2")).source == "local"
+
+
+def begin_effect(node, run):
+    """The effect of a run may have happened from now on."""
+    node.mutations.create(run, run, tool="send")
+    node.mutations.mark_in_flight(run)
 
 
 def run_elsewhere(node, code):

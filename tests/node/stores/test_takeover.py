@@ -202,7 +202,8 @@ def test_there_must_be_a_run_to_go_on_with(device, run, error):
         device.events.take_over_run(device.runs.new_id(), run, handler="send")
 
 
-def test_a_permit_that_has_served_does_not_keep_others_from_going_on(two):
+@pytest.mark.parametrize("verdict", [None, "happened", "skip"])
+def test_a_permit_that_has_served_does_not_keep_others_from_going_on(two, verdict):
     first, second = two
     first.authorities.appoint(first.node, by="Ann")
     first.authorities.step()
@@ -210,8 +211,11 @@ def test_a_permit_that_has_served_does_not_keep_others_from_going_on(two):
     for run in runs:
         first.permits.request(run)
     first.permits.decide_pending()
-    first.effect(runs[0], first.permits.get(runs[0]).work)
-    first.mutations.mark_applied(runs[0])
+    work = first.effect(runs[0], first.permits.get(runs[0]).work)
+    if verdict is None:
+        first.mutations.mark_applied(runs[0])
+    else:
+        first.mutations.resolve(work, verdict, by="Ann")
     merge(first, second)
     assert len(second.events.take_over_run(second.runs.new_id(), runs[0], handler="send")) == 1
     with second.unchanged(), pytest.raises(NotAvailable, match="in the permit of run"):
