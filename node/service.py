@@ -66,6 +66,9 @@ from sync.limits import NAME_BYTES_MAX
 from sync.ports import DatabaseDigest
 
 if TYPE_CHECKING:
+    from node.runtime.retry import RetryRule
+    from node.runtime.runner import Runner
+    from node.runtime.workflow import Workflow
     from node.syncing import Comparison, Syncing
     from sync.engine import EngineConfig
 
@@ -196,6 +199,7 @@ class Node:
         self._storage = ChangeStorage(database, boot=surroundings.boot)
         self._watch = ChangeWatch(database, processes_looked_for_every_s=surroundings.processes_looked_for_every_s)
         self._sync: Syncing | None = None
+        self._runner: Runner | None = None
         self._tending: asyncio.Task[None] | None = None
 
     @classmethod
@@ -546,6 +550,62 @@ class Node:
             await self.stop_sync()
         await sync.wait()
 
+    # --- Handlers -----------------------------------------------------------------------------------------------------
+
+    @property
+    def runner(self) -> Runner | None:
+        """What runs handlers in this process, None when nothing does."""
+        return self._runner
+
+    @asynccontextmanager
+    async def running(
+        self,
+        workflows: Iterable[Workflow],
+        *,
+        concurrency: int = 8,
+        drain_s: float = 10.0,
+        retry: RetryRule | None = None,
+    ) -> AsyncIterator[Runner]:
+        """Run the handlers of workflows during a block.
+
+        First it looks after what earlier runs have left behind. At the end nothing new is begun, and what runs has
+        `drain_s` seconds to end; see `Runner.stop`. Raises what the runner failed with, should it fail.
+
+        Args:
+            workflows: their handlers run here; the same code on every device.
+            concurrency: runs at a time, 1 to 1,000; of one handler never more than one.
+            drain_s: how long runs may take to end, in seconds.
+            retry: when to try again; 10 seconds after a first failure, by default, and 5 times.
+
+        Raises:
+            InvalidInput: a handler cannot run, or a number is out of its range.
+            RunRefused: another process runs handlers on this file.
+            IllegalState: this node runs handlers already.
+        """
+        from node.runtime.retry import RetryRule
+        from node.runtime.runner import Runner
+
+        if self._runner is not None:
+            raise IllegalState(f"node {self.name}", "running handlers", "give all workflows to one call of running")
+        runner = Runner(self, workflows, concurrency=concurrency, drain_s=drain_s, retry=retry or RetryRule())
+        self._runner = runner
+        try:
+            await runner.start()
+            try:
+                yield runner
+            finally:
+                await runner.stop()
+            await runner.wait()
+        finally:
+            self._runner = None
+
+    async def run(self, *workflows: Workflow, concurrency: int = 8, drain_s: float = 10.0) -> None:
+        """Run the handlers of workflows until this is cancelled; see `running`."""
+        async with self.running(workflows, concurrency=concurrency, drain_s=drain_s) as runner:
+            await runner.wait()
+
+    # --- More about peers ---------------------------------------------------------------------------------------------
+
     async def caught_up(self, peer: str | None = None) -> None:
         """Wait until this node and its peers are level; see `Syncing.caught_up`. Use `asyncio.timeout` to bound it."""
         await self._running_sync().caught_up(peer)
@@ -588,10 +648,12 @@ class Node:
         """Close the file. A second call does nothing.
 
         Raises:
-            IllegalState: this node is syncing.
+            IllegalState: this node is syncing, or runs handlers.
         """
         if self._sync is not None:
             raise IllegalState(f"node {self.name}", "syncing", "call stop_sync before close")
+        if self._runner is not None:
+            raise IllegalState(f"node {self.name}", "running handlers", "leave the block of running before close")
         self._watch.close()
         self.database.close()
 

@@ -19,6 +19,10 @@ class PhaseViolation(LeasemeshError):
         self.phase = phase
 
 
+class RunRefused(LeasemeshError):
+    """Handlers cannot be run on this file now: another process does."""
+
+
 class Transient(Exception):
     """Raised by a handler's code: it failed for a reason that goes away by itself (a service is down), try again
     later. OSError and TimeoutError count as this too."""

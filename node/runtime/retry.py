@@ -73,15 +73,15 @@ class Streak:
         return self.last_at + rule.delay_ms(self.failures, int(self.last.id[-4:], 16) / 0xFFFF)
 
 
-def streak(newest_first: Iterable[HandlerRun], *, since_ms: int = 0) -> Streak:
-    """Count the failures since the last success, or since a time (a person has unblocked the handler).
+def streak(newest_first: Iterable[HandlerRun], *, after: str | None = None) -> Streak:
+    """Count the failures since the last success, or after a run (then a person has let the handler run again).
 
     What ended for another reason (its lease was lost, its process crashed) says nothing about the handler.
     """
     failures = 0
     last: HandlerRun | None = None
     for run in newest_first:
-        if run.status == "committed" or run.started_at < since_ms:
+        if run.status == "committed" or (after is not None and run.id <= after):
             break
         if "failure" in run.details:
             failures += 1

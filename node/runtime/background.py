@@ -1,0 +1,175 @@
+"""What goes on beside the handlers: finding out what became of effects, and housekeeping.
+
+Both begin with what the file says, so that nothing is forgotten by a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+from node.errors import IllegalState, LeasemeshError
+from node.ids import short
+from node.runtime.driving import Driver, Signal
+from node.runtime.performing import DidNot, Happened, Outcome, Unknown, find_out, in_thread, judge
+from node.runtime.recovery import HandlerKey
+from node.runtime.workflow import Consumer, Handler
+from node.stores import HandlerRun, Mutation
+
+if TYPE_CHECKING:
+    from node.runtime.runner import Runner
+
+T = TypeVar("T")
+
+log = logging.getLogger("leasemesh.runtime")
+
+AT_A_TIME = 4
+"""Calls of reconcile functions; each may take as long as its effect's time-out."""
+
+TROUBLE_S = 5.0
+"""After an error of the file it is looked at again this much later."""
+
+HOUSEKEEPING_S = 5.0
+SLEPT_S = 30.0
+"""A tick that is so much late, or a wall clock that moved so much more than the other one, means that the machine has
+slept: other devices may have taken over what is held here."""
+
+
+class Reconciliation:
+    """Finds out, in the background, what became of effects of unknown outcome, as the ledger says when."""
+
+    def __init__(self, runner: Runner, driver: Driver, handlers: Mapping[HandlerKey, Handler]) -> None:
+        self._runner = runner
+        self._driver = driver
+        self._manager = driver.manager
+        self._node = driver.manager.node
+        self._handlers = handlers
+        self._look = Signal()
+        self.busy = True
+
+    def look(self) -> None:
+        """The ledger may have changed."""
+        self.busy = True
+        self._look.set()
+
+    async def run(self) -> None:
+        """Find out what is due, for ever."""
+        while True:
+            seen = self._look.count
+            try:
+                due = await self._in_thread(self._due)
+                limit = asyncio.Semaphore(AT_A_TIME)
+                await asyncio.gather(*(self._within(limit, entry) for entry in due))
+                next_at = await self._in_thread(self._node.mutations.next_due_at)
+                wait_s = None if next_at is None else max((next_at - self._runner.clock_ms()) / 1000, 0.0)
+                if due and wait_s == 0.0:  # what could not be asked yet is not asked without a pause
+                    wait_s = TROUBLE_S
+            except LeasemeshError as error:
+                log.warning("finding out what became of effects is put off: %s", error)
+                wait_s = TROUBLE_S
+            self.busy = self._look.count > seen
+            self._runner.activity_changed()
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._look.after(seen)
+            except TimeoutError:
+                pass
+
+    def _due(self) -> list[Mutation]:
+        due = self._node.mutations.due(self._runner.clock_ms())
+        return [entry for entry in due if not self._manager.is_under_way(entry.run)]
+
+    async def _within(self, limit: asyncio.Semaphore, entry: Mutation) -> None:
+        async with limit:
+            await self._find_out(entry)
+
+    async def _find_out(self, entry: Mutation) -> None:
+        run = await self._in_thread(self._node.handler_runs.get, entry.run)
+        late = self._driver.late.get(entry.run)
+        if run is None or (late is not None and not late.done()):
+            return  # a thread still makes the call; when it ends, we are told
+        try:
+            if not await self._in_thread(self._decide, run, entry):
+                outcome = await self._ask(run, entry)
+                await self._in_thread(self._record, run, entry, outcome)
+        except IllegalState as error:  # a verdict or a merge came in between
+            log.info("run %s: %s", short(run.id), error)
+        self._runner.look()
+
+    async def _ask(self, run: HandlerRun, entry: Mutation) -> Outcome:
+        handler = self._handlers.get((run.workflow, run.handler))
+        effect = handler.effects.get(entry.tool) if isinstance(handler, Consumer) else None
+        late = self._driver.late.pop(entry.run, None)
+        if effect is None:
+            return Unknown(f"this device knows no effect {entry.tool}")
+        if late is not None:
+            outcome = judge(effect, late)
+            if not isinstance(outcome, Unknown):
+                return outcome
+        if effect.reconciler is None:
+            return Unknown(f"{entry.tool} has no reconcile function")
+        return await find_out(effect, entry.work, entry.params, self._driver.executor)
+
+    def _decide(self, run: HandlerRun, entry: Mutation) -> bool:
+        """Record what a verdict says, if there is one that counts; returns whether there is."""
+        outcome = self._node.mutations.outcome(entry.work)
+        if outcome == "unknown":
+            return False
+        if outcome == "failed":
+            self._manager.found_not_applied(run, "a person said that it did not happen")
+        else:
+            self._manager.leave_to_a_person(run, f"decided: {outcome}")
+        return True
+
+    def _record(self, run: HandlerRun, entry: Mutation, outcome: Outcome) -> None:
+        manager, rule = self._manager, self._manager.retry
+        key = (run.workflow, run.handler)
+        name = f"{entry.tool} of run {short(run.id)}"
+        match outcome:
+            case Happened(result):
+                manager.found_applied(run, result)
+                self._runner.tell_from_thread("reconciled", key, run.id, f"{name} had happened")
+            case DidNot(error):
+                manager.found_not_applied(run, str(error))
+                self._runner.tell_from_thread("reconciled", key, run.id, f"{name} had not happened: {error}")
+            case Unknown(reason):
+                tries = entry.reconcile_attempts + 1
+                if tries >= rule.tries:
+                    manager.leave_to_a_person(run, f"{reason}; asked {tries} times, now a person must decide")
+                    self._runner.tell_from_thread("unknown", key, run.id, f"{name}: a person must decide ({reason})")
+                else:
+                    manager.ask_again(run.id, at=self._runner.clock_ms() + rule.delay_ms(tries + 1))
+
+    async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
+        return await in_thread(self._driver.executor, function, *args)
+
+
+class Housekeeping:
+    """Every few seconds: notices that the machine has slept, looks after silent nodes' work and after what was left
+    behind."""
+
+    def __init__(self, runner: Runner, driver: Driver) -> None:
+        self._runner = runner
+        self._driver = driver
+
+    async def run(self) -> None:
+        """Keep house, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            monotonic_s, wall_ms = loop.time(), self._runner.clock_ms()
+            await asyncio.sleep(HOUSEKEEPING_S)
+            passed_s = loop.time() - monotonic_s
+            wall_passed_s = (self._runner.clock_ms() - wall_ms) / 1000
+            if has_slept(passed_s, wall_passed_s):
+                log.warning("the machine seems to have slept for %.0f s", max(passed_s, wall_passed_s))
+                self._driver.alarms += 1
+            self._runner.look(silent=True)
+            self._runner.look_for_events()
+
+
+def has_slept(passed_s: float, wall_passed_s: float) -> bool:
+    """Tell whether a machine has slept during a housekeeping interval, by its two clocks: the one that stands still
+    while it sleeps and the one that does not (on some systems both go on; then the tick comes late)."""
+    return passed_s > HOUSEKEEPING_S + SLEPT_S or abs(wall_passed_s - passed_s) > SLEPT_S

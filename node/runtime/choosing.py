@@ -1,0 +1,123 @@
+"""Which events a run takes when its consumer has no prepare phase, and the event that stands for a handler's state.
+
+The oldest pending events, with two exceptions: an event that the handler's code has failed on before is taken alone, so
+that it does not take others down with it; and in mode confirmed, what stands in another run's permit is left alone,
+because the authority would refuse it.
+
+A stateful consumer reserves, together with its events, an event that stands for the next version of its state. So the
+ownership rule decides between devices about the state just as it does about work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING
+
+from node.ids import RunId
+from node.runtime.workflow import Consumer, Handler
+from node.stores import Event, NewEvent
+from node.stores.modes import Mode
+
+if TYPE_CHECKING:
+    from node.service import Node
+
+STATE_TOPIC = "~state"
+PEEKED_MORE = 100
+PEEKED_MOST = 2_000
+"""How far is looked for an event that nobody has a permit for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Events to work on.
+
+    Attributes:
+        events: at least one.
+        reserved: whether the run has them already.
+    """
+
+    events: tuple[Event, ...]
+    reserved: bool
+
+
+def choose(node: Node, consumer: Consumer, run: RunId, mode: Mode, *, batch: int) -> Choice | None:
+    """Return the events that a run takes, None when there are none. Call it in the transaction that begins the run."""
+    if len(consumer.topics) == 1 and not consumer.stateful and mode != "confirmed":
+        try:
+            with node.database.transaction():
+                events = _reserve_next(node, consumer, run, batch)
+            return Choice(events, reserved=True) if events else None
+        except _FailedBefore:
+            pass
+    found = _oldest(node, consumer, mode, batch)
+    if not found:
+        return None
+    alone = next((event for event in found if event.epoch and failed_claims(node, consumer, event)), None)
+    if alone is None:
+        return Choice(tuple(found), reserved=False)
+    if alone is found[0]:
+        return Choice((alone,), reserved=False)
+    return Choice(tuple(found[: found.index(alone)]), reserved=False)
+
+
+def any_pending(node: Node, consumer: Consumer) -> bool:
+    """Tell whether a topic that a consumer consumes has pending events."""
+    return any(node.events.peek(consumer.workflow, topic.name, limit=1) for topic in consumer.topics)
+
+
+class _FailedBefore(Exception):
+    """Undoes a reservation that holds an event on which the handler has failed before."""
+
+
+def _reserve_next(node: Node, consumer: Consumer, run: RunId, batch: int) -> tuple[Event, ...]:
+    """The usual case in one statement."""
+    events = node.events.reserve_next(
+        run,
+        consumer.workflow,
+        consumer.topics[0].name,
+        limit=batch,
+        handler=consumer.name,
+        default_mode=consumer.default_mode,
+    )
+    if len(events) > 1 and any(event.epoch > 1 and failed_claims(node, consumer, event) for event in events):
+        raise _FailedBefore
+    return tuple(events)
+
+
+def _oldest(node: Node, consumer: Consumer, mode: Mode, batch: int) -> list[Event]:
+    limit = batch
+    while True:
+        peeked = [
+            event for topic in consumer.topics for event in node.events.peek(consumer.workflow, topic.name, limit=limit)
+        ]
+        peeked.sort(key=lambda event: (event.created_at, event.id))
+        free = [event for event in peeked if mode != "confirmed" or not node.permits.holders(event.id)][:batch]
+        if len(free) == batch or len(peeked) < limit or limit >= PEEKED_MOST:
+            return free
+        limit = min(limit + PEEKED_MORE, PEEKED_MOST)
+
+
+def failed_claims(node: Node, handler: Handler, event: Event) -> int:
+    """Return how many runs of a handler, on whichever device, have failed on an event because of its code."""
+    explanation = node.events.explain(event.id) if event.epoch else None
+    if explanation is None:
+        return 0
+    runs = (node.handler_runs.get(claim.run) for claim in explanation.claims if claim.handler == handler.name)
+    return sum(run is not None and run.status == "failed:logic" for run in runs)
+
+
+def state_token(node: Node, consumer: Consumer, version: int, run: RunId) -> str | None:
+    """Return the message id of the event that stands for the next version of a consumer's state, publishing it when it
+    is not there; None while another run has it."""
+    for number in count():
+        message_id = f"{consumer.name}/{version + 1}/{number}"
+        found = node.events.get_by_message_id(consumer.workflow, STATE_TOPIC, message_id)
+        if found is None:
+            node.events.publish_many(consumer.workflow, STATE_TOPIC, [NewEvent(message_id)], created_by_run=run)
+            return message_id
+        if found.status == "pending":
+            return message_id
+        if found.status in ("reserved", "unknown"):
+            return None
+    raise AssertionError("unreachable")

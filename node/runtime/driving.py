@@ -1,0 +1,237 @@
+"""Driving scripts: a thread carries a run as far as it goes, the event loop awaits what must be awaited.
+
+A run holds one of a bounded number of places while it is driven; not while it waits for a permit, which may take days.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from node.errors import LeaseLost, LeasemeshError
+from node.ids import RunId, short
+from node.runtime.attempt import Attempt
+from node.runtime.manager import Manager
+from node.runtime.performing import Outcome, Unknown, find_out, in_thread, perform
+from node.runtime.script import (
+    AwaitFunction,
+    AwaitPermit,
+    Barrier,
+    FindOut,
+    LeaseTaken,
+    NotReached,
+    Perform,
+    Request,
+    Result,
+    Script,
+    Stopped,
+    close_unstarted,
+)
+from sync.errors import SyncError
+
+log = logging.getLogger("leasemesh.runtime")
+
+THREADS_MORE = 16
+"""Threads beyond one for each place: for sync effects, some of which may hang beyond their time."""
+
+
+class Signal:
+    """Something that happens again and again; who waits misses nothing that happened since it last looked."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._next = asyncio.Event()
+
+    def set(self) -> None:
+        """It happened."""
+        self.count += 1
+        self._next.set()
+        self._next = asyncio.Event()
+
+    async def after(self, count: int) -> None:
+        """Return when it has happened more often than `count` times."""
+        while self.count <= count:
+            await self._next.wait()
+
+
+class Driver:
+    """Drives the scripts of one runner.
+
+    Attributes:
+        manager: makes the transitions.
+        places: how many runs may be driven at a time.
+        changed: happens when something was committed that a waiting run may have waited for.
+        alarms: how often the machine seems to have slept.
+        late: calls that threads still make although their time is over, by run.
+        on_begun: called in a thread with each run that begins.
+        on_waiting: called with a run that begins to wait for somebody's permit, and again, with None, at the end.
+    """
+
+    def __init__(self, manager: Manager, *, concurrency: int) -> None:
+        self.manager = manager
+        self.places = asyncio.Semaphore(concurrency)
+        self.changed = Signal()
+        self.alarms = 0
+        self.late: dict[RunId, asyncio.Future[Any]] = {}
+        self.on_begun: Callable[[Attempt], None] = _ignore
+        self.on_waiting: Callable[[Attempt, str | None], None] = _ignore
+        self.executor = ThreadPoolExecutor(concurrency + THREADS_MORE, thread_name_prefix="leasemesh-run")
+        self._waits: dict[RunId, tuple[Request, asyncio.Task[Any]]] = {}
+        self._permits_end = False
+        self._all_end = False
+        self._taken: set[RunId] = set()
+
+    @property
+    def has_sync(self) -> bool:
+        """Whether other nodes may be within reach."""
+        return self.manager.node.sync is not None
+
+    def began(self, attempt: Attempt) -> None:
+        """See `script.Surrounding`."""
+        self.on_begun(attempt)
+
+    async def drive(self, script: Script) -> Result:
+        """Take a script to its end. Raises what it raises: trouble with the node's file."""
+        answer: Any = None
+        error: BaseException | None = None
+        while True:
+            request = await in_thread(self.executor, _advance, script, answer, error)
+            if isinstance(request, Result):
+                return request
+            answer, error = await self._carry_out(request)
+
+    # --- Ending -------------------------------------------------------------------------------------------------------
+
+    def end_waiting_for_permits(self) -> None:
+        """End all runs that wait for a permit, now and from now on."""
+        self._permits_end = True
+        for request, task in list(self._waits.values()):
+            if isinstance(request, AwaitPermit):
+                task.cancel()
+
+    def end_all(self) -> None:
+        """End whatever is awaited, now and from now on. What a thread does goes on until it returns."""
+        self._all_end = self._permits_end = True
+        for _, task in list(self._waits.values()):
+            task.cancel()
+
+    async def cancel_lost(self) -> None:
+        """End the waits of runs that a merge has taken events from; not calls to the outside, whose outcome counts."""
+        for run, (request, task) in list(self._waits.items()):
+            if not isinstance(request, AwaitFunction) or request.attempt.outcome == "applied":
+                continue
+            try:
+                await in_thread(self.executor, self.manager.require_owned, request.attempt)
+            except LeaseLost:
+                if self._waits.get(run) == (request, task):
+                    self._taken.add(run)
+                    task.cancel()
+
+    def close(self) -> None:
+        """Give the threads back, without waiting for those that hang."""
+        self.executor.shutdown(wait=False, cancel_futures=True)
+
+    # --- Requests -----------------------------------------------------------------------------------------------------
+
+    async def _carry_out(self, request: Request) -> tuple[Any, BaseException | None]:
+        outside = isinstance(request, Perform | FindOut)
+        if self._all_end or (self._permits_end and isinstance(request, AwaitPermit)):
+            close_unstarted(request)
+            return (Unknown("the node stopped before the call", may_ask=False), None) if outside else (None, Stopped())
+        run = _run_of(request)
+        task = asyncio.ensure_future(self._awaited(request))
+        self._waits[run] = (request, task)
+        try:
+            await asyncio.wait([task])
+        finally:
+            del self._waits[run]
+            if not task.done():  # the event loop itself is being ended
+                task.cancel()
+        if task.cancelled() and outside:  # it had not even begun, but the intent stands
+            return Unknown("the node stopped before the call", may_ask=False), None
+        if task.cancelled():
+            taken = run in self._taken
+            self._taken.discard(run)
+            return None, LeaseTaken("another device's claim won its events") if taken else Stopped()
+        return (None, error) if (error := task.exception()) is not None else (task.result(), None)
+
+    def _awaited(self, request: Request) -> Coroutine[Any, Any, Any]:
+        match request:
+            case Barrier():
+                return self._barrier()
+            case AwaitPermit(attempt):
+                return self._permit(attempt)
+            case AwaitFunction(awaitable):
+                return _await(awaitable)
+            case Perform(effect, key, params, run):
+                return self._noting_late(run, perform(effect, key, params, self.executor))
+            case FindOut(effect, key, params):
+                return _unless_stopped(find_out(effect, key, params, self.executor))
+
+    async def _barrier(self) -> None:
+        try:
+            await self.manager.node.barrier()
+        except (LeasemeshError, SyncError) as error:
+            raise NotReached(str(error)) from error
+
+    async def _permit(self, attempt: Attempt) -> None:
+        seen = self.changed.count
+        if await in_thread(self.executor, self._is_permitted, attempt):
+            return
+        self.places.release()
+        try:
+            self.on_waiting(attempt, await in_thread(self.executor, self.manager.authority_name))
+            while not await in_thread(self.executor, self._is_permitted, attempt):
+                await self.changed.after(seen)
+                seen = self.changed.count
+        finally:
+            self.on_waiting(attempt, None)
+            await self.places.acquire()
+
+    def _is_permitted(self, attempt: Attempt) -> bool:
+        if not self.has_sync:  # otherwise the node does
+            self.manager.node.authority.tend()
+        return self.manager.has_permit(attempt)
+
+    async def _noting_late(self, run: RunId, performing: Coroutine[Any, Any, Outcome]) -> Outcome:
+        outcome = await performing
+        if isinstance(outcome, Unknown) and outcome.late is not None:
+            log.warning("run %s: %s, and a thread goes on with the call", short(run), outcome.reason)
+            self.late[run] = outcome.late
+            outcome.late.add_done_callback(lambda _: self.changed.set())
+        return outcome
+
+
+def _advance(script: Script, answer: object, error: BaseException | None) -> Request | Result:
+    """Take a script to its next request, or its end. (A StopIteration cannot pass through a future.)"""
+    try:
+        return script.throw(error) if error is not None else script.send(answer)
+    except StopIteration as stop:
+        result: Result = stop.value
+        return result
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+def _run_of(request: Request) -> RunId:
+    match request:
+        case AwaitPermit(attempt) | AwaitFunction(_, attempt):
+            return attempt.run
+        case Perform() | FindOut() | Barrier():
+            return request.run
+
+
+async def _await(awaitable: Any) -> Any:
+    return await awaitable
+
+
+async def _unless_stopped(finding: Coroutine[Any, Any, Outcome]) -> Outcome:
+    try:
+        return await finding
+    except asyncio.CancelledError:
+        return Unknown("the node stopped before it was known")

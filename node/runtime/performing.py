@@ -1,0 +1,155 @@
+"""Calls to the outside: making them, giving them up after their time, and telling what became of them.
+
+The one rule: an outcome is *failed* only when the effect's author says so. A time-out, a lost connection, a cancelled
+call, and every error that nobody classified leave it *unknown*.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from node.errors import InvalidInput
+from node.jsonvalue import Json
+from node.runtime.effects import Answer, Applied, Effect, NotApplied, Retry, as_json
+from node.runtime.errors import DidNotHappen
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """The effect happened.
+
+    Attributes:
+        result: JSON.
+        notes: lines for the run's log.
+    """
+
+    result: Json
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DidNot:
+    """The effect certainly did not happen, by its author's word."""
+
+    error: DidNotHappen
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Nobody knows.
+
+    Attributes:
+        reason: why, for people.
+        may_ask: whether reconciliation may be asked now. Not while a thread still makes the call: it could answer "not
+            applied", and be wrong a moment later.
+        late: the call that a thread still makes; None when none does.
+    """
+
+    reason: str
+    may_ask: bool = True
+    late: asyncio.Future[Any] | None = None
+
+
+Outcome = Happened | DidNot | Unknown
+
+
+async def in_thread(executor: Executor | None, function: Callable[..., T], *args: object, **kwargs: object) -> T:
+    """Call a function in a thread of an executor, with this task's context variables."""
+    context = contextvars.copy_context()
+    call: Callable[[], T] = functools.partial(context.run, functools.partial(function, *args, **kwargs))
+    return await asyncio.get_running_loop().run_in_executor(executor, call)
+
+
+async def perform(effect: Effect[...], key: str, params: Mapping[str, Json], executor: Executor | None) -> Outcome:
+    """Make the call. Never raises; a cancelled call is of unknown outcome."""
+    return await _within(effect, asyncio.ensure_future(_call(effect.function, key, params, executor)))
+
+
+async def find_out(effect: Effect[...], key: str, params: Mapping[str, Json], executor: Executor | None) -> Outcome:
+    """Ask the effect's reconcile function what became of the call. Whatever goes wrong is "not known yet"."""
+    assert effect.reconciler is not None
+    try:
+        async with asyncio.timeout(effect.timeout_s):
+            answer = await _call(effect.reconciler, key, params, executor)
+    except TimeoutError:
+        return Unknown(f"reconciliation did not answer within {effect.timeout_s:g} s")
+    except Exception as error:
+        return Unknown(f"reconciliation failed: {_text(error)}")
+    return _outcome_of(effect, answer)
+
+
+def judge(effect: Effect[...], call: asyncio.Future[Any]) -> Outcome:
+    """Tell what a call that has ended came to."""
+    if call.cancelled():
+        return Unknown("the call was cut off")
+    error = call.exception()
+    if isinstance(error, DidNotHappen):
+        return DidNot(error)
+    if error is not None:
+        return Unknown(_text(error))
+    try:
+        return Happened(as_json(f"result of effect {effect.name}", call.result()))
+    except InvalidInput as problem:
+        # It happened, whatever it returned; that is not to be forgotten because nobody can store it.
+        return Happened(None, (f"{problem}; nothing of it is kept",))
+
+
+async def _within(effect: Effect[...], call: asyncio.Future[Any]) -> Outcome:
+    """Wait for a call, no longer than its time. What cannot be stopped then goes on as `late`."""
+    in_a_thread = not _is_async(effect.function)
+    try:
+        await asyncio.wait([call], timeout=effect.timeout_s)
+        if call.done():
+            return judge(effect, call)
+        reason = f"no answer within {effect.timeout_s:g} s"
+    except asyncio.CancelledError:
+        reason = "the node stopped during the call"
+    if in_a_thread:
+        return Unknown(reason, may_ask=False, late=call)
+    call.cancel()
+    try:
+        await asyncio.wait([call], timeout=effect.timeout_s)
+    except asyncio.CancelledError:
+        pass
+    if not call.done():
+        return Unknown(reason, may_ask=False, late=call)
+    outcome = judge(effect, call)
+    return outcome if isinstance(outcome, Happened | DidNot) else Unknown(reason)
+
+
+async def _call(function: Callable[..., Any], key: str, params: Mapping[str, Json], executor: Executor | None) -> Any:
+    if _is_async(function):
+        return await function(key, **params)
+    result = await in_thread(executor, function, key, **params)
+    return await result if isinstance(result, Awaitable) else result
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(inspect.unwrap(function))
+
+
+def _outcome_of(effect: Effect[...], answer: Answer | object) -> Outcome:
+    match answer:
+        case Applied(result):
+            try:
+                return Happened(as_json(f"result of effect {effect.name}", result))
+            except InvalidInput as problem:
+                return Happened(None, (f"{problem}; nothing of it is kept",))
+        case NotApplied():
+            return DidNot(DidNotHappen("reconciliation found that it did not happen", transient=True))
+        case Retry(reason):
+            return Unknown(reason or "reconciliation could not find out yet")
+    return Unknown(f"reconciliation answered {type(answer).__name__}; it must be Applied(...), NotApplied() or Retry()")
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,193 @@
+"""What earlier runs have left behind, and what is to be done about it.
+
+Looked at when a runner starts, when a verdict or an outcome arrives, and now and then: runs of this node that nobody
+runs, whether their process died, their code failed or a person has decided; and runs of other nodes that have been
+silent for long enough.
+
+| what is found of a run of this node | what is done |
+|---|---|
+| a producer that was executing | crashed; it polls again |
+| no effect was begun, or it did not happen | its events are released; a fresh run takes them |
+| the call was under way | unknown: find out, or wait for a person; the events stay reserved |
+| the outcome is unknown | nothing; reconciliation and people are at it |
+| the effect happened | a new run goes on at emitting, with the same results |
+| a person said to skip it | its events are skipped |
+| another run goes on with its work already | it lets go |
+
+Of other nodes' runs nothing is written: what a silent one holds is claimed at the next epoch, unless the outcome of its
+effect is unknown.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from node.errors import HomeElsewhere, IllegalState, LeaseLost, NotAvailable, NotFound
+from node.ids import RunId, short
+from node.runtime.manager import Manager
+from node.runtime.workflow import Consumer, Handler
+from node.stores import HandlerRun, Mutation
+from node.stores.runs import ENDED, RunStatus
+from node.stores.takeover import HeldElsewhere
+
+log = logging.getLogger("leasemesh.runtime")
+
+CANDIDATES_MAX = 100
+"""Silent runs that are looked at in one go; the longest silent come first."""
+
+HandlerKey = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Work beyond the boundary that a new run is to go on with.
+
+    Attributes:
+        of: the run whose reservation holds the events.
+        consumer: who goes on.
+        taken: the run is another node's, silent for long enough.
+    """
+
+    of: HandlerRun
+    consumer: Consumer
+    taken: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What looking brought.
+
+    Attributes:
+        continuations: what is to be gone on with.
+        tellings: what was done, as (kind, handler, run, sentence).
+    """
+
+    continuations: tuple[Continuation, ...]
+    tellings: tuple[tuple[str, HandlerKey, RunId, str], ...]
+
+
+class Recovery:
+    """Looks after what was left behind. Synchronous; each thing that it does is a transaction of its own."""
+
+    def __init__(self, manager: Manager, handlers: Mapping[HandlerKey, Handler]) -> None:
+        """Args: the manager, and the handlers that run on this node by (workflow, name)."""
+        self._manager = manager
+        self._node = manager.node
+        self._handlers = handlers
+        self._told: list[tuple[str, HandlerKey, RunId, str]] = []
+
+    # --- This node's ----------------------------------------------------------------------------------------------
+
+    def look(self) -> Found:
+        """Look after runs of this node that nobody runs."""
+        self._told = []
+        found: list[Continuation] = []
+        for run in self._left_behind():
+            try:
+                continuation = self._settle(run)
+            except (LeaseLost, IllegalState) as error:  # a merge came in between: the next look sees what it brought
+                log.info("run %s is looked at again later: %s", short(run.id), error)
+                continue
+            if continuation is not None:
+                found.append(continuation)
+        return Found(tuple(found), tuple(self._told))
+
+    def _left_behind(self) -> list[HandlerRun]:
+        """Return this node's runs that have not ended, or have ended and still hold events.
+
+        What this process runs is told from the rest after the rows were read, and the rest is then read again: a run
+        that began or ended in between is not mistaken.
+        """
+        runs = self._node.handler_runs
+        found = dict.fromkeys([*(run.id for run in runs.own_incomplete()), *self._node.events.held_runs(own=True)])
+        left = [runs.get(run) for run in found if not self._manager.is_under_way(run)]
+        return [run for run in left if run is not None]  # what has no row people hold, or an app by hand
+
+    def _settle(self, run: HandlerRun) -> Continuation | None:
+        manager, events = self._manager, self._node.events
+        reservation = events.reservation(run.id)
+        held = reservation is not None and reservation.state == "held"
+        entry = self._node.mutations.get(run.id)
+        if entry is not None and entry.status == "in_flight" and self._node.mutations.outcome(entry.work) == "unknown":
+            self._cut_off(run, entry)
+            return None
+        effect = events.effect_behind(run.id) if held else None
+        outcome = effect.outcome if effect is not None else "none"
+        if outcome == "unknown":
+            return None
+        if not held:
+            self._end_without_events(run)
+        elif outcome == "applied":
+            return self._beyond(run)
+        elif outcome == "skipped":
+            manager.end_earlier(run, "superseded", "a person decided to skip its events", settle="skip")
+            self._tell("released", run, f"skipped the events of run {short(run.id)}, as a person decided")
+        else:
+            status, reason = _ending(run, outcome)
+            manager.end_earlier(run, status, reason, settle="release")
+            self._tell("released", run, f"released the events of run {short(run.id)}: {reason}")
+        return None
+
+    def _cut_off(self, run: HandlerRun, entry: Mutation) -> None:
+        """The intent is on the disk and the answer is not: the call may have left, and may have arrived."""
+        handler = self._handlers.get((run.workflow, run.handler))
+        effect = handler.effects.get(entry.tool) if isinstance(handler, Consumer) else None
+        can_ask = effect is not None and effect.reconciler is not None
+        self._manager.call_was_cut_off(run, reconcile_at=self._node.database.clock_ms() if can_ask else None)
+        self._tell("unknown", run, f"nobody knows whether {entry.tool} happened in run {short(run.id)}")
+
+    def _beyond(self, run: HandlerRun) -> Continuation | None:
+        handler = self._handlers.get((run.workflow, run.handler))
+        if self._node.events.is_continued(run.id):
+            self._manager.end_earlier(run, "superseded", "another run goes on with its work", settle="release")
+            return None
+        return Continuation(run, handler, taken=False) if isinstance(handler, Consumer) else None
+
+    def _end_without_events(self, run: HandlerRun) -> None:
+        if run.status in ENDED or run.status == "paused:transient":
+            return  # the latter waits for the run that tries again
+        self._manager.end_earlier(run, "crashed", "the process that ran it ended")
+        self._tell("released", run, f"run {short(run.id)} had been cut off by the end of its process")
+
+    # --- Other nodes' -------------------------------------------------------------------------------------------------
+
+    def look_for_silent(self) -> Found:
+        """Look after runs of other nodes that have been silent for long enough: free what was not begun, and say what
+        is to be gone on with."""
+        self._told = []
+        found: list[Continuation] = []
+        keys = [key for key, handler in self._handlers.items() if isinstance(handler, Consumer)]
+        for candidate in self._node.events.stale_candidates(keys, limit=CANDIDATES_MAX):
+            try:
+                if self._node.staleness.holder(candidate.event).wait_ms == 0:
+                    continuation = self._take(candidate)
+                    if continuation is not None:
+                        found.append(continuation)
+            except (IllegalState, NotAvailable, NotFound, HomeElsewhere, LeaseLost) as error:
+                log.info("run %s of node %s is left alone: %s", short(candidate.run), short(candidate.node), error)
+        return Found(tuple(found), tuple(self._told))
+
+    def _take(self, candidate: HeldElsewhere) -> Continuation | None:
+        consumer = self._handlers[(candidate.workflow, candidate.handler)]
+        assert isinstance(consumer, Consumer)
+        outcome = candidate.effect.outcome if candidate.effect is not None else "none"
+        if outcome == "applied":
+            run = self._node.handler_runs.get(candidate.run)
+            return None if run is None else Continuation(run, consumer, taken=True)
+        reason = f"node {short(candidate.node)} was silent for too long"
+        count = self._manager.take_over_to_free(consumer, candidate.run, skip=outcome == "skipped", reason=reason)
+        if count:
+            key = (candidate.workflow, candidate.handler)
+            self._told.append(("taken_over", key, candidate.run, f"took over {count} events: {reason}"))
+        return None
+
+    def _tell(self, kind: str, run: HandlerRun, text: str) -> None:
+        self._told.append((kind, (run.workflow, run.handler), run.id, text))
+
+
+def _ending(run: HandlerRun, outcome: str) -> tuple[RunStatus, str]:
+    if outcome == "failed":
+        return "superseded", "its effect did not happen"
+    return "crashed", "the process that ran it ended"

@@ -1,0 +1,441 @@
+"""The runner: runs the handlers of some workflows on a node, from `start` to `stop`.
+
+    async with node.running([mail]) as runner:
+        await runner.idle()
+
+One process runs handlers on a file at a time; a lock file beside it says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from node.errors import InvalidInput, LeasemeshError
+from node.ids import RunId, short
+from node.jsonvalue import check_whole
+from node.locks import LockHeld
+from node.runtime.attempt import Attempt
+from node.runtime.background import Housekeeping, Reconciliation
+from node.runtime.choosing import any_pending
+from node.runtime.driving import Driver
+from node.runtime.errors import RunRefused
+from node.runtime.loops import ConsumerLoop, HandlerLoop, HandlerStatus, LoopState, ProducerLoop
+from node.runtime.manager import Manager
+from node.runtime.performing import in_thread
+from node.runtime.progress import Progress, ProgressKind, ProgressObserver
+from node.runtime.recovery import Found, HandlerKey, Recovery
+from node.runtime.retry import RetryRule
+from node.runtime.sessions import Sessions
+from node.runtime.workflow import Handler, Producer, Workflow
+from node.watch import Changed, Subscription
+
+if TYPE_CHECKING:
+    from node.service import Node
+
+T = TypeVar("T")
+
+log = logging.getLogger("leasemesh.runtime")
+
+CONCURRENCY_MAX = 1_000
+BLOCK_REASON_CHARACTERS_MAX = 1_000
+LAST_WORDS_S = 2.0
+"""What is ended by force has so long to write down that it was."""
+
+LOOKED_FOR_OTHERS_S = 1.0
+"""How long a process that does not sync believes that no other process does."""
+
+EVENT_TABLES = frozenset(
+    {"publications", "reservations", "mutations", "verdicts", "permits", "permit_requests", "modes"}
+)
+"""A change of these may leave something pending that was not."""
+
+GATE_TABLES = frozenset({"workflows", "handler_blocks"})
+DECISION_TABLES = frozenset({"verdicts", "mutations", "reservations"})
+"""A change of these from outside may decide what is to be done about what was left behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerStatus:
+    """How a runner stands.
+
+    Attributes:
+        handlers: each handler.
+        under_way: runs that have begun and not ended, those that wait for a permit included.
+    """
+
+    handlers: tuple[HandlerStatus, ...]
+    under_way: int
+
+
+class Runner:
+    """Runs handlers. Made by `Node.running`; used in one event loop.
+
+    Attributes:
+        node: the node.
+        manager: makes all transitions.
+        stopping: whether nothing new is begun any more.
+    """
+
+    def __init__(
+        self, node: Node, workflows: Iterable[Workflow], *, concurrency: int, drain_s: float, retry: RetryRule
+    ) -> None:
+        """Check what is to run; nothing is begun.
+
+        Raises:
+            InvalidInput: a workflow or a handler cannot run, or a number is out of its range.
+        """
+        self.node = node
+        self.manager = Manager(node, retry)
+        self.stopping = False
+        self._workflows = _checked(workflows)
+        self._drain_s = _check_seconds("drain_s", drain_s)
+        self._concurrency = check_whole("concurrency", concurrency, least=1, most=CONCURRENCY_MAX)
+        self._handlers: dict[HandlerKey, Handler] = {
+            (one.workflow, one.name): one for workflow in self._workflows for one in workflow.handlers
+        }
+        self._random = Random(int.from_bytes(node.database.random_bytes(8), "big"))
+        self._observers: list[ProgressObserver] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._small: set[asyncio.Task[None]] = set()
+        self._activity = asyncio.Event()
+        self._look_wanted = self._silent_wanted = self._looking = False
+        self._others_looked_for_at: float | None = None
+        self._failed: BaseException | None = None
+        self._stop: asyncio.Task[None] | None = None
+        self._stack = AsyncExitStack()
+
+    # --- From start to stop -------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Look after what earlier runs have left behind, and begin.
+
+        Raises:
+            RunRefused: another process runs handlers on this file.
+            DatabaseError: the file cannot be used.
+        """
+        self._loop = asyncio.get_running_loop()
+        async with AsyncExitStack() as stack:
+            try:
+                stack.enter_context(self.node.surroundings.lock(Path(f"{self.node.path}.run-lock"), 0.0))
+            except LockHeld as error:
+                raise RunRefused(
+                    f"another process runs handlers on {self.node.path}; stop it first, or open a file of its own here"
+                ) from error
+            self.driver = Driver(self.manager, concurrency=self._concurrency)
+            stack.callback(self.driver.close)
+            self.driver.on_waiting = self._waiting
+            self.driver.on_begun = self._begun
+            self.sessions = Sessions(self.driver)
+            self._recovery = Recovery(self.manager, self._handlers)
+            self._reconciliation = Reconciliation(self, self.driver, self._handlers)
+            self._loops: dict[HandlerKey, HandlerLoop] = {
+                key: self._loop_of(handler) for key, handler in self._handlers.items()
+            }
+            await self.in_thread(self._register)
+            changes = stack.enter_context(closing(self.node.changes()))
+            self._take_up(await self.in_thread(self._recovery.look))
+            await self._read_gates()
+            self._begin(self._watch(changes), "changes")
+            self._begin(self._reconciliation.run(), "reconciliation")
+            self._begin(Housekeeping(self, self.driver).run(), "housekeeping")
+            for key, loop in self._loops.items():
+                self._begin(loop.run(), f"handler {'/'.join(key)}")
+            self._stack = stack.pop_all()
+
+    async def stop(self, *, drain_s: float | None = None) -> None:
+        """Begin nothing new, let what runs end, and stop. A second call waits for the first.
+
+        What waits for a permit gives its events back at once. What has not ended in time is ended: before the effect
+        its events are given back; a call that is under way counts as unknown; beyond it, a later start goes on.
+
+        Args:
+            drain_s: how long to let runs end, in seconds; by default what `running` was given.
+        """
+        if self._stop is None:
+            self.stopping = True
+            wait_s = self._drain_s if drain_s is None else drain_s
+            self._stop = asyncio.create_task(self._stop_all(wait_s), name="leasemesh stop")
+        await asyncio.shield(self._stop)
+
+    async def _stop_all(self, drain_s: float) -> None:
+        self.driver.end_waiting_for_permits()
+        for loop in self._loops.values():
+            loop.nudge()
+        handlers = [task for task in self._tasks if task.get_name().startswith("leasemesh handler")]
+        if handlers:
+            await asyncio.wait(handlers, timeout=drain_s)
+            self.driver.end_all()
+            await asyncio.wait(handlers, timeout=LAST_WORDS_S)
+        others = [*self._tasks, *self._small]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self.sessions.end_all()
+        for observer in self._observers:
+            observer.end()
+        self._activity.set()
+        await self._stack.aclose()
+
+    async def wait(self) -> None:
+        """Return when the runner has been stopped; raise what it failed with, should it fail."""
+        await asyncio.wait(self._tasks)
+        await self.stop()
+        if self._failed is not None:
+            raise self._failed
+
+    async def idle(self) -> None:
+        """Return when there is nothing that could be done now: nothing runs, nothing is pending or due.
+
+        What waits for a permit, for its next try, or for a person does not count. Use `asyncio.timeout` to bound it.
+        """
+        self.look_for_events()
+        self.look()
+        self._reconciliation.look()
+        while not self.stopping:
+            self._activity.clear()
+            quiet = all(loop.quiet for loop in self._loops.values())
+            if quiet and not self._small and not self._reconciliation.busy:
+                return
+            await self._activity.wait()
+
+    def observe(self) -> ProgressObserver:
+        """Return an iterator over what happens from now on."""
+        observer = ProgressObserver()
+        self._observers.append(observer)
+        return observer
+
+    @property
+    def status(self) -> RunnerStatus:
+        """How each handler stands."""
+        return RunnerStatus(tuple(loop.status() for loop in self._loops.values()), len(self.manager.under_way()))
+
+    # --- For its parts ------------------------------------------------------------------------------------------------
+
+    def clock_ms(self) -> int:
+        """Return the wall clock, Unix milliseconds."""
+        return self.node.database.clock_ms()
+
+    async def in_thread(self, function: Callable[..., T], *args: object) -> T:
+        """Call a function in a thread: what touches the file does not hold up the event loop."""
+        return await in_thread(self.driver.executor, function, *args)
+
+    def tell(self, kind: ProgressKind, key: HandlerKey, attempt: Attempt | None, text: str) -> None:
+        """Tell the observers."""
+        run = attempt.run if attempt is not None else None
+        self._tell(kind, key, run, text, len(attempt.events) if attempt is not None else 0)
+
+    def tell_from_thread(self, kind: ProgressKind, key: HandlerKey, run: RunId, text: str) -> None:
+        """Tell the observers, from a thread."""
+        self._loop.call_soon_threadsafe(self._tell, kind, key, run, text, 0)
+
+    def activity_changed(self) -> None:
+        """A loop has become quiet, perhaps."""
+        self._activity.set()
+
+    def look(self, *, silent: bool = False) -> None:
+        """Look after what was left behind by this node's runs, and (silent) by nodes that have been silent too long."""
+        self._look_wanted = True
+        self._silent_wanted |= silent
+        if not self._looking and not self.stopping:
+            self._looking = True
+            self._soon(self._look())
+
+    def look_for_unknown(self) -> None:
+        """The ledger may have something to find out about."""
+        self._reconciliation.look()
+
+    def look_for_events(self, *, from_outside: bool = False) -> None:
+        """Find out which consumers have something to do."""
+        clean = [loop for loop in self._consumers() if loop.quiet]
+        if clean and not self.stopping:
+            self._soon(self._look_for_events(clean, from_outside))
+
+    async def refused_here(self) -> str:
+        """Return why this process must leave soft work to another one; "" when it need not.
+
+        Only the process that syncs the file knows who is within reach.
+        """
+        now = self._loop.time()
+        looked_at = self._others_looked_for_at
+        if self.node.sync is not None or (looked_at is not None and now - looked_at < LOOKED_FOR_OTHERS_S):
+            return ""
+        try:
+            await self.node.barrier()
+        except LeasemeshError as error:
+            return str(error)
+        self._others_looked_for_at = now
+        return ""
+
+    async def block(self, key: HandlerKey, reason: str, run: RunId) -> None:
+        """Keep a handler from running on this device until a person lets it."""
+        store, node = self.node.handler_blocks, self.node
+        await self.in_thread(
+            lambda: store.block(*key, reason=reason[:BLOCK_REASON_CHARACTERS_MAX], node=node.site_id, run=run)
+        )
+        await self._loops[key].set_gate(("blocked", reason))
+
+    # --- What happened ------------------------------------------------------------------------------------------------
+
+    async def _watch(self, changes: Subscription) -> None:
+        async for change in changes:
+            await self._changed(change)
+
+    async def _changed(self, change: Changed) -> None:
+        outside = change.source != "local"
+        tables = change.tables
+        self.driver.changed.set()
+        if tables & GATE_TABLES:
+            await self._read_gates()
+        if tables & EVENT_TABLES:
+            self.look_for_events(from_outside=outside)
+        if "verdicts" in tables or (outside and tables & DECISION_TABLES):
+            self.look()
+            self._reconciliation.look()
+        if outside and "reservations" in tables:
+            await self.driver.cancel_lost()
+        if outside and "handler_state" in tables:
+            for loop in self._loops.values():
+                if isinstance(loop, ProducerLoop) and not loop.busy:
+                    await loop.plan()
+
+    async def _look(self) -> None:
+        try:
+            while self._look_wanted and not self.stopping:
+                silent, self._look_wanted, self._silent_wanted = self._silent_wanted, False, False
+                self._take_up(await self.in_thread(self._recovery.look))
+                if silent:
+                    await self.in_thread(self.node.staleness.observe)
+                    self._take_up(await self.in_thread(self._recovery.look_for_silent))
+        except LeasemeshError as error:
+            log.warning("what was left behind is looked after later: %s", error)
+        finally:
+            self._looking = False
+            self._activity.set()
+
+    def _take_up(self, found: Found) -> None:
+        for kind, key, run, text in found.tellings:
+            self._tell(kind, key, run, text, 0)
+        for continuation in found.continuations:
+            consumer = continuation.consumer
+            loop = self._loops[consumer.workflow, consumer.name]
+            assert isinstance(loop, ConsumerLoop)
+            loop.go_on_with(continuation)
+        if found.tellings:
+            self._reconciliation.look()
+
+    async def _look_for_events(self, loops: list[ConsumerLoop], from_outside: bool) -> None:
+        try:
+            pending = await self.in_thread(lambda: [loop for loop in loops if any_pending(self.node, loop.consumer)])
+        except LeasemeshError as error:
+            log.warning("pending events are looked for later: %s", error)
+            return
+        for loop in pending:
+            loop.look_for_events(from_outside=from_outside)
+
+    async def _read_gates(self) -> None:
+        gates = await self.in_thread(lambda: {key: self._gate(key) for key in self._handlers})
+        for key, gate in gates.items():
+            loop = self._loops[key]
+            if loop.gate != gate:
+                await loop.set_gate(gate)
+
+    def _gate(self, key: HandlerKey) -> tuple[LoopState, str] | None:
+        block = self.node.handler_blocks.get(*key)
+        if block is not None:
+            return "blocked", block.reason or f"blocked by {block.by}"
+        workflow = self.node.workflows.get(key[0])
+        if workflow is not None and not workflow.enabled:
+            return "disabled", f"workflow {workflow.id} is disabled"
+        if workflow is not None and workflow.status == "paused":
+            return "disabled", f"workflow {workflow.id} is paused"
+        return None
+
+    # --- Small things -------------------------------------------------------------------------------------------------
+
+    def _register(self) -> None:
+        for workflow in self._workflows:
+            self.node.workflows.get_or_create(workflow.name, title=workflow.title)
+        self.sessions.end_those_left_open([workflow.name for workflow in self._workflows])
+        self.node.staleness.observe()
+
+    def _loop_of(self, handler: Handler) -> HandlerLoop:
+        random = Random(self._random.getrandbits(64))
+        if isinstance(handler, Producer):
+            return ProducerLoop(self, handler, random)
+        return ConsumerLoop(self, handler, random)
+
+    def _consumers(self) -> list[ConsumerLoop]:
+        return [loop for loop in self._loops.values() if isinstance(loop, ConsumerLoop)]
+
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=f"leasemesh {name}")
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """What ends a part of the runner is a fault of ours: stop all of it, rather than go on without that part."""
+        if task.cancelled() or task.exception() is None:
+            return
+        log.error("%s failed", task.get_name(), exc_info=task.exception())
+        if self._failed is None:
+            self._failed = task.exception()
+            self._stop = self._stop or asyncio.create_task(self._stop_all(0.0), name="leasemesh stop")
+            self.stopping = True
+
+    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name="leasemesh runner")
+        self._small.add(task)
+        task.add_done_callback(self._small_ended)
+
+    def _small_ended(self, task: asyncio.Task[None]) -> None:
+        self._small.discard(task)
+        self._activity.set()
+        self._ended(task)
+
+    def _begun(self, attempt: Attempt) -> None:
+        if self._observers:
+            self._loop.call_soon_threadsafe(self._tell_begun, attempt)
+
+    def _tell_begun(self, attempt: Attempt) -> None:
+        key = (attempt.handler.workflow, attempt.handler.name)
+        self._loops[key].running = attempt.run
+        self.tell("started", key, attempt, f"works on {attempt.names()}")
+
+    def _waiting(self, attempt: Attempt, whom: str | None) -> None:
+        key = (attempt.handler.workflow, attempt.handler.name)
+        loop = self._loops[key]
+        loop.state, loop.text = ("running", "") if whom is None else ("waiting", f"for confirmation by {whom}")
+        if whom is not None:
+            self.tell("waiting", key, attempt, f"run {short(attempt.run)} waits for confirmation by {whom}")
+        self._activity.set()
+
+    def _tell(self, kind: str, key: HandlerKey, run: RunId | None, text: str, events: int) -> None:
+        level = logging.WARNING if kind in ("failed", "unknown", "blocked", "trouble") else logging.DEBUG
+        log.log(level, "%s/%s: %s", *key, text)
+        if self._observers:
+            progress = Progress(kind, key[0], key[1], run, text, events, self.clock_ms())  # type: ignore[arg-type]
+            for observer in self._observers:
+                observer.put(progress)
+
+
+def _checked(workflows: Iterable[Workflow]) -> tuple[Workflow, ...]:
+    found = tuple(workflows)
+    names = [workflow.name for workflow in found]
+    for workflow in found:
+        workflow.check()
+        if names.count(workflow.name) > 1:
+            raise InvalidInput("workflows", f"two are called {workflow.name}; give one another name")
+    return found
+
+
+def _check_seconds(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 86_400:
+        raise InvalidInput(name, f"is {value!r}; it must be seconds, from 0 to 86,400")
+    return float(value)

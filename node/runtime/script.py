@@ -1,0 +1,357 @@
+"""The steps of a run, as generators.
+
+A script does everything that needs no waiting for the world: it makes transitions (`Manager`) and calls the user's
+functions. What must be awaited it yields, as a request, and gets the answer back: so a run that needs nothing awaited
+goes from its beginning to its end in one thread, without the event loop.
+
+A script handles all that can happen to its run, and ends with a `Result`. What it raises is trouble with the node's
+file; the run is then ended by whoever looks after what was left behind (`recovery`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from node.errors import HomeElsewhere, IllegalState, InvalidInput, LeaseLost, NotAvailable, PermitRefused, StaleVersion
+from node.ids import RunId, WorkId
+from node.jsonvalue import Json
+from node.runtime.attempt import Attempt, Session
+from node.runtime.choosing import any_pending
+from node.runtime.context import FunctionPhase, Run
+from node.runtime.effects import Effect, EffectCall, as_json
+from node.runtime.errors import PhaseViolation
+from node.runtime.manager import Manager
+from node.runtime.performing import DidNot, Happened, Outcome, Unknown
+from node.runtime.workflow import Consumer, Producer
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """Wait until everybody within reach has heard of what is committed; answered with None."""
+
+    run: RunId
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitPermit:
+    """Wait until the authority has decided; answered with None. Raises PermitRefused or LeaseLost."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitFunction:
+    """Await what a function of the user returned; answered with its result."""
+
+    awaitable: Awaitable[Any]
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Perform:
+    """Make a call to the outside; answered with an Outcome, also when the node stops meanwhile."""
+
+    effect: Effect[...]
+    key: WorkId
+    params: dict[str, Json]
+    run: RunId
+
+
+@dataclass(frozen=True, slots=True)
+class FindOut:
+    """Ask what became of a call; answered with an Outcome."""
+
+    effect: Effect[...]
+    key: WorkId
+    params: dict[str, Json]
+    run: RunId
+
+
+Request = Barrier | AwaitPermit | AwaitFunction | Perform | FindOut
+
+ResultKind = Literal["nothing", "committed", "failed", "lost", "unknown", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a run went.
+
+    Attributes:
+        kind: nothing: there was nothing to do, and nothing was written.
+        attempt: the run.
+        error: what failed, or why the run was lost.
+        buried: events that were given up for good.
+    """
+
+    kind: ResultKind
+    attempt: Attempt | None = None
+    error: str = ""
+    buried: int = 0
+
+
+Script = Generator[Request, Any, Result]
+
+
+class Stopped(Exception):
+    """Thrown into a script at a request: the node stops, and the run must not go on."""
+
+
+class LeaseTaken(Exception):
+    """Thrown into a script at a request: a merge has given the run's events to another."""
+
+
+class NotReached(Exception):
+    """Thrown into a script at a barrier: this process cannot tell who is within reach."""
+
+
+class Surrounding(Protocol):
+    """What a script asks of whoever drives it; from any thread."""
+
+    manager: Manager
+
+    @property
+    def alarms(self) -> int:
+        """How often the machine seems to have slept."""
+
+    @property
+    def has_sync(self) -> bool:
+        """Whether other nodes may be within reach."""
+
+    def began(self, attempt: Attempt) -> None:
+        """A run has begun."""
+
+
+_LOST = (
+    LeaseLost, LeaseTaken, NotAvailable, NotReached, PermitRefused, StaleVersion, HomeElsewhere, IllegalState,
+)  # fmt: skip
+
+
+class _UserFailed(Exception):
+    """A function of the user failed; the cause says how."""
+
+
+# --- Whole runs -------------------------------------------------------------------------------------------------------
+
+
+def consume(
+    by: Surrounding, consumer: Consumer, session: Session, retry_of: RunId | None, *, woken: bool = False
+) -> Script:
+    """A run of a consumer, from choosing events to committed.
+
+    Args:
+        by: whoever drives it.
+        consumer: what runs.
+        session: what it belongs to.
+        retry_of: the run that it tries again.
+        woken: the time has come that the handler itself has asked for.
+    """
+    manager = by.manager
+    try:
+        if consumer.prepare_function is not None:
+            if not woken and not any_pending(manager.node, consumer):
+                return Result("nothing")
+            attempt = manager.begin_preparing(consumer, session, retry_of=retry_of)
+        else:
+            if woken:
+                manager.wake_up_has_come(consumer)
+            found = manager.begin(consumer, session, retry_of=retry_of)
+            if found is None:
+                return Result("nothing")
+            attempt = found
+    except (HomeElsewhere, NotAvailable, IllegalState) as error:
+        return Result("nothing", error=str(error))
+    return (yield from _guarded(by, attempt, _consume(by, attempt)))
+
+
+def go_on(by: Surrounding, consumer: Consumer, session: Session, of: RunId, *, taken: bool) -> Script:
+    """What is left beyond the boundary of a run of this node, or (taken) of another one."""
+    manager = by.manager
+    begin = manager.take_over_to_go_on if taken else manager.go_on
+    try:
+        attempt = begin(consumer, of, session)
+    except (HomeElsewhere, NotAvailable, IllegalState) as error:
+        return Result("nothing", error=str(error))
+    if attempt is None:
+        return Result("nothing")
+    return (yield from _guarded(by, attempt, _emit(by, attempt)))
+
+
+def produce(by: Surrounding, producer: Producer, session: Session, retry_of: RunId | None) -> Script:
+    """A run of a producer."""
+    attempt = by.manager.begin_producing(producer, session, retry_of=retry_of)
+    return (yield from _guarded(by, attempt, _produce(by, attempt)))
+
+
+def _guarded(by: Surrounding, attempt: Attempt, steps: Generator[Request, Any, Result]) -> Script:
+    """Carry out steps, and end the run by what they raise."""
+    manager = by.manager
+    attempt.alarm = by.alarms
+    by.began(attempt)
+    try:
+        return (yield from steps)
+    except Stopped:
+        manager.stop(attempt, "the node stopped before it was done")
+        return Result("stopped", attempt)
+    except _LOST as error:
+        manager.lose(attempt, str(error))
+        return Result("lost", attempt, str(error))
+    except _UserFailed as failed:
+        cause = failed.__cause__ or failed
+        return Result("failed", attempt, str(cause) or type(cause).__name__, manager.fail(attempt, cause))
+    finally:
+        manager.over(attempt)
+
+
+# --- Phases -----------------------------------------------------------------------------------------------------------
+
+
+def _consume(by: Surrounding, attempt: Attempt) -> Script:
+    consumer, manager = attempt.handler, by.manager
+    assert isinstance(consumer, Consumer)
+    if consumer.prepare_function is not None:
+        result = yield from _call(by, attempt, "prepare", consumer.prepare_function)
+        with _user_errors():
+            manager.prepared(attempt, as_json("prepare result", result))
+    if attempt.holder is not None:
+        yield from _begin_work(by, attempt)
+        if consumer.mutate_function is not None:
+            call = yield from _call(by, attempt, "mutate", consumer.mutate_function)
+            if call is not None:
+                yield from _recheck(by, attempt)
+                outcome = yield from _effect(by, attempt, _checked_call(attempt, call))
+                if outcome is not None:
+                    return outcome
+    return (yield from _emit(by, attempt))
+
+
+def _begin_work(by: Surrounding, attempt: Attempt) -> Generator[Request, Any, None]:
+    """Wait for what the mode asks for before anything is done with the events."""
+    consumer = attempt.handler
+    assert isinstance(consumer, Consumer)
+    if attempt.mode == "confirmed" and consumer.mutate_function is not None:
+        yield AwaitPermit(attempt)
+    elif attempt.mode != "home" and by.has_sync:
+        yield Barrier(attempt.run)
+        by.manager.require_owned(attempt)
+
+
+def _recheck(by: Surrounding, attempt: Attempt) -> Generator[Request, Any, None]:
+    """After the machine has slept every lease counts as lost until it was looked at again."""
+    if attempt.alarm == by.alarms or attempt.holder is None or attempt.outcome == "applied":
+        return
+    attempt.alarm = by.alarms
+    yield Barrier(attempt.run)
+    by.manager.require_owned(attempt)
+
+
+def _effect(by: Surrounding, attempt: Attempt, call: EffectCall) -> Generator[Request, Any, Result | None]:
+    """Perform the effect; None when it happened, and the run goes on."""
+    manager = by.manager
+    manager.intend(attempt, call)
+    assert attempt.work is not None, "an intent has a work"
+    outcome: Outcome = yield Perform(call.effect, attempt.work, call.params, attempt.run)
+    if isinstance(outcome, Unknown) and outcome.may_ask and call.effect.reconciler is not None:
+        outcome = yield FindOut(call.effect, attempt.work, call.params, attempt.run)
+    if isinstance(outcome, Happened):
+        manager.applied(attempt, outcome.result)
+        attempt.told.logs += outcome.notes
+        return None
+    if isinstance(outcome, DidNot):
+        return Result("failed", attempt, str(outcome.error), manager.did_not_happen(attempt, outcome.error))
+    at = None
+    if call.effect.reconciler is not None:
+        at = manager.node.database.clock_ms() + manager.retry.delay_ms(1)
+    manager.unknown(attempt, outcome.reason, reconcile_at=at)
+    return Result("unknown", attempt, outcome.reason)
+
+
+def _emit(by: Surrounding, attempt: Attempt) -> Script:
+    """The phase `next`, and the end."""
+    consumer = attempt.handler
+    assert isinstance(consumer, Consumer)
+    state: Json = None
+    if consumer.next_function is not None:
+        yield from _recheck(by, attempt)
+        state = yield from _call(by, attempt, "next", consumer.next_function)
+        if state is not None and not consumer.stateful:
+            rule = f"{consumer.name} returns a state, which would be lost; declare consumer(..., stateful=True)"
+            raise _UserFailed from PhaseViolation("return", "next", rule)
+    with _user_errors():
+        by.manager.commit(attempt, as_json("state", state))
+    return Result("committed", attempt)
+
+
+def _produce(by: Surrounding, attempt: Attempt) -> Script:
+    producer = attempt.handler
+    assert isinstance(producer, Producer)
+    state = yield from _call(by, attempt, "producer", producer.function, attempt.state)
+    with _user_errors():
+        by.manager.commit(attempt, as_json("state", state))
+    return Result("committed", attempt)
+
+
+# --- The user's functions ---------------------------------------------------------------------------------------------
+
+
+def _call(
+    by: Surrounding, attempt: Attempt, phase: FunctionPhase, function: Callable[..., Any], *more: Json
+) -> Generator[Request, Any, Any]:
+    """Call a function of the user with a fresh context. Raises _UserFailed from whatever it raises."""
+    node = by.manager.node
+    context = Run(
+        attempt.run,
+        attempt.handler,
+        phase,
+        given=attempt.given(),
+        told=attempt.told,
+        events=node.events,
+        clock_ms=node.database.clock_ms,
+    )
+    try:
+        result = function(context, *more)
+        if inspect.isawaitable(result):
+            result = yield AwaitFunction(result, attempt)
+        return result
+    except (Stopped, LeaseTaken):
+        raise
+    except Exception as error:
+        raise _UserFailed from error
+    finally:
+        context._end()
+
+
+class _user_errors:
+    """What a transition refuses of what a function returned is the function's failure."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, InvalidInput):
+            raise _UserFailed from error
+
+
+def _checked_call(attempt: Attempt, call: object) -> EffectCall:
+    consumer = attempt.handler
+    assert isinstance(consumer, Consumer)
+    if isinstance(call, Effect):
+        rule = f"mutate returned the effect {call.name} itself; return what calling it gives"
+        raise _UserFailed from PhaseViolation("return", "mutate", rule)
+    if not isinstance(call, EffectCall):
+        rule = f"mutate returns one effect to perform, or None, not {type(call).__name__}"
+        raise _UserFailed from PhaseViolation("return", "mutate", rule)
+    if consumer.effects.get(call.effect.name) is not call.effect:
+        rule = f"{consumer.name} does not declare {call.effect.name}; name it in consumer(..., effects=[...])"
+        raise _UserFailed from PhaseViolation("return", "mutate", rule)
+    return call
+
+
+def close_unstarted(request: Request) -> None:
+    """Give up a request that is not carried out."""
+    if isinstance(request, AwaitFunction) and isinstance(request.awaitable, Coroutine):
+        with closing(request.awaitable):
+            pass
