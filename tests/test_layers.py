@@ -1,8 +1,9 @@
 """The layer rule: which module may import what, read from the code itself.
 
-`sync` decides and `node` does. The core of `sync` is pure (no sockets, no clock, no chance, no SQL), so that a
-simulator can drive it; SQL stays out of its edges; the database side of `node` never waits on a network; and the name
-of cr-sqlite's virtual table is known to one module.
+Nothing of the product imports `node.testing`, which ships for the tests of apps. `sync` decides and `node` does. The
+core of `sync` is pure (no sockets, no clock, no chance, no SQL), so that a simulator can drive it; SQL stays out of
+its edges; the database side of `node` never waits on a network; and the name of cr-sqlite's virtual table is known to
+one module.
 """
 
 import ast
@@ -41,6 +42,7 @@ FORBIDDEN_IMPORTS: dict[str, set[str]] = {
 }
 CHANGES_TABLE = "crsql_changes"
 MAY_NAME_CHANGES_TABLE = "node/changes.py"
+FOR_TESTS = "node.testing"
 
 
 def python_modules() -> list[str]:
@@ -54,6 +56,8 @@ def violations(module: str, source: str) -> list[str]:
     tree = ast.parse(source)
     forbidden = next((names for pattern, names in FORBIDDEN_IMPORTS.items() if fnmatch(module, pattern)), set())
     found = [f"{module} imports {name}" for name in imported_names(tree, module) if prefixes(name) & forbidden]
+    if not module.startswith("node/testing/"):
+        found += [f"{module} imports {name}" for name in imported_names(tree, module) if FOR_TESTS in prefixes(name)]
     if module != MAY_NAME_CHANGES_TABLE and any(CHANGES_TABLE in text for text in strings_that_are_used(tree)):
         found.append(f"{module} names {CHANGES_TABLE}, which is for {MAY_NAME_CHANGES_TABLE} alone")
     return found
@@ -101,6 +105,7 @@ def test_module_keeps_to_its_layer(module):
         ("node/leases.py", "import os"),
         ("node/leases.py", "from node import database"),
         ("node/clock.py", "from .database import connect"),
+        ("node/service.py", "from node.testing.lab import DeviceLab"),
         ("node/stores/events.py", "from .. import nothing; from asyncio import run"),
         ("node/database.py", 'SQL = "SELECT 1 FROM crsql_changes"'),
         ("sync/engine.py", 'table = 1\nsql = f"SELECT {table} FROM crsql_changes"'),
