@@ -5,6 +5,8 @@ network are simulated. An hour takes as long as what happens in it, and the same
 there is a fixture, and nothing to install besides leasemesh:
 
 ```python
+import asyncio
+
 import pytest
 
 from node import LeaseLost
@@ -62,6 +64,44 @@ def test_work_that_two_devices_begin_at_one_moment_is_done_once(device_lab):
     done = [device.spawn(work(device.node)) for device in lab.devices]
     lab.until(lambda: all(one.done() for one in done), within_s=10)
     assert sorted(one.result() for one in done) == [0, 1]
+```
+
+Handlers run on every device, and meet what a test does to it. What they do to the outside is yours to look at:
+
+```python
+from node import Applied, NotApplied, Workflow, effect
+
+
+def test_a_mail_is_sent_once_although_the_device_that_sends_it_crashes(device_lab):
+    outbox = {}  # the service; it knows what it was asked, by key
+
+    mail = Workflow("mail")
+    inbox = mail.topic("inbox")
+
+    @effect(timeout_s=30)
+    async def send_mail(key, *, to):
+        outbox.setdefault(key, []).append(to)
+        await asyncio.sleep(1)  # the answer takes its time
+
+    @send_mail.reconcile
+    async def was_sent(key, *, to):
+        return Applied(None) if key in outbox else NotApplied()
+
+    sender = mail.consumer(inbox, name="send")
+
+    @sender.mutate
+    def send(run):
+        return send_mail(to=run.events[0].payload["to"])
+
+    lab = device_lab(devices=["hub", "laptop"], workflows=lambda name: [mail] if name == "laptop" else [])
+    lab["hub"].node.authorities.appoint(lab["hub"].node.site_id, by="the test")
+    lab["hub"].node.publish("mail", "inbox", "message-1", payload={"to": "ann@example.com"})
+    lab.until(lambda: outbox)
+    lab.crash("laptop")  # after the service did it, before anybody knows
+    lab.restart("laptop")
+    lab.settle()
+    assert list(outbox.values()) == [["ann@example.com"]]
+    assert [event.status for event in lab["hub"].node.peek("mail", "inbox", status="consumed")] == ["consumed"]
 ```
 
 Without pytest: `with DeviceLab(devices=3) as lab`, or `async with`. Handlers are plain Python, so let what they do to

@@ -25,6 +25,7 @@ from sync.knowledge import Era, Resume, SiteId
 from sync.ports import Applied, ChangeReader, DatabaseDigest, Incoming, LocalState, ReadRequest, ReadResult, Storage
 
 if TYPE_CHECKING:
+    from node.runtime.workflow import Workflow
     from node.testing.world import World
 
 JOB_US_MAX = 4_000
@@ -60,13 +61,22 @@ class Device:
         path: its file.
         dials: the numbers of the devices that it keeps a link to.
         migrations: the folder with the app's own migrations.
+        workflows: their handlers run on the device.
         clock: its clocks.
         process: the program, while it runs.
         destroyed: it never starts again.
     """
 
     def __init__(
-        self, world: World, number: int, path: Path, *, dials: Sequence[int], name: str, migrations: Path | None
+        self,
+        world: World,
+        number: int,
+        path: Path,
+        *,
+        dials: Sequence[int],
+        name: str,
+        migrations: Path | None,
+        workflows: Sequence[Workflow],
     ) -> None:
         self.world = world
         self.number = number
@@ -74,6 +84,7 @@ class Device:
         self.path = path
         self.dials = list(dials)
         self.migrations = migrations
+        self.workflows = tuple(workflows)
         self.clock = Clock(world.scheduler)
         self.random = Random(f"{world.seed} device {number}")
         self.boots = 1
@@ -182,6 +193,7 @@ class Process:
         self.node._storage = self.storage  # type: ignore[assignment]
         self.node.database.on_commit(self._committed)
         self._serving: asyncio.Task[None] | None = None
+        self._idling: tuple[int, asyncio.Task[None]] | None = None
         self.started = False
         self.watch_commits()
 
@@ -196,6 +208,18 @@ class Process:
         if self.alive:
             self._serving = self.loop.create_task(self._serve(), name="serve")
             self._serving.add_done_callback(self._served)
+
+    def is_idle(self) -> bool:
+        """Tell whether its handlers have nothing to do; asked again and again, it becomes true."""
+        runner = self.node.runner
+        if runner is None:
+            return not self.device.workflows
+        version = self.node.database.version()
+        if self._idling is None or self._idling[0] != version:
+            if self._idling is not None:
+                self._idling[1].cancel()
+            self._idling = version, self.loop.create_task(runner.idle(), name="idle")
+        return self._idling[1].done()
 
     def spawn(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         """Run a coroutine in the process."""
@@ -275,14 +299,18 @@ class Process:
         peers = [url(number) for number in self.device.dials]
         sync = await self.node.start_sync(listen=address(self.device.number), peers=peers)
         self.started = True
-        await sync.wait()
+        if self.device.workflows:
+            async with self.node.running(self.device.workflows, **self.world.running_options):
+                await sync.wait()
+        else:
+            await sync.wait()
 
     def _served(self, serving: asyncio.Task[None]) -> None:
         if self.alive and not self.stopping and not serving.cancelled():
             self.world.failed(self.device, "sync has ended", serving.exception())
 
     async def _end(self, then: Callable[[], None] | None) -> None:
-        if self._serving is not None and not self.started:
+        if self._serving is not None:
             self._serving.cancel()
             await asyncio.gather(self._serving, return_exceptions=True)
         await self.node.stop_sync()

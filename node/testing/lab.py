@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from math import ceil
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from node.leases import StalenessRule
 from node.service import Node
@@ -18,6 +18,9 @@ from node.testing import files
 from node.testing.device import CrashPlan, Device, Moment, Process
 from node.testing.network import BYTES_PER_MS
 from node.testing.world import World
+
+if TYPE_CHECKING:
+    from node.runtime.workflow import Workflow
 
 Result = TypeVar("Result")
 Topology = Literal["mesh", "star"]
@@ -171,27 +174,33 @@ class DeviceLab:
         *,
         devices: int | Sequence[str] = 3,
         seed: int = 0,
+        workflows: Sequence[Workflow] | Callable[[str], Sequence[Workflow]] = (),
         migrations: str | Path | None = None,
         topology: Topology = "mesh",
         latency_s: float = 0.02,
         staleness: StalenessRule | None = None,
+        running: Mapping[str, Any] | None = None,
     ) -> None:
         """Make a lab; entering it starts the devices.
 
         Args:
             devices: how many there are at the start, or their names.
             seed: chance, for ids, latencies and the order of what happens at one moment.
+            workflows: whose handlers run on each device, or a function that says it by the device's name.
             migrations: the folder with the app's own migrations; see `Node.open`.
             topology: "mesh": each device keeps a link to every other one; "star": all to the first one.
             latency_s: greatest one-way latency of a link; each draws its own.
             staleness: when a silent device's work may be taken over; the product's rule if not given.
+            running: how handlers are run; see `Node.running`.
         """
         names = [f"device-{number}" for number in range(devices)] if isinstance(devices, int) else list(devices)
         if not names or len({*names}) < len(names):
             raise ValueError(f"a lab has at least one device, and each has a name of its own: {devices!r}")
         self._folder = files.temporary_folder()
         self._world = World(Path(self._folder.name), seed=seed, staleness=staleness, latency_ms=int(latency_s * 1000))
+        self._world.running_options.update(running or {})
         self._topology = topology
+        self._workflows = workflows
         self._names = names
         self._migrations = None if migrations is None else Path(migrations)
         self._backups = 0
@@ -452,8 +461,12 @@ class DeviceLab:
         number = len(self.devices)
         dials: Sequence[int] = range(number) if self._topology == "mesh" else range(min(number, 1))
 
+        workflows = self._workflows(name) if callable(self._workflows) else self._workflows
+
         def add() -> Device:
-            device = self._world.add_device(name=name, dials=dials, migrations=self._migrations, content=content)
+            device = self._world.add_device(
+                name=name, dials=dials, migrations=self._migrations, workflows=workflows, content=content
+            )
             device.start()
             return device
 
@@ -486,9 +499,10 @@ class DeviceLab:
         return True
 
     def _settled_versions(self) -> list[int] | None:
-        if not self._world.is_level():
+        processes = self._world.processes()
+        if not self._world.is_level() or not all([process.is_idle() for process in processes]):
             return None
-        return [process.node.database.version() for process in self._world.processes()]
+        return [process.node.database.version() for process in processes]
 
     def _story(self) -> str:
         parts = []

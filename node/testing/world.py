@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING, Any
 
 from node.leases import StalenessRule
 from node.testing import files
@@ -25,6 +26,9 @@ from node.testing.device import CrashPlan, Device, Locks, Process
 from node.testing.network import VirtualNetwork, url
 from node.testing.virtual_time import Scheduler, VirtualLoop
 from sync.knowledge import NO_ERA
+
+if TYPE_CHECKING:
+    from node.runtime.workflow import Workflow
 
 PIECE_BYTES = 512 * 1024
 
@@ -36,6 +40,7 @@ class World:
         fired: each kind of fault, and how often it made a difference.
         errors: what went wrong in a process and nobody handled: (device's name, sentence, exception).
         log: what happened, line by line, when it is a list.
+        running_options: how handlers are run; see `Node.running`.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class World:
         self.random = Random(f"{seed} world")
         self.network = VirtualNetwork(Random(f"{seed} network"), self, latency_us_max=latency_ms * 1000)
         self.locks = Locks()
+        self.running_options: dict[str, Any] = {}
         self.devices: list[Device] = []
         self.dead: list[VirtualLoop] = []
         self.fired: Counter[str] = Counter()
@@ -89,7 +95,13 @@ class World:
         return [device.process for device in self.devices if device.process is not None]
 
     def add_device(
-        self, *, dials: Sequence[int], name: str = "", migrations: Path | None = None, content: Path | None = None
+        self,
+        *,
+        dials: Sequence[int],
+        name: str = "",
+        migrations: Path | None = None,
+        workflows: Sequence[Workflow] = (),
+        content: Path | None = None,
     ) -> Device:
         """Add a device that does not run yet.
 
@@ -97,13 +109,22 @@ class World:
             dials: the devices that it keeps a link to.
             name: its name.
             migrations: the app's.
+            workflows: whose handlers run there.
             content: begin with a copy of this file.
         """
         number = len(self.devices)
         path = self.folder / f"device-{number}.db"
         if content is not None:
             files.replace_file(path, content)
-        device = Device(self, number, path, dials=dials, name=name or f"device-{number}", migrations=migrations)
+        device = Device(
+            self,
+            number,
+            path,
+            dials=dials,
+            name=name or f"device-{number}",
+            migrations=migrations,
+            workflows=workflows,
+        )
         self.devices.append(device)
         return device
 

@@ -31,4 +31,4 @@ def test_the_documented_tests_pass_as_they_stand(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 passed" in done.stdout
+    assert "4 passed" in done.stdout

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from node import Workflow
 from node.testing import DeviceDown, DeviceLab, LabError, LabTimeout, files
 
 
@@ -318,3 +319,22 @@ def test_a_lab_leaves_no_thread_and_no_file_behind():
     gc.collect()
     assert threading.active_count() == threads
     assert sorted(folder.glob("leasemesh-lab-*")) == before
+
+
+def test_handlers_run_where_they_are_put_and_settling_waits_for_them(device_lab):
+    did = []
+    mail = Workflow("mail")
+
+    @mail.consumer(mail.topic("inbox"), batch=1)
+    async def note(run):
+        await asyncio.sleep(30)
+        did.extend(event.message_id for event in run.events)
+
+    lab = device_lab(devices=["hub", "worker"], workflows=lambda name: [mail] if name == "worker" else [])
+    assert lab["hub"].node.runner is None
+    for number in range(3):
+        lab["hub"].node.publish("mail", "inbox", f"message-{number}")
+    lab.settle()
+    assert did == ["message-0", "message-1", "message-2"]
+    lab.restart("worker")  # which ends its handlers in order
+    assert lab["hub"].node.peek("mail", "inbox") == []
