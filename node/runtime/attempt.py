@@ -52,6 +52,7 @@ class Attempt:
         state_version: the version of the state that the run began with.
         told: what its functions have told.
         planned_at: when its handler is to run again (Unix milliseconds), once that is stored.
+        mark: what was pending when it began to prepare.
         alarm: how many alarms there had been when its ownership was last checked.
     """
 
@@ -69,6 +70,7 @@ class Attempt:
     state_version: int = 0
     told: Told = field(default_factory=Told)
     planned_at: int | None = None
+    mark: tuple[tuple[int, int], ...] | None = None
     alarm: int = 0
 
     def given(self) -> Given:

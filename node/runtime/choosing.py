@@ -61,9 +61,20 @@ def choose(node: Node, consumer: Consumer, run: RunId, mode: Mode, *, batch: int
     return Choice(tuple(found[: found.index(alone)]), reserved=False)
 
 
+PendingMark = tuple[tuple[int, int], ...]
+"""Which events are pending in a consumer's topics, in short."""
+
+
 def any_pending(node: Node, consumer: Consumer) -> bool:
     """Tell whether a topic that a consumer consumes has pending events."""
-    return any(node.events.peek(consumer.workflow, topic.name, limit=1) for topic in consumer.topics)
+    return any(node.events.any_pending(consumer.workflow, topic.name) for topic in consumer.topics)
+
+
+def pending_mark(node: Node, consumer: Consumer) -> PendingMark:
+    """Return a mark of what is pending for a consumer: a prepare phase that left all of that alone is not asked again
+    until it is another one."""
+    with node.database.snapshot():
+        return tuple(node.events.pending_mark(consumer.workflow, topic.name) for topic in consumer.topics)
 
 
 class _FailedBefore(Exception):

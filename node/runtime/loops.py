@@ -22,6 +22,7 @@ from node.errors import LeasemeshError
 from node.ids import RunId, short
 from node.runtime import script
 from node.runtime.attempt import Session
+from node.runtime.choosing import PendingMark, any_pending, pending_mark
 from node.runtime.recovery import Continuation
 from node.runtime.retry import Streak, streak
 from node.runtime.schedule import Every
@@ -94,6 +95,7 @@ class HandlerLoop:
         self.text = ""
         self._runner = runner
         self._random = random
+        self._ready = False
         self._wake = asyncio.Event()
         self._not_before = 0.0
         self._racing = False
@@ -106,7 +108,8 @@ class HandlerLoop:
 
     async def run(self) -> None:
         """Run the handler whenever it is due, until the runner stops."""
-        await self.count_failures()
+        await self._read()
+        self._ready = True
         while not self._runner.stopping:
             wait_s = self._seconds_until_due()
             if self.gate is not None:
@@ -132,7 +135,7 @@ class HandlerLoop:
     @property
     def quiet(self) -> bool:
         """Whether there is nothing that the loop could do now."""
-        if self.busy:
+        if self.busy or not self._ready:
             return self.state == "waiting"
         wait_s = self._seconds_until_due()
         return self.gate is not None or wait_s is None or wait_s > 0
@@ -163,6 +166,10 @@ class HandlerLoop:
             self._retrying()
 
     # --- For the loops below ------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        """Learn from the file what a loop begins with."""
+        await self.count_failures()
 
     def _seconds_until_due(self) -> float | None:
         raise NotImplementedError
@@ -284,14 +291,16 @@ class ConsumerLoop(HandlerLoop):
     def __init__(self, runner: Runner, consumer: Consumer, random: Random) -> None:
         super().__init__(runner, consumer, random)
         self.consumer = consumer
+        self.declined: PendingMark | None = None
         self._dirty_at: float | None = 0.0
         self._wake_at: int | None = None
         self._continuations: dict[RunId, Continuation] = {}
 
-    async def run(self) -> None:
-        """See `HandlerLoop.run`."""
-        self._wake_at = await self._runner.in_thread(self._runner.node.handler_states.wake_at, *self.key)
-        await super().run()
+    def has_something_to_do(self) -> bool:
+        """Whether events are pending that its prepare phase has not left alone already. Called in a thread."""
+        if self.declined is None:
+            return any_pending(self._runner.node, self.consumer)
+        return pending_mark(self._runner.node, self.consumer) != self.declined
 
     def look_for_events(self, *, from_outside: bool) -> None:
         """Events may be pending; from outside: because of another node or process."""
@@ -305,6 +314,10 @@ class ConsumerLoop(HandlerLoop):
         """There is work beyond the boundary to go on with."""
         self._continuations[continuation.of.id] = continuation
         self.nudge()
+
+    async def _read(self) -> None:
+        self._wake_at = await self._runner.in_thread(self._runner.node.handler_states.wake_at, *self.key)
+        await super()._read()
 
     def _seconds_until_due(self) -> float | None:
         if self._continuations:
@@ -330,9 +343,10 @@ class ConsumerLoop(HandlerLoop):
             return
         woken = self._wake_at is not None and self._wake_at <= self._runner.clock_ms()
         self._dirty_at = None
+        wake = script.Wake(woken, self.declined)
         result = await self._drive(
             "retry" if self._retry_of else "event",
-            lambda session: script.consume(self._runner.driver, self.consumer, session, self._retry_of, woken=woken),
+            lambda session: script.consume(self._runner.driver, self.consumer, session, self._retry_of, wake=wake),
         )
         if result is None:
             self._dirty_at = self._now()
@@ -347,6 +361,9 @@ class ConsumerLoop(HandlerLoop):
             self._wake_at = result.attempt.planned_at
         if result.attempt.holder is not None or result.kind != "committed":
             self._dirty_at = self._now()
+            self.declined = None
+        else:
+            self.declined = result.attempt.mark
 
     async def _go_on(self) -> None:
         run, continuation = next(iter(self._continuations.items()))
@@ -365,11 +382,6 @@ class ProducerLoop(HandlerLoop):
         self.producer = producer
         self._due_at: int | None = None
 
-    async def run(self) -> None:
-        """See `HandlerLoop.run`."""
-        await self.plan()
-        await super().run()
-
     async def plan(self) -> None:
         """Find out when the producer is due, from the last run of any device."""
         found = await self._runner.in_thread(self._runner.node.handler_states.get, *self.key)
@@ -377,6 +389,10 @@ class ProducerLoop(HandlerLoop):
         if found is not None and found.node != self._runner.node.site_id:
             self._due_at += round(self._random.random() * 1000 * self._follower_later_s())
         self.nudge()
+
+    async def _read(self) -> None:
+        await self.plan()
+        await super()._read()
 
     def _follower_later_s(self) -> float:
         schedule = self.producer.schedule

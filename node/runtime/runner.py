@@ -23,7 +23,6 @@ from node.jsonvalue import check_whole
 from node.locks import LockHeld
 from node.runtime.attempt import Attempt
 from node.runtime.background import Housekeeping, Reconciliation
-from node.runtime.choosing import any_pending
 from node.runtime.driving import Driver
 from node.runtime.errors import RunRefused
 from node.runtime.loops import ConsumerLoop, HandlerLoop, HandlerStatus, LoopState, ProducerLoop
@@ -332,7 +331,7 @@ class Runner:
 
     async def _look_for_events(self, loops: list[ConsumerLoop], from_outside: bool) -> None:
         try:
-            pending = await self.in_thread(lambda: [loop for loop in loops if any_pending(self.node, loop.consumer)])
+            pending = await self.in_thread(lambda: [loop for loop in loops if loop.has_something_to_do()])
         except LeasemeshError as error:
             log.warning("pending events are looked for later: %s", error)
             return

@@ -20,7 +20,7 @@ from node.errors import HomeElsewhere, IllegalState, InvalidInput, LeaseLost, No
 from node.ids import RunId, WorkId
 from node.jsonvalue import Json
 from node.runtime.attempt import Attempt, Session
-from node.runtime.choosing import any_pending
+from node.runtime.choosing import PendingMark, pending_mark
 from node.runtime.context import FunctionPhase, Run
 from node.runtime.effects import Effect, EffectCall, as_json
 from node.runtime.errors import PhaseViolation
@@ -134,11 +134,24 @@ class _UserFailed(Exception):
     """A function of the user failed; the cause says how."""
 
 
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Why a consumer is run.
+
+    Attributes:
+        woken: the time has come that the handler itself has asked for.
+        declined: what was pending when its prepare phase last chose nothing.
+    """
+
+    woken: bool = False
+    declined: PendingMark | None = None
+
+
 # --- Whole runs -------------------------------------------------------------------------------------------------------
 
 
 def consume(
-    by: Surrounding, consumer: Consumer, session: Session, retry_of: RunId | None, *, woken: bool = False
+    by: Surrounding, consumer: Consumer, session: Session, retry_of: RunId | None, *, wake: Wake = Wake()
 ) -> Script:
     """A run of a consumer, from choosing events to committed.
 
@@ -147,16 +160,18 @@ def consume(
         consumer: what runs.
         session: what it belongs to.
         retry_of: the run that it tries again.
-        woken: the time has come that the handler itself has asked for.
+        wake: why it is run now.
     """
     manager = by.manager
     try:
         if consumer.prepare_function is not None:
-            if not woken and not any_pending(manager.node, consumer):
+            mark = pending_mark(manager.node, consumer)
+            if not wake.woken and (mark == wake.declined or not any(count for count, _ in mark)):
                 return Result("nothing")
             attempt = manager.begin_preparing(consumer, session, retry_of=retry_of)
+            attempt.mark = mark
         else:
-            if woken:
+            if wake.woken:
                 manager.wake_up_has_come(consumer)
             found = manager.begin(consumer, session, retry_of=retry_of)
             if found is None:

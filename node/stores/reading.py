@@ -150,6 +150,23 @@ class EventReader(Store):
         )
         return int(rows[0][0])
 
+    def any_pending(self, workflow: str, topic: str) -> bool:
+        """Tell whether a topic has pending events; costs the same whatever their number."""
+        rows = self._database.query(
+            "SELECT 1 FROM event_index WHERE topic = ? AND status = 0 LIMIT 1", (blob_of(topic_of(workflow, topic)),)
+        )
+        return bool(rows)
+
+    def pending_mark(self, workflow: str, topic: str) -> tuple[int, int]:
+        """Return two numbers that are the same while a topic has the same pending events, for whoever has seen them and
+        waits for others. The first is their number; both mean nothing on another device."""
+        rows = self._database.query(
+            "SELECT count(*), coalesce(sum(n), 0) FROM event_index WHERE topic = ? AND status = 0",
+            (blob_of(topic_of(workflow, topic)),),
+        )
+        count, total = rows[0]
+        return count, total
+
     def counts(self, workflow: str, *, internal: bool = False) -> list[TopicCounts]:
         """Return the counts of every topic of a workflow, by topic name; of the runtime's own only with `internal`.
 

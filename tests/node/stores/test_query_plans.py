@@ -143,6 +143,8 @@ def call_event_store(events, device):
     events.get_many("mail", "inbox", ["a", "b"])
     events.find(event_of("a"))
     events.count_pending("mail", "inbox")
+    events.any_pending("mail", "inbox")
+    events.pending_mark("mail", "inbox")
     events.counts("mail")
     runs = [new_run() for _ in range(6)]
     events.reserve(runs[0], "mail", [("inbox", ["a", "b"])])

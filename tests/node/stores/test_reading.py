@@ -241,3 +241,17 @@ def test_a_thread_may_drop_a_publication_from_memory_while_another_reads_it(devi
     reader._parsed = Interrupted(reader._parsed)
     assert reader.take(first, 0)[1]["message_id"] == "a"
     others[0].join()
+
+
+def test_a_mark_of_what_is_pending_changes_with_it(device):
+    empty = device.events.pending_mark("mail", "inbox")
+    assert empty == (0, 0)
+    assert not device.events.any_pending("mail", "inbox")
+    device.publish("one", "two")
+    both = device.events.pending_mark("mail", "inbox")
+    assert both[0] == 2
+    assert device.events.any_pending("mail", "inbox")
+    run = device.reserve("one")
+    assert device.events.pending_mark("mail", "inbox") not in (empty, both)
+    device.events.release(run)
+    assert device.events.pending_mark("mail", "inbox") == both
