@@ -497,14 +497,10 @@ class Node:
         changes = self.changes()
         self._tending = asyncio.create_task(self._tend(changes), name="leasemesh authority")
         self._tending.add_done_callback(lambda _: changes.close())  # also when it is stopped before it has begun
-        try:
-            await asyncio.to_thread(self.devices.announce, self.name)
-        except DatabaseError as error:
-            log.warning("the name of this device is told later: %s", error)
         return sync
 
     def _keep_house(self) -> None:
-        self.devices.announce(self.name)  # Again and again: a file that turns out to be a copy gets a new id.
+        self.devices.announce(self.name)  # Again: a file that turns out to be a copy gets a new id.
         self.staleness.observe()
         # Most of what the authority waits for is a change; that this file includes more than before is not.
         self.authority.tend()

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import ssl as ssl_module
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -17,6 +17,7 @@ from node.database import CommitSource, Database
 from node.errors import LeasemeshError
 from node.ids import NodeId
 from node.locks import LockHeld, file_lock
+from node.stores.devices import DeviceStore
 from node.stores.peers import Direction, Peer, PeerStore
 from node.surroundings import Listening, Network, Surroundings
 from node.watch import ChangeWatch
@@ -199,6 +200,8 @@ class Syncing:
         async with AsyncExitStack() as stack:
             stack.enter_context(sync_lock(self._database.path, lock=self._surroundings.lock))
             await asyncio.to_thread(self._database.check)
+            with suppress(DatabaseError):  # A full disk can still be read from; housekeeping tells the name later.
+                await asyncio.to_thread(DeviceStore(self._database).announce, self._config.name)
             state = await asyncio.to_thread(self._storage.state)
             self.loop = SyncLoop(
                 Engine(state, self._config, self._database.random_bytes),

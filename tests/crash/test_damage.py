@@ -17,10 +17,11 @@ BTREE_KINDS = (2, 5, 10, 13)
 
 @pytest.fixture
 def path(tmp_path):
-    """A file with some hundred events, closed, so that all of it is in the file itself."""
+    """A file with some hundred events, closed, so that all of it is in the file itself; syncing has nothing to add."""
     path = tmp_path / "hub.db"
     with Node.open(path, name="hub", **OPTIONS) as node:
         node.publish_many("mail", "inbox", [NewEvent(f"{number}", "title", "x" * 300) for number in range(500)])
+        node.devices.announce(node.name)
     return path
 
 

@@ -248,6 +248,7 @@ class TestOneFile:
         async with within(), hub.syncing(listen=LOOPBACK, token="t") as serving:
             async with laptop.syncing(peers=[serving.url], token="t"):
                 await laptop.caught_up()
+                await hub.caught_up("laptop")
                 comparison = await open_node("laptop").compare(serving.url, token="t")
                 assert comparison.equal and comparison.same_knowledge
                 assert (comparison.name, comparison.node) == ("hub", hub.site_id)
