@@ -33,6 +33,8 @@ from node.connection import (
     disconnect,
     end_reading,
     explain,
+    keep_temporary_in_file,
+    keep_temporary_in_memory,
     sync_at_checkpoints,
 )
 from node.versions import StoredVersions
@@ -234,6 +236,22 @@ class Database:
             changed = self._writer.total_changes() != changes_before
         if changed:
             self.notify(source)
+
+    @contextmanager
+    def much_temporary(self) -> Iterator[None]:
+        """Keep temporary tables of transactions in the block in a file instead of in memory.
+
+        Raises:
+            DatabaseError: called inside a transaction.
+        """
+        self._forbid_inside("move the temporary tables of")
+        with self._writing:
+            self._check_open()
+            keep_temporary_in_file(self._writer)
+            try:
+                yield
+            finally:
+                keep_temporary_in_memory(self._writer)
 
     def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Return all rows of a SELECT.

@@ -64,6 +64,8 @@ class Rebuilt:
 def rebuild(database: Database, progress: Callable[[str, int, int], None] | None = None) -> Rebuilt:
     """Derive everything anew from the facts, in one transaction, and tell what was wrong before.
 
+    Its temporary tables have as many rows as the derived ones; `Database.much_temporary` keeps them out of memory.
+
     Args:
         database: the database; its writers wait meanwhile.
         progress: called now and then with (table, facts done, facts in all).

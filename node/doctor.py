@@ -130,7 +130,7 @@ class _Undo(Exception):
 
 def _rebuild_and_undo(database: Database, progress: Progress | None) -> Rebuilt:
     results: list[Rebuilt] = []
-    with suppress(_Undo), database.transaction(replicated=False):
+    with suppress(_Undo), database.much_temporary(), database.transaction(replicated=False):
         results.append(rebuild(database, progress))
         raise _Undo
     return results[0]

@@ -435,7 +435,8 @@ class Node:
             rebuild: first make the derived tables anew from the facts.
         """
         if rebuild:
-            derived.rebuild(self.database)
+            with self.database.much_temporary():
+                derived.rebuild(self.database)
         return examine(self.database)
 
     def reset_identity(self) -> str:

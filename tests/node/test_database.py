@@ -12,6 +12,7 @@ from replicas import NOTES, Replica, write_migrations
 from node.connection import connect, disconnect, refuse_misread_keys
 from node.database import Database, DatabaseError
 from node.migrate import own_migrations, upgrade
+from node.stores import EventStore, NewEvent
 
 
 def open_database(path: Path) -> Database:
@@ -46,7 +47,7 @@ def test_every_connection_has_every_setting(database, readonly):
     connection = connect(database.path, readonly=readonly)
     settings = {
         "journal_mode": "wal", "synchronous": 1, "foreign_keys": 0, "recursive_triggers": 0, "trusted_schema": 0,
-        "cache_size": -32 * 1024, "query_only": int(readonly),
+        "cache_size": -32 * 1024, "temp_store": 2, "query_only": int(readonly),
     }  # fmt: skip
     assert {name: connection.pragma(name) for name in settings} == settings
     with pytest.raises(apsw.SQLError, match="not authorized|disabled"):
@@ -104,15 +105,18 @@ def test_an_error_in_a_nested_transaction_undoes_that_part_alone(database):
 
 
 class WatchedDisk(apsw.VFS):
-    """SQLite's own way to the disk, but it notes which kinds of files the disk was awaited for."""
+    """SQLite's own way to the disk, but it notes which kinds of files the disk was awaited for, and counts the
+    temporary files."""
 
     def __init__(self):
         self.awaited = []
+        self.temporary = 0
         self.ordinary = apsw.vfs_names()[0]
         super().__init__("watched", base=self.ordinary, makedefault=True)
 
     def xOpen(self, name, flags):
         awaited, ordinary = self.awaited, self.ordinary
+        self.temporary += name is None
 
         class WatchedFile(apsw.VFSFile):
             def __init__(self):
@@ -127,13 +131,18 @@ class WatchedDisk(apsw.VFS):
 
 
 @pytest.fixture
-def watched(tmp_path):
+def disk(tmp_path):
     disk = WatchedDisk()
+    yield disk
+    disk.unregister()
+
+
+@pytest.fixture
+def watched(disk, tmp_path):
     replica = Replica(tmp_path / "watched.db", seed=1)
     disk.awaited.clear()
     yield replica.database, disk.awaited
     replica.close()
-    disk.unregister()
 
 
 def test_the_disk_is_awaited_for_a_durable_transaction_and_for_no_other(watched):
@@ -158,6 +167,34 @@ def test_a_durable_transaction_that_fails_leaves_the_next_one_an_ordinary_one(wa
     with database.transaction() as transaction:
         add(transaction)
     assert (count(database), awaited) == (1, [])
+
+
+def test_undoing_a_statement_needs_no_file(disk, watched):
+    database, _ = watched
+    store = EventStore(database)
+    store.publish_many("mail", "inbox", [NewEvent(str(number)) for number in range(100)])
+    with database.transaction():
+        assert len(store.reserve_next("00" * 16, "mail", "inbox")) == 100
+        assert disk.temporary == 0
+
+
+def test_temporary_tables_are_in_a_file_only_where_there_is_much_in_them(disk, watched):
+    database, _ = watched
+
+    def fill_temporary_table() -> int:
+        with database.transaction(replicated=False) as transaction:
+            transaction.execute("CREATE TEMP TABLE much AS SELECT zeroblob(10000000) AS data")
+            transaction.execute("DROP TABLE much")
+        return disk.temporary
+
+    assert fill_temporary_table() == 0
+    with database.much_temporary():
+        in_file = fill_temporary_table()
+    assert in_file > 0
+    assert fill_temporary_table() == in_file
+    with database.transaction(), pytest.raises(DatabaseError, match="Cannot move the temporary tables"):
+        with database.much_temporary():
+            raise AssertionError("the block does not begin")
 
 
 def test_a_part_is_as_durable_as_the_whole_or_refused(watched):
