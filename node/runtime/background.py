@@ -61,11 +61,11 @@ class Reconciliation:
             try:
                 due = await self._in_thread(self._due)
                 limit = asyncio.Semaphore(AT_A_TIME)
-                await asyncio.gather(*(self._within(limit, entry) for entry in due))
+                asked = await asyncio.gather(*(self._within(limit, entry) for entry in due))
                 next_at = await self._in_thread(self._node.mutations.next_due_at)
                 wait_s = None if next_at is None else max((next_at - self._runner.clock_ms()) / 1000, 0.0)
-                if due and wait_s == 0.0:  # what could not be asked yet is not asked without a pause
-                    wait_s = TROUBLE_S
+                if wait_s is not None and not all(asked):
+                    wait_s = max(wait_s, TROUBLE_S)
             except LeasemeshError as error:
                 log.warning("finding out what became of effects is put off: %s", error)
                 wait_s = TROUBLE_S
@@ -81,15 +81,16 @@ class Reconciliation:
         due = self._node.mutations.due(self._runner.clock_ms())
         return [entry for entry in due if not self._manager.is_under_way(entry.run)]
 
-    async def _within(self, limit: asyncio.Semaphore, entry: Mutation) -> None:
+    async def _within(self, limit: asyncio.Semaphore, entry: Mutation) -> bool:
         async with limit:
-            await self._find_out(entry)
+            return await self._find_out(entry)
 
-    async def _find_out(self, entry: Mutation) -> None:
+    async def _find_out(self, entry: Mutation) -> bool:
+        """Find out about one call; False when it cannot be asked about now."""
         run = await self._in_thread(self._node.handler_runs.get, entry.run)
         late = self._driver.late.get(entry.run)
         if run is None or (late is not None and not late.done()):
-            return  # a thread still makes the call; when it ends, we are told
+            return False  # an app entered it by hand, and asks itself; or a thread still makes the call
         try:
             if not await self._in_thread(self._decide, run, entry):
                 outcome = await self._ask(run, entry)
@@ -97,6 +98,7 @@ class Reconciliation:
         except IllegalState as error:  # a verdict or a merge came in between
             log.info("run %s: %s", short(run.id), error)
         self._runner.look()
+        return True
 
     async def _ask(self, run: HandlerRun, entry: Mutation) -> Outcome:
         handler = self._handlers.get((run.workflow, run.handler))

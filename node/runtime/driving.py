@@ -67,6 +67,7 @@ class Driver:
         alarms: how often the machine seems to have slept.
         late: calls that threads still make although their time is over, by run.
         on_begun: called in a thread with each run that begins.
+        on_late_end: called when one of the late calls has ended.
         on_waiting: called with a run that begins to wait for somebody's permit, and again, with None, at the end.
     """
 
@@ -77,6 +78,7 @@ class Driver:
         self.alarms = 0
         self.late: dict[RunId, asyncio.Future[Any]] = {}
         self.on_begun: Callable[[Attempt], None] = _ignore
+        self.on_late_end: Callable[[], None] = _ignore
         self.on_waiting: Callable[[Attempt, str | None], None] = _ignore
         self.executor = ThreadPoolExecutor(concurrency + THREADS_MORE, thread_name_prefix="leasemesh-run")
         self._waits: dict[RunId, tuple[Request, asyncio.Task[Any]]] = {}
@@ -201,7 +203,7 @@ class Driver:
         if isinstance(outcome, Unknown) and outcome.late is not None:
             log.warning("run %s: %s, and a thread goes on with the call", short(run), outcome.reason)
             self.late[run] = outcome.late
-            outcome.late.add_done_callback(lambda _: self.changed.set())
+            outcome.late.add_done_callback(lambda _: self.on_late_end())
         return outcome
 
 

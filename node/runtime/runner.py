@@ -134,6 +134,7 @@ class Runner:
             self.sessions = Sessions(self.driver)
             self._recovery = Recovery(self.manager, self._handlers)
             self._reconciliation = Reconciliation(self, self.driver, self._handlers)
+            self.driver.on_late_end = self._reconciliation.look
             self._loops: dict[HandlerKey, HandlerLoop] = {
                 key: self._loop_of(handler) for key, handler in self._handlers.items()
             }
