@@ -172,7 +172,8 @@ class AuthorityStore(Store):
         known, own = self.appointments(), self._own_generation()
         if not known or known[-1].generation <= own:
             return False
-        with self._database.transaction() as transaction:
+        # A power cut must not take back that this node has stepped back: another one has begun since.
+        with self._database.transaction(durable=True) as transaction:
             known = self.appointments()
             own = self._own_generation()
             newest = [one for one in known if one.generation == known[-1].generation and one.generation > own]

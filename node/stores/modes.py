@@ -88,6 +88,7 @@ class ModeStore(Store):
         Raises:
             HomeElsewhere: another node is home, and only that node may change it.
             InvalidInput: there is no such mode, or a name or an id cannot be accepted.
+            DatabaseError: this node is home, and the transaction around this is not durable.
         """
         kind, name = _named(topic, handler)
         _check_mode("mode", mode)
@@ -95,7 +96,9 @@ class ModeStore(Store):
             raise InvalidInput("home", f"a node is home in mode home only, not in mode {mode}")
         if home is not None:
             blob_of(home)
-        with self._database.transaction() as transaction:
+        known = self._get(workflow, kind, name)
+        # A power cut must not take back that this home was handed over: the next one is at work since.
+        with self._database.transaction(durable=known is not None and known.home == self._node) as transaction:
             before = self._get(workflow, kind, name)
             was_home = before.home if before else None
             if was_home not in (None, self._node) and not gone:

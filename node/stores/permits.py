@@ -182,7 +182,8 @@ class PermitStore(WorkReader):
             "SELECT 1 FROM waiting_permits WHERE generation = ? LIMIT 1", (generation,)
         ):
             return 0
-        with self._database.transaction() as transaction:
+        # A power cut must not take a grant back that somebody has acted on: the next one would be a second.
+        with self._database.transaction(durable=True) as transaction:
             generation = AuthorityStore(self._database).granting()
             if not generation:
                 return 0

@@ -15,6 +15,7 @@ import itertools
 import os
 import resource
 import signal
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
@@ -34,15 +35,25 @@ OPTIONS = {"workspace": "team"}
 
 
 class Steps(apsw.VFS):
-    """Counts steps, once it is armed, and kills this process at one of them: at the one with the number `kill_at`, or
-    at the first one of that name."""
+    """Counts steps, once it is armed, and kills this process at one of them. The name of a step begins with the part of
+    the operation, where it has several.
 
-    def __init__(self, pipe, kill_at):
+    Args:
+        pipe: where the step is told of.
+        kill_at: the number of a step; or a name, for the first one of that name; or (name, how many of them).
+        loses_power: it is the machine that dies: what the disk had not been waited for is gone from the log.
+    """
+
+    def __init__(self, pipe, kill_at, *, loses_power=False):
         super().__init__("steps", "unix", makedefault=True)
         self.kill_at = kill_at
         self.armed = False
+        self.part = ""
         self._pipe = pipe
         self._count = 0
+        self._counts = Counter()
+        self._loses_power = loses_power
+        self.safe_bytes = {}  # of each log, by its name
         apsw.connection_hooks.append(self._trace)
 
     def take(self, name, tear=None):
@@ -50,11 +61,23 @@ class Steps(apsw.VFS):
         if not self.armed:
             return
         self._count += 1
-        if self.kill_at in (self._count, name):
+        part = self.part_now()
+        name = f"{part}: {name}" if part else name
+        self._counts[name] += 1
+        if self.kill_at in (self._count, name, (name, self._counts[name])):
             if tear is not None:
                 tear()
+            if self._loses_power:
+                for log, safe_bytes in self.safe_bytes.items():
+                    os.truncate(log, safe_bytes)
             self._pipe.send(("killed", name))
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def part_now(self):
+        return self.part
+
+    def saw(self, words, bindings):
+        """A statement that does not only read begins with these words."""
 
     def xOpen(self, name, flags):
         return SteppingFile(self, name, flags)
@@ -62,11 +85,14 @@ class Steps(apsw.VFS):
     def xDelete(self, filename, sync_folder):
         self.take(f"delete {kind_of(filename)}")
         super().xDelete(filename, sync_folder)
+        self.safe_bytes.pop(filename, None)
 
     def _trace(self, connection):
         def trace(_, sql, bindings):
             words = sql.split()[:3]
-            if words[0].upper() not in ("SELECT", "PRAGMA"):
+            reads = words[0] == "COMMIT" and connection.txn_state("main") != apsw.SQLITE_TXN_WRITE
+            if not reads and words != ["BEGIN"] and words[0].upper() not in ("SELECT", "PRAGMA"):
+                self.saw(words, bindings)
                 self.take(" ".join(words))
             return True
 
@@ -79,7 +105,10 @@ class SteppingFile(apsw.VFSFile):
     def __init__(self, steps, name, flags):
         super().__init__("unix", name, flags)
         self._steps = steps
-        self._kind = kind_of(name.filename() if isinstance(name, apsw.URIFilename) else name)
+        self._name = name.filename() if isinstance(name, apsw.URIFilename) else name
+        self._kind = kind_of(self._name)
+        if self._kind == "log":
+            steps.safe_bytes.setdefault(self._name, 0)
 
     def xWrite(self, data, offset):
         if self._kind and len(data) >= PAGE_BYTES_MIN:
@@ -91,6 +120,8 @@ class SteppingFile(apsw.VFSFile):
         if self._kind:
             self._steps.take(f"sync {self._kind}")
         super().xSync(flags)
+        if self._kind == "log":
+            self._steps.safe_bytes[self._name] = self.xFileSize()
 
     def xTruncate(self, size):
         if self._kind:
@@ -264,7 +295,7 @@ def drop_capabilities():
 # --- Sync without a network -------------------------------------------------------------------------------------------
 
 
-def transfer(sender, receiver, steps=None):
+def transfer(sender, receiver, steps=None, piece_bytes=PIECE_BYTES):
     """Send what the receiver lacks, piece by piece, as the engine would: on from where the last transfer was cut.
 
     `steps` are armed while the receiver merges.
@@ -275,7 +306,7 @@ def transfer(sender, receiver, steps=None):
     points = ((known.version, known), (resume.version, resume.snapshot), (0, START))
     after = max(version for version, point in points if mine.lineage.owns(point, mine.version))
     with closing(source.open_reader()) as reader:
-        result = reader.begin(ReadRequest(after, theirs.knowledge, 0), PIECE_BYTES)
+        result = reader.begin(ReadRequest(after, theirs.knowledge, 0), piece_bytes)
         while True:
             piece = Incoming(
                 mine.site, result.header, result.first, result.rows, result.upto, result.whole, result.last
@@ -287,4 +318,4 @@ def transfer(sender, receiver, steps=None):
                 steps.armed = False
             if result.last:
                 return
-            result = reader.read(PIECE_BYTES)
+            result = reader.read(piece_bytes)

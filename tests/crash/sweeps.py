@@ -1,0 +1,32 @@
+"""Killing at one step after another."""
+
+from collections import Counter
+
+STEPS_MAX = 500
+
+PAGES_AT_ONCE = 3
+"""Of the pages that one commit writes, one in so many is killed at; `test_kills` does it at each of them."""
+
+
+def kill_at_every_step(kill_one, steps):
+    """Call `kill_one` with the number of each step until the operation comes to its end before; then with the names of
+    those `steps` that were passed by.
+
+    Args:
+        kill_one: takes what tells apart the calls, and what to kill at; returns the step that was killed at, or None.
+        steps: the names of steps that must be hit.
+
+    Returns:
+        How often each step was hit.
+    """
+    hit = Counter()
+    number, step = 1, ""
+    while step is not None:
+        assert number < STEPS_MAX
+        step = kill_one(number, number)
+        hit.update([step] if step else [])
+        number += PAGES_AT_ONCE if step and step.endswith("write log") else 1
+    for number, step in enumerate(sorted(steps - hit.keys()), STEPS_MAX):
+        assert kill_one(number, step) == step
+        hit[step] += 1
+    return hit
