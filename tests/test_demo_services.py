@@ -8,10 +8,9 @@ from collections import Counter
 from email.message import EmailMessage
 
 import pytest
-
-from demo.ledger import Call, Ledger, read_calls
-from demo.mail_server import Letter, Mailbox, MailServer
-from demo.network import Link
+from demo_app.ledger import Call, Ledger, read_calls
+from demo_app.mail_server import Letter, Mailbox, MailServer
+from demo_app.network import Link
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 

@@ -16,7 +16,7 @@ import asyncio
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from demo.withheld import Withheld
+from demo_app.withheld import Withheld
 
 CALLS_FILE = "ledger.jsonl"
 KEY_HEADER = "Idempotency-Key"
@@ -72,6 +72,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._entries: dict[str, Any] = {}
         self._repeated = 0
+        self._called = asyncio.Event()
 
     @property
     def entered(self) -> int:
@@ -82,6 +83,12 @@ class Ledger:
     def repeated(self) -> int:
         """How many calls were answered with an entry that was there."""
         return self._repeated
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition holds, looking whenever there was a call."""
+        while not condition():
+            self._called.clear()
+            await self._called.wait()
 
     async def __aenter__(self) -> Ledger:
         self._loop = asyncio.get_running_loop()
@@ -119,7 +126,11 @@ class Ledger:
 
     def pass_answer(self, device: str, event: str) -> None:
         """Return when a device may have its answer. For the service's own threads."""
-        asyncio.run_coroutine_threadsafe(self.withheld.pass_answer(device, event), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._pass_answer(device, event), self._loop).result()
+
+    async def _pass_answer(self, device: str, event: str) -> None:
+        self._called.set()
+        await self.withheld.pass_answer(device, event)
 
 
 class _Server(ThreadingHTTPServer):

@@ -13,12 +13,19 @@ class Withheld:
 
     def __init__(self) -> None:
         self._device: str | None = None
+        self._calls_before = 0
         self._happened: asyncio.Future[str] | None = None
         self._let_go = asyncio.Event()
 
-    def arm(self, device: str) -> asyncio.Future[str]:
-        """Withhold the answer to this device's next call; the future tells its event, once it has been carried out."""
+    def arm(self, device: str, *, after: int = 0) -> asyncio.Future[str]:
+        """Withhold the answer to a call of this device; the future tells its event, once it has been carried out.
+
+        Args:
+            device: its name.
+            after: so many of its calls are answered before.
+        """
         self._device = device
+        self._calls_before = after
         self._let_go.clear()
         self._happened = asyncio.get_running_loop().create_future()
         return self._happened
@@ -26,6 +33,9 @@ class Withheld:
     async def pass_answer(self, device: str, event: str) -> None:
         """Return when a device may have the answer to a call that has been carried out: at once, unless it is armed."""
         if device != self._device or self._happened is None:
+            return
+        if self._calls_before:
+            self._calls_before -= 1
             return
         self._device = None
         if not self._happened.done():

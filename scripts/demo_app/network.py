@@ -25,6 +25,7 @@ class Link:
     def __init__(self, hub_url: str) -> None:
         self.url = ""
         self._hub = urllib.parse.urlsplit(hub_url)
+        self._closed = False
         self._whole = asyncio.Event()
         self._whole.set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -41,10 +42,9 @@ class Link:
     ) -> None:
         self._server.close()
         self.cut()
-        accepted = list(self._accepted)
-        for task in accepted:
-            task.cancel()
-        await asyncio.gather(*accepted, return_exceptions=True)
+        self._closed = True
+        self._whole.set()
+        await asyncio.gather(*self._accepted)
         await self._server.wait_closed()
 
     def cut(self) -> int:
@@ -65,6 +65,8 @@ class Link:
         self._accepted.add(task)
         try:
             await self._whole.wait()
+            if self._closed:
+                return
             hub_reader, hub_writer = await asyncio.open_connection(self._hub.hostname, self._hub.port)
             self._writers |= {writer, hub_writer}
             try:

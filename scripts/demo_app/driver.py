@@ -1,4 +1,4 @@
-"""Starts a process for each device and talks to it."""
+"""Starts a process for each device, talks to it, and kills it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ import json
 import sys
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from node.demo.device import COMMAND_BYTES_MAX
-from node.demo.source import Source
+from demo_app.device import COMMAND_BYTES_MAX, DeviceSettings
 from node.errors import LeasemeshError
 
-ANSWER_SECONDS_MAX = 600
+ANSWER_SECONDS_MAX = 300
 """Longer than anything takes; a device that waits in vain says so itself, and much earlier."""
 
-STOP_SECONDS_MAX = 10
+STOP_SECONDS_MAX = 15
 
 
 class DeviceFailed(LeasemeshError):
@@ -30,39 +28,27 @@ class DeviceProcess:
 
     Attributes:
         name: the device's name.
-        path: its database.
     """
 
-    def __init__(
-        self, path: Path, name: str, *, workspace: str, source: Source, notice: Callable[[str, str, str], None]
-    ) -> None:
-        """Args: what `node.demo.device.main` takes, and `notice`, called with (name, kind, text) of what sync tells."""
-        self.name = name
-        self.path = path
-        self._arguments = (str(path), name, workspace, source.to_json())
+    def __init__(self, settings: DeviceSettings, notice: Callable[[str, str, str], None]) -> None:
+        """Args: the device's settings, and `notice`, called with (name, kind, text) of what it tells."""
+        self.name = settings.name
+        self._settings = settings
         self._notice = notice
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
         self._waiting: deque[asyncio.Future[dict[str, Any]]] = deque()
 
     async def __aenter__(self) -> DeviceProcess:
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "node.demo.device",
-            *self._arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=COMMAND_BYTES_MAX,
-        )
-        self._reading = asyncio.create_task(self._read(self._process))
+        await self.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         process, reading = self._process, self._reading
-        assert process is not None and process.stdin is not None and reading is not None, "entered before"
+        if process is None or process.stdin is None or reading is None:
+            return
         process.stdin.close()
         try:
             async with asyncio.timeout(STOP_SECONDS_MAX):
@@ -74,14 +60,36 @@ class DeviceProcess:
         if kind is None and code != 0:
             raise DeviceFailed(f"{self.name}: its process ended with code {code}")
 
+    async def start(self) -> None:
+        """Start the process; also again, after it was killed."""
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "demo_app.device",
+            self._settings.to_json(),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=COMMAND_BYTES_MAX,
+        )
+        self._reading = asyncio.create_task(self._read(self._process))
+
+    async def kill(self) -> None:
+        """End the process by SIGKILL: it has no chance to do, write or say anything more."""
+        process, reading = self._process, self._reading
+        assert process is not None and reading is not None, "it is running"
+        process.kill()
+        await process.wait()
+        await reading
+        self._process = None
+
     async def __call__(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Have a command carried out (see `node.demo.device.Device`) and return its answer.
+        """Have a command carried out (see `demo_app.device.Device`) and return its answer.
 
         Raises:
             DeviceFailed: it failed, or the process ended.
         """
         process = self._process
-        assert process is not None and process.stdin is not None, "used inside `async with`"
+        assert process is not None and process.stdin is not None, "it is running"
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         try:

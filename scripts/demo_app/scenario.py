@@ -1,0 +1,248 @@
+"""What happens in the demo, step by step."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, Protocol
+
+from demo_app.automation import ENTRIES, EVERYBODY, FILED, HEADLINES, HEADLINES_MAX, SUBSCRIBER
+from demo_app.device import DeviceSettings
+from demo_app.driver import DeviceProcess
+from demo_app.effects import Services
+from demo_app.ledger import Ledger
+from demo_app.mail_server import Mailbox, MailServer
+from demo_app.network import Link
+from demo_app.played import DESKTOP, DEVICES, HUB, LAPTOP, Killed, Played
+from demo_app.source import Source
+from node.cli.output import count_of
+from node.errors import LeasemeshError
+from node.importers import Problem
+
+KILLED_AFTER_SHARE = 3
+"""Laptop is killed when it has written a third of the letters, so that there are enough before, and for two after."""
+
+SERVICE_SECONDS_MAX = 60
+
+
+class Telling(Protocol):
+    """Where the demo says what happens."""
+
+    def heading(self, text: str) -> None:
+        """Begin the next act."""
+
+    def line(self, device: str, text: str, *, bad: bool = False) -> None:
+        """Tell what a device did, or what was done to it."""
+
+    def state(self, device: str, text: str) -> None:
+        """Say what a device is at, until it is said anew."""
+
+    def watch(self, mail: MailServer, ledger: Ledger, played: Played) -> None:
+        """From now on, show how far the work has come, by the services' own counts."""
+
+
+async def play(folder: Path, source: Source, telling: Telling) -> Played:
+    """Play the demo with everything it writes in `folder`, which is empty, and return what happened.
+
+    Raises:
+        DeviceFailed: a device could not do its part.
+    """
+    async with AsyncExitStack() as stack:
+        stage = _Stage(folder, source, telling, stack)
+        return await stage.play()
+
+
+class _Stage:
+    def __init__(self, folder: Path, source: Source, telling: Telling, stack: AsyncExitStack) -> None:
+        self._folder = folder
+        self._source = source
+        self._telling = telling
+        self._stack = stack
+        self._mail = MailServer(folder)
+        self._ledger = Ledger(folder)
+        self._devices: dict[str, DeviceProcess] = {}
+        self._links: dict[str, Link] = {}
+        self._played = Played(source)
+        self._over = False
+
+    async def play(self) -> Played:
+        await self._meet()
+        await self._read()
+        await self._part()
+        await self._laptop_returns()
+        await self._desktop_returns()
+        await self._finish()
+        return self._played
+
+    # --- Together -----------------------------------------------------------------------------------------------------
+
+    async def _meet(self) -> None:
+        self._telling.heading("A mail server, a ledger, and three processes, each with a database of its own")
+        for service in (self._mail, self._ledger):
+            await self._stack.enter_async_context(service)
+        self._telling.line("mail", f"listening on 127.0.0.1:{self._mail.port}, delivers to {self._folder / 'mailbox'}")
+        self._telling.line("ledger", f"listening on 127.0.0.1:{self._ledger.port}, one entry for each idempotency key")
+        workspace = token_hex(16)
+        for name in DEVICES:
+            services = Services(name, self._mail.port, self._ledger.port)
+            path = str(self._folder / f"{name}.db")
+            settings = DeviceSettings(name, path, workspace, self._source, services)
+            self._devices[name] = await self._stack.enter_async_context(DeviceProcess(settings, self._notice))
+        hub_url = (await self._devices[HUB]("online", listen=True))["url"]
+        for name in (LAPTOP, DESKTOP):
+            self._links[name] = await self._stack.enter_async_context(Link(hub_url))
+        await self._both(self._connect)
+        await self._devices[HUB]("appoint")
+        self._telling.line(HUB, "grants the permits that letters need")
+        self._telling.state(HUB, "grants permits")
+        await self._both(lambda name: self._devices[name]("await_authority"))
+
+    async def _read(self) -> None:
+        self._telling.heading(f"{LAPTOP} reads {self._source.path}")
+        played = self._played
+        played.inbox = [one.message_id for one in self._source.records() if not isinstance(one, Problem)]
+        played.headlines = played.inbox[-HEADLINES_MAX:]
+        self._telling.watch(self._mail, self._ledger, played)
+        await self._devices[LAPTOP]("start", reading=True, working=False)
+        arrived = {self._source.topic: played.inbox, HEADLINES: played.headlines}
+        for name in (LAPTOP, HUB, DESKTOP):
+            for topic, message_ids in arrived.items():
+                await self._devices[name]("await_events", topic=topic, message_ids=message_ids)
+            through = " through the hub" if name == DESKTOP else ""
+            what = f"{count_of(len(played.inbox), 'event')}, and the newest {len(played.headlines)} as headlines"
+            self._telling.line(name, f"published {what}" if name == LAPTOP else f"has them all{through}")
+        await self._devices[LAPTOP]("stop")
+
+    # --- Apart --------------------------------------------------------------------------------------------------------
+
+    async def _part(self) -> None:
+        self._telling.heading("The network to the hub is cut; mail server and ledger are still there")
+        for name in (LAPTOP, DESKTOP):
+            self._played.links_cut[name] = self._links[name].cut()
+            self._telling.line(name, "is cut off, and begins to work")
+            self._telling.state(name, "works, cut off")
+        # Its last entry: then nothing else is under way when it is killed.
+        killed = self._ledger.withheld.arm(DESKTOP, after=len(self._played.headlines) - 1)
+        await self._both(self._start_working)
+        await self._kill(DESKTOP, "enter", await self._service(killed), "had its entry made")
+        self._ledger.withheld.let_go()
+        await self._restart(DESKTOP)
+        await self._both(self._finish_apart)
+        done = {name: await self._devices[name]("consumed", topics=[HEADLINES, ENTRIES, FILED]) for name in self._links}
+        self._played.done_twice = [
+            event for topic, events in done[LAPTOP].items() for event in events if event in set(done[DESKTOP][topic])
+        ]
+        await self._both(self._wait_for_permit)
+
+    async def _finish_apart(self, name: str) -> None:
+        count = len(self._played.headlines)
+        await self._devices[name]("await_settled", totals=dict.fromkeys((HEADLINES, ENTRIES, FILED), count))
+        sent = count_of(self._mail.sent(EVERYBODY, name), "headline")
+        self._telling.line(name, f"sent {sent} by mail, entered and filed them")
+        if name == DESKTOP:
+            self._telling.line(name, "asked the ledger about the entry of which it did not know: it is there, once")
+
+    async def _wait_for_permit(self, name: str) -> None:
+        waiting = await self._devices[name]("await_waiting")
+        self._played.contested[name] = waiting["event"]
+        self._telling.line(name, f"has a letter ready, and waits for confirmation by {HUB}: {waiting['title']}")
+
+    # --- Together again -----------------------------------------------------------------------------------------------
+
+    async def _laptop_returns(self) -> None:
+        self._telling.heading(f"The network of {LAPTOP} is back: letters go out, one permit each")
+        self._links[LAPTOP].mend()
+        self._telling.state(LAPTOP, "works")
+        before = len(self._played.inbox) // KILLED_AFTER_SHARE
+        await self._service(self._mail.until(lambda: self._mail.events(SUBSCRIBER) >= before))
+        killed = await self._service(self._mail.withheld.arm(LAPTOP))
+        # The letters before it are entered first: then this one is the only call that is cut off.
+        entered = self._mail.events(SUBSCRIBER) - 1 + len(self._played.headlines)
+        await self._service(self._ledger.until(lambda: self._ledger.entered >= entered))
+        await self._kill(LAPTOP, "send_mail", killed, "had its letter accepted")
+        self._mail.withheld.let_go()
+        await self._restart(LAPTOP)
+        await self._decide()
+
+    async def _decide(self) -> None:
+        """Be the person who looks into the mailbox."""
+        unknown = await self._devices[HUB]("await_unknown")
+        subject = unknown["params"]["subject"]
+        self._telling.line(
+            LAPTOP, f"does not know whether this letter left, and does not try again: {subject}", bad=True
+        )
+        there = Mailbox(self._folder).holds(unknown["work"])
+        verdict = "happened" if there else "not_happened"
+        found = "finds the letter" if there else "does not find the letter"
+        self._telling.line(HUB, f"somebody looks into the mailbox, {found}, and says: {verdict}")
+        await self._devices[HUB]("resolve", work=unknown["work"], verdict=verdict, by="somebody")
+
+    async def _desktop_returns(self) -> None:
+        self._telling.heading(f"{DESKTOP} comes back late; the two share the rest")
+        self._links[DESKTOP].mend()
+        self._telling.state(DESKTOP, "works")
+        if self._source.kind == "folder":
+            await self._take_what_has_come()
+        letters, headlines = len(self._played.inbox), len(self._played.headlines)
+        totals = {self._source.topic: letters, HEADLINES: headlines}
+        totals |= dict.fromkeys((ENTRIES, FILED), letters + headlines)
+        await asyncio.gather(*(device("await_settled", totals=totals) for device in self._devices.values()))
+        for name in self._links:
+            self._telling.line(name, f"wrote {count_of(self._mail.sent(SUBSCRIBER, name), 'letter')} in all")
+
+    async def _take_what_has_come(self) -> None:
+        """Stop watching the folder, once everything in it has been published."""
+        records = self._source.records()
+        self._played.inbox = [one.message_id for one in records if not isinstance(one, Problem)]
+        await self._devices[LAPTOP]("await_events", topic=self._source.topic, message_ids=self._played.inbox)
+        await self._devices[LAPTOP]("stop")
+        await self._devices[LAPTOP]("start", reading=False, working=True)
+
+    async def _finish(self) -> None:
+        await self._both(lambda name: self._devices[name]("stop"))
+        # Twice: what the second one brought has to reach the first as well.
+        for name in (LAPTOP, DESKTOP, LAPTOP, DESKTOP):
+            await self._devices[name]("catch_up")
+        self._over = True
+        for name in (LAPTOP, DESKTOP, HUB):
+            self._telling.state(name, "")
+            await self._devices[name]("offline")
+
+    # --- What acts are made of ----------------------------------------------------------------------------------------
+
+    async def _connect(self, name: str) -> None:
+        await self._devices[name]("online", peer=self._links[name].url)
+
+    async def _start_working(self, name: str) -> None:
+        watching = name == LAPTOP and self._source.kind == "folder"
+        await self._devices[name]("start", reading=watching, working=True)
+
+    async def _kill(self, name: str, tool: str, event: str, what: str) -> None:
+        await self._devices[name].kill()
+        self._played.killed.append(Killed(name, tool, event))
+        self._telling.line(name, f"{what}, and is killed (SIGKILL) before it can write that down", bad=True)
+
+    async def _restart(self, name: str) -> None:
+        await self._devices[name].start()
+        self._telling.line(name, "is started again, and finds an effect of which it does not know the outcome")
+        await self._connect(name)
+        await self._start_working(name)
+
+    async def _both(self, do: Callable[[str], Coroutine[Any, Any, Any]]) -> None:
+        await asyncio.gather(*map(do, self._links))
+
+    async def _service(self, waiting: Any) -> Any:
+        try:
+            async with asyncio.timeout(SERVICE_SECONDS_MAX):
+                return await waiting
+        except TimeoutError as error:
+            raise LeasemeshError(f"a service waited {SERVICE_SECONDS_MAX} s in vain for a call") from error
+
+    def _notice(self, name: str, kind: str, text: str) -> None:
+        """Tell what sync told a device; of what both ends of a link are told, only the hub's."""
+        both_tell = kind in ("connected", "disconnected")
+        if not self._over and (name == HUB or not both_tell):
+            self._telling.line(name, text)
