@@ -9,7 +9,7 @@ from handling import publish, run_of, runs, statuses, to_end, until
 
 from node import Applied, DidNotHappen, NotApplied, Retry, RetryRule, effect
 from node.runtime import script
-from node.runtime.performing import DidNot, Happened, Unknown
+from node.runtime.performing import Happened
 
 
 class Service:
@@ -472,5 +472,3 @@ async def test_what_is_beyond_the_boundary_waits_for_a_blocked_handler(open_node
             pass
     assert len(service.calls) == 1
     assert statuses(node) == {"one": "consumed"}
-
-
