@@ -104,6 +104,7 @@ class Session:
         self.now_ms = time.time_ns() // 1_000_000
         self._resources = resources
         self._node: Node | None = None
+        self._names: dict[str, str] | None = None
 
     @property
     def node(self) -> Node:
@@ -125,16 +126,25 @@ class Session:
         return self._node
 
     def device_name(self, node: str) -> str:
-        """Return the name of a device, or the short form of its id when its name is not known here."""
+        """Return the name of a device; with the short form of its id when another one has the same name, and that form
+        alone when its name is not known here."""
         from node.ids import short
+
+        names = self.names()
+        name = names.get(node)
+        if not name:
+            return short(node)
+        return name if list(names.values()).count(name) == 1 else f"{name} ({short(node)})"
+
+    def names(self) -> dict[str, str]:
+        """Return the names of the devices that have one here, by id: what each said of itself, or says to this one."""
         from node.stores.peers import PeerStore
 
-        if node == self.node.site_id:
-            return self.node.name
-        for peer in PeerStore(self.node.database).list():
-            if peer.node == node and peer.name:
-                return peer.name
-        return short(node)
+        if self._names is None:
+            peers = {peer.node: peer.name for peer in PeerStore(self.node.database).list() if peer.node and peer.name}
+            told = {str(device.node): device.name for device in self.node.devices.list()}
+            self._names = peers | told | {self.node.site_id: self.node.name}
+        return self._names
 
 
 def command(

@@ -3,14 +3,13 @@ for."""
 
 from __future__ import annotations
 
-import getpass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from node.cli.app import Session, app, command
-from node.cli.naming import find_node, short_run
-from node.cli.output import ago, count_of, iso, joined, styled
+from node.cli.naming import find_node, person, short_run
+from node.cli.output import ago, clock, count_of, joined, styled
 from node.ids import short
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ DeviceArgument = Annotated[
 def set_authority(session: Session, device: DeviceArgument = None) -> None:
     """Appoint the first authority of the workspace. Do this once, best on the hub, before devices work apart."""
     node = session.node
-    node.authorities.appoint(find_node(session, device) if device else node.site_id, by=_person())
+    node.authorities.appoint(find_node(session, device) if device else node.site_id, by=person())
     _tend_and_show(session)
 
 
@@ -66,7 +65,7 @@ def move(
     if lost and not yes and not session.screen.as_json:
         names = ", ".join(session.device_name(one) for one in lost)
         typer.confirm(f"{names}: gone for good, and nothing that only they knew matters?", abort=True, err=True)
-    node.authorities.move(target, by=_person(), gone=lost)
+    node.authorities.move(target, by=person(), gone=lost)
     _tend_and_show(session)
 
 
@@ -111,7 +110,7 @@ def waiting_documents(session: Session, limit: int) -> list[dict[str, Any]]:
 def waiting_text(session: Session, permit: Permit) -> str:
     """Return for whom a run waits and since when."""
     whom = _decider(session, session.node.authority.info())
-    return f"waiting for confirmation by {whom} since {iso(permit.asked_at)[:19].replace('T', ' ')}"
+    return f"waiting for confirmation by {whom} since {clock(permit.asked_at)}"
 
 
 def authority_text(session: Session, document: dict[str, Any]) -> str:
@@ -167,10 +166,3 @@ def draw_waiting(waiting: list[dict[str, Any]]) -> list[RenderableType]:
         )
         for one in waiting
     ]
-
-
-def _person() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a process without a name or a login
-        return "somebody"

@@ -32,6 +32,7 @@ def event_document(event: Event) -> dict[str, Any]:
         "title": event.title,
         "payload": event.payload,
         "created_at": event.created_at,
+        "generation": event.generation,
         "status": event.status,
         "epoch": event.epoch,
         "run": event.run,

@@ -1,15 +1,18 @@
-"""What people type for topics, events and runs: WORKFLOW/TOPIC, WORKFLOW/TOPIC/MESSAGE_ID, ids or their beginnings."""
+"""What people type for topics, events, runs, works, handlers and devices: WORKFLOW/TOPIC, WORKFLOW/TOPIC/MESSAGE_ID,
+WORKFLOW/HANDLER, names, ids or their beginnings."""
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from node.errors import Ambiguous, InvalidInput, NotFound
+from node.ids import ID_BYTES, NodeId, WorkId
 
 if TYPE_CHECKING:
     from node.cli.app import Session
-    from node.ids import NodeId, RunId
+    from node.ids import RunId
     from node.service import Node
     from node.stores import Event
 
@@ -80,14 +83,56 @@ def find_node(session: Session, text: str) -> NodeId:
     Raises:
         NotFound, Ambiguous: it names no device that is known here, or several.
     """
-    known = sorted(session.node.authorities.known_nodes())
-    named = [one for one in known if session.device_name(one) == text]
+    names = session.names()
+    known = sorted(session.node.authorities.known_nodes() | names.keys())
+    named = [one for one in known if text in (names.get(one), session.device_name(one))]
     found = named or [one for one in known if text and one.startswith(text)]
     if not found:
         raise NotFound("device", [text], "`leasemesh status` lists those that this one knows, by id")
     if len(found) > 1:
         raise Ambiguous("device", text, found)
+    return NodeId(found[0])
+
+
+def split_handler(text: str) -> tuple[str, str]:
+    """Return workflow and handler of WORKFLOW/HANDLER. The handler begins after the last slash.
+
+    Raises:
+        InvalidInput: there is no slash, or nothing on one side of it.
+    """
+    workflow, _, handler = text.rpartition("/")
+    if not workflow or not handler:
+        raise InvalidInput("handler", f"{text!r} is not of the form WORKFLOW/HANDLER, such as shop/pack")
+    return workflow, handler
+
+
+def find_work(text: str, known: set[WorkId]) -> WorkId:
+    """Return the work that `text` names: a whole id, or the beginning of one that is known.
+
+    Raises:
+        InvalidInput: it is no id.
+        NotFound, Ambiguous: it is the beginning of none of those, or of several.
+    """
+    prefix = text.lower()
+    if not 4 <= len(prefix) <= 2 * ID_BYTES or prefix.strip("0123456789abcdef"):
+        raise InvalidInput("work", f"{text!r} is not the beginning of an id (4 to 32 hexadecimal characters)")
+    if len(prefix) == 2 * ID_BYTES:
+        return WorkId(prefix)
+    found = sorted(one for one in known if one.startswith(prefix))
+    if not found:
+        hint = "`leasemesh unknown` lists those that wait; one that was decided before needs its whole id"
+        raise NotFound("work", [text], hint)
+    if len(found) > 1:
+        raise Ambiguous("work", text, found)
     return found[0]
+
+
+def person() -> str:
+    """Return who sits at this machine, for people elsewhere."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a process without a name or a login
+        return "somebody"
 
 
 def _event_by_key(node: Node, text: str) -> Event | None:

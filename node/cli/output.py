@@ -47,6 +47,21 @@ STATUS_STYLES = {
     "released": "bright_black",
     "lost": "magenta",
     "dead": "red",
+    "active": "cyan",
+    "committed": "green",
+    "crashed": "magenta",
+    "superseded": "bright_black",
+    "failed:logic": "bold red",
+    "failed:internal": "bold red",
+    "paused:transient": "yellow",
+    "paused:approval": "yellow",
+    "paused:confirmation": "yellow",
+    "paused:reconciliation": "bold red",
+    "applied": "green",
+    "failed": "red",
+    "in_flight": "yellow",
+    "needs_reconcile": "bold red",
+    "indeterminate": "bold red",
 }
 
 
@@ -71,15 +86,19 @@ class Column:
         title: its heading.
         right: align to the right, for numbers.
         flexible: the column may be cut when the table is too wide.
+        wraps: instead of being cut, its text goes on in the next line.
     """
 
     title: str
     right: bool = False
     flexible: bool = False
+    wraps: bool = False
 
 
 class Screen:
     """Where a command prints.
+
+    Standard output is the one of the moment when it is made: an app that `leasemesh run` runs may print, too.
 
     Attributes:
         as_json: documents instead of text.
@@ -87,6 +106,7 @@ class Screen:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
+        self._out = sys.stdout
         self._consoles: dict[TextIO, Console] = {}
 
     def show(self, document: dict[str, Any], draw: Callable[[], Iterable[RenderableType]]) -> None:
@@ -103,14 +123,14 @@ class Screen:
             self.document(document)
         else:
             self.console().print(styled(text, style), soft_wrap=True)
-        sys.stdout.flush()
+        self._out.flush()
 
     def document(self, document: dict[str, Any]) -> None:
         """Print one JSON document on a line of its own.
 
         In ASCII: no line separator of Unicode splits the line, and no control of a title reaches a terminal.
         """
-        sys.stdout.write(json.dumps(document, separators=(",", ":")) + "\n")
+        self._out.write(json.dumps(document, separators=(",", ":")) + "\n")
 
     def warn(self, text: str) -> None:
         """Print a sentence on standard error."""
@@ -127,7 +147,7 @@ class Screen:
         """Return the console of a stream (standard output when None)."""
         from rich.console import Console
 
-        stream = stream or sys.stdout
+        stream = stream or self._out
         if stream not in self._consoles:
             width = None if stream.isatty() else UNCUT_COLUMNS
             self._consoles[stream] = Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
@@ -146,10 +166,24 @@ class Screen:
         drawn = Table(box=None, padding=(0, COLUMN_GAP, 0, 0), pad_edge=False, header_style="bold")
         for column, width in zip(columns, widths, strict=True):
             justify: Literal["left", "right"] = "right" if column.right else "left"
-            drawn.add_column(column.title, justify=justify, no_wrap=True, overflow="ellipsis", width=width)
+            overflow: Literal["fold", "ellipsis"] = "fold" if column.wraps else "ellipsis"
+            drawn.add_column(column.title, justify=justify, no_wrap=not column.wraps, overflow=overflow, width=width)
         for row in cells:
             drawn.add_row(*row)
         return drawn
+
+    def facts(self, facts: Iterable[tuple[str, str | Text]], *, indent: int = 0) -> RenderableType:
+        """Return names with what there is to say of each; long text goes on below itself. Without a name a line goes on
+        with the fact before."""
+        from rich.padding import Padding
+        from rich.table import Table
+
+        drawn = Table.grid(padding=(0, COLUMN_GAP, 0, 0))
+        drawn.add_column(style="dim", no_wrap=True)
+        drawn.add_column(overflow="fold")
+        for name, text in facts:
+            drawn.add_row(styled(name), styled(text) if isinstance(text, str) else text)
+        return Padding(drawn, (0, 0, 0, indent), expand=False)
 
     @contextmanager
     def progress(self, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
@@ -223,10 +257,20 @@ def count_of(count: int, singular: str, plural: str | None = None) -> str:
 
 def ago(then_ms: int, now_ms: int) -> str:
     """Return how long ago that was, roughly: "now", "8 s ago", "3 min ago", "in 2 h"."""
-    seconds = abs(now_ms - then_ms) // 1000
-    if seconds < 1:
+    length = lasting(abs(now_ms - then_ms) // 1000 * 1000)
+    if length == "0 ms":
         return "now"
-    length = next(
+    return f"{length} ago" if then_ms < now_ms else f"in {length}"
+
+
+def lasting(length_ms: int) -> str:
+    """Return how long that is, roughly: "40 ms", "1.5 s", "8 s", "3 min"."""
+    if length_ms < 1_000:
+        return f"{length_ms} ms"
+    seconds = length_ms // 1_000
+    if length_ms < 10_000 and length_ms % 1_000 >= 100:
+        return f"{length_ms / 1_000:.1f} s"
+    return next(
         (
             f"{seconds // size} {unit}"
             for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min"))
@@ -234,9 +278,19 @@ def ago(then_ms: int, now_ms: int) -> str:
         ),
         f"{seconds} s",
     )
-    return f"{length} ago" if then_ms < now_ms else f"in {length}"
 
 
 def iso(unix_ms: int) -> str:
     """Return a time in this machine's time zone, to the second: 2026-01-31T17:04:05+01:00."""
     return datetime.fromtimestamp(unix_ms / 1000).astimezone().isoformat(timespec="seconds")
+
+
+def clock(unix_ms: int) -> str:
+    """Return a time in this machine's time zone as tables show it: 2026-01-31 17:04:05."""
+    return iso(unix_ms)[:19].replace("T", " ")
+
+
+def brief(value: Any, characters_max: int = 200) -> str:
+    """Return a JSON value on one line, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
+    return text if len(text) <= characters_max else f"{text[: characters_max - 1]}…"

@@ -1,22 +1,20 @@
-"""The command why: an event's story in order, and what to do next."""
+"""An event's story: all that devices and people did about it, in order."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-import typer
-
-from node.cli.app import Session, app, command
-from node.cli.authority import waiting_text
-from node.cli.events import event_document
-from node.cli.naming import find_event, short_run
-from node.cli.output import Column, ago, iso, joined, status_text, styled
+from node.cli.app import Session
+from node.cli.effects import effect_document, reason_text, tried_text, verdict_text
+from node.cli.naming import short_run
+from node.cli.output import brief
+from node.cli.runs import holder_of, permit_document, reservation_document, run_document
 from node.ids import short
-from node.stores import ClaimInfo, Explanation
+from node.stores import ClaimInfo, Explanation, HandlerRun
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+PAUSED_FOR_GOOD = "paused:transient"
+"""A run with this status has failed, too: another run tries again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,135 +34,144 @@ class Chapter:
     state: str = ""
 
 
-@command(
-    app,
-    "why",
-    panel="Events",
-    examples=["leasemesh why shop/orders/order-17", "leasemesh why 3f2a91c07b", "leasemesh why 3f2a91c07b --json"],
-)
-def why(
-    session: Session,
-    event: Annotated[str, typer.Argument(metavar="EVENT", help="An id, its beginning, or WORKFLOW/TOPIC/MESSAGE_ID.")],
-) -> None:
-    """Tell an event's story: who published it, who claimed it, how that ended, and what to do next."""
-    found = find_event(session.node, event)
-    explanation = session.node.explain(found.id)
-    assert explanation is not None, "an event that was found can be explained"
-    next_step = _next_step(session, explanation)
-    document = _document(session, explanation) | {"next": next_step}
-    session.screen.show(document, lambda: _draw(session, explanation, next_step))
+def claim_documents(session: Session, explanation: Explanation) -> list[dict[str, Any]]:
+    """Return all claims of an event with what is known of their runs, for programs and for `chapters`."""
+    return [_claim_document(session, claim) for claim in explanation.claims]
 
 
-def _document(session: Session, explanation: Explanation) -> dict[str, Any]:
+def _claim_document(session: Session, claim: ClaimInfo) -> dict[str, Any]:
+    node = session.node
+    run = node.handler_runs.get(claim.run)
+    entry = node.mutations.get(claim.run)
+    permit = node.permits.get(claim.run)
+    reservation = node.events.reservation(claim.run)
+    following = node.handler_runs.retry_chain(claim.run)
     return {
-        "event": event_document(explanation.event),
-        "published_at": list(explanation.publications),
-        "claims": [
-            {
-                "run": claim.run,
-                "device": session.device_name(claim.node),
-                "node": claim.node,
-                "handler": claim.handler,
-                "epoch": claim.epoch,
-                "claimed_at": claim.claimed_at,
-                "state": claim.state,
-                "effect": claim.effect,
-                "permit": _permit_document(session, claim),
-            }
-            for claim in explanation.claims
-        ],
-        "duplicate": explanation.duplicate,
-        "conflicting": explanation.conflicting,
+        "run": claim.run,
+        "device": session.device_name(claim.node),
+        "node": claim.node,
+        "handler": claim.handler,
+        "epoch": claim.epoch,
+        "claimed_at": claim.claimed_at,
+        "state": claim.state,
+        "reservation": reservation_document(session, reservation) if reservation is not None else None,
+        "handler_run": _run(session, run) if run is not None else None,
+        "effect": effect_document(session, entry) if entry is not None else None,
+        "permit": permit_document(session, permit) if permit is not None else None,
+        "gone_on_by": [_run(session, one) for one in following if holder_of(one) == claim.run],
     }
 
 
-def _permit_document(session: Session, claim: ClaimInfo) -> dict[str, Any] | None:
-    permit = session.node.permits.get(claim.run)
-    if permit is None:
-        return None
-    return {
-        "state": permit.state,
-        "authority": permit.authority,
-        "asked_at": permit.asked_at,
-        "decided_at": permit.decided_at,
-        "reason": permit.reason,
-    }
+def _run(session: Session, run: HandlerRun) -> dict[str, Any]:
+    """A run, with the time of its failure when it failed without having ended."""
+    failed_at = run.details.get("failed_at")
+    ended_at = run.ended_at or (failed_at if run.status == PAUSED_FOR_GOOD and isinstance(failed_at, int) else None)
+    return run_document(session, run) | {"ended_at": ended_at}
 
 
-def _draw(session: Session, explanation: Explanation, next_step: str) -> list[RenderableType]:
+def chapters(session: Session, explanation: Explanation, claims: list[dict[str, Any]]) -> list[Chapter]:
+    """Return the story of an event in order."""
+    told = [*_published(session, explanation), *_generations(explanation)]
+    for claim in claims:
+        told += _claimed(claim)
+        told += _permitted(claim)
+        told += _effect(session, claim)
+        for run in claim["gone_on_by"]:
+            goes_on = f"run {short_run(run['run'])} goes on after the effect of run {short_run(claim['run'])}"
+            told += [Chapter(run["started_at"], run["device"], goes_on), *_ended(run, "")]
+        told += _ended(claim["handler_run"], claim["state"])
+    return sorted(told, key=lambda chapter: chapter.at)  # stable: of one moment in the order of the steps
+
+
+def _published(session: Session, explanation: Explanation) -> list[Chapter]:
     event = explanation.event
-    lines: list[RenderableType] = [
-        joined(styled(f"{event.workflow}/{event.topic}/{event.message_id}", "bold"), "  ", status_text(event.status)),
-        styled(event.title) if event.title else styled("(no title)", "dim"),
-        styled(f"event {event.id}", "dim"),
-        "",
-    ]
-    columns = [Column("when"), Column("ago"), Column("device"), Column("what", flexible=True)]
-    rows = [
-        [
-            iso(chapter.at)[:19].replace("T", " "),
-            ago(chapter.at, session.now_ms),
-            chapter.device,
-            joined(chapter.text, status_text(chapter.state)) if chapter.state else chapter.text,
-        ]
-        for chapter in _chapters(session, explanation)
-    ]
-    lines += [session.screen.table(columns, rows), ""]
-    if explanation.duplicate:
-        lines.append(
-            styled("DUPLICATE: more than one run did this work; it was done before they could meet.", "bold magenta")
-        )
-    if explanation.conflicting:
-        lines.append(styled("It was published with different contents; the earliest publication counts.", "yellow"))
-    return [*lines, joined(styled("next: ", "bold"), next_step)]
-
-
-def _chapters(session: Session, explanation: Explanation) -> list[Chapter]:
+    run = session.node.handler_runs.get(event.created_by_run) if event.created_by_run else None
+    verb, by, device = "published", "", ""
+    if event.generation:
+        said = next((one.by for one in explanation.generations if one.event == event.id), "")
+        verb, by = f"requeued as generation {event.generation}", f" by {said}" if said else ""
+    elif run is not None:
+        by, device = f" by run {short_run(run.id)} of {run.handler}", session.device_name(run.node)
+    elif event.created_by_run:
+        by = f" by run {short_run(event.created_by_run)}"
+    cause = session.node.events.get(event.caused_by) if event.caused_by and not event.generation else None
+    because = f", because of {cause.topic}/{cause.message_id}" if cause is not None else ""
     first, *again = explanation.publications
-    by = f" by run {short_run(run)}" if (run := explanation.event.created_by_run) else ""
-    chapters = [Chapter(first, "", f"published{by}")]
-    chapters += [Chapter(at, "", "published again; nothing changed") for at in again]
-    chapters += [_chapter_of(session, claim) for claim in explanation.claims]
-    chapters += [chapter for claim in explanation.claims for chapter in _chapters_of_permit(session, claim)]
-    return sorted(chapters, key=lambda chapter: chapter.at)
+    return [
+        Chapter(first, device, f"{verb}{by}{because}"),
+        *(Chapter(at, "", "published again; nothing changed") for at in again),
+    ]
 
 
-def _chapter_of(session: Session, claim: ClaimInfo) -> Chapter:
-    verb = "claimed" if claim.epoch == 1 else f"claimed (epoch {claim.epoch})"
-    effect = f", effect {claim.effect}" if claim.effect else ""
-    text = f"{verb} by run {short_run(claim.run)} for {claim.handler}{effect}: "
-    return Chapter(claim.claimed_at, session.device_name(claim.node), text, claim.state)
+def _generations(explanation: Explanation) -> list[Chapter]:
+    told = []
+    for one in explanation.generations:
+        name = "first published" if one.generation == 0 else f"generation {one.generation}"
+        by = f", requeued by {one.by}" if one.by else ""
+        if one.generation != explanation.event.generation:
+            told.append(Chapter(one.created_at, "", f"{name} as event {short(one.event)}{by}: ", one.status))
+    return told
 
 
-def _chapters_of_permit(session: Session, claim: ClaimInfo) -> list[Chapter]:
-    permit = session.node.permits.get(claim.run)
+def _claimed(claim: dict[str, Any]) -> list[Chapter]:
+    reservation = claim["reservation"] or {"goes_on_with": None, "mode": "soft"}
+    before = reservation["goes_on_with"]
+    verb = f"taken over from run {short_run(before)}" if before else "claimed"
+    attempt = f" (epoch {claim['epoch']})" if claim["epoch"] > 1 else ""
+    mode = f", {reservation['mode']}" if reservation["mode"] != "soft" else ""
+    text = f"{verb}{attempt} by run {short_run(claim['run'])} for {claim['handler']}{mode}"
+    ended = claim["handler_run"] is not None and claim["handler_run"]["ended_at"] is not None
+    if ended or (claim["handler_run"] is not None and claim["state"] == "held"):
+        return [Chapter(claim["claimed_at"], claim["device"], text)]
+    return [Chapter(claim["claimed_at"], claim["device"], f"{text}: ", claim["state"])]
+
+
+def _permitted(claim: dict[str, Any]) -> list[Chapter]:
+    permit, run = claim["permit"], short_run(claim["run"])
     if permit is None:
         return []
-    asked = Chapter(permit.asked_at, session.device_name(permit.node), f"run {short_run(claim.run)} asks for a permit")
-    if permit.authority is None:
+    asked = Chapter(permit["asked_at"], claim["device"], f"run {run} asks for a permit")
+    if permit["authority"] is None:
         return [asked]
-    decision = f"refused: {permit.reason}" if permit.reason else "granted"
-    text = f"permit of run {short_run(claim.run)} {decision}" + (", void since" if permit.state == "void" else "")
-    return [asked, Chapter(permit.decided_at, session.device_name(permit.authority), text)]
+    decision = f"refused: {permit['reason']}" if permit["reason"] else "granted"
+    void = ", void since" if permit["state"] == "void" else ""
+    return [asked, Chapter(permit["decided_at"], permit["device"], f"permit of run {run} {decision}{void}")]
 
 
-def _next_step(session: Session, explanation: Explanation) -> str:
-    event = explanation.event
-    if event.status == "pending":
-        return f"it is free: leasemesh reserve {event.workflow}/{event.topic} --id {event.message_id}"
-    if event.status == "unknown":
-        return "whether its effect happened is not known; it waits until that is found out or a person decides"
-    if event.status != "reserved":
-        return "nothing; it is settled for ever"
-    permit = session.node.permits.get(event.run) if event.run else None
-    if permit is not None and permit.state == "waiting":
-        return waiting_text(session, permit)
-    holder = next(claim for claim in explanation.claims if claim.run == event.run)
-    if holder.node == session.node.site_id:
-        return f"this device holds it: leasemesh consume {short_run(holder.run)}, or release it"
-    wait_ms = session.node.staleness.holder(event.id).wait_ms
-    when = (
-        f"in {wait_ms / 1000:.0f} s, if it stays silent" if wait_ms else "now, for it has been silent for long enough"
-    )
-    device = session.device_name(holder.node)
-    return f"{device} holds it; others may take it over {when}: leasemesh take-over {short(event.id)}"
+def _effect(session: Session, claim: dict[str, Any]) -> list[Chapter]:
+    effect = claim["effect"]
+    if effect is None:
+        return []
+    tool, device, reason = effect["tool"], claim["device"], ""
+    if effect["error"] is not None:
+        reason = f": {reason_text(effect['error'])}"
+    told = [Chapter(effect["begun_at"], device, f"{tool} begins with {brief(effect['params'], 120)}")]
+    match effect["status"]:
+        case "applied":
+            told.append(Chapter(effect["updated_at"], device, f"{tool} ", "applied"))
+        case "failed":
+            told.append(Chapter(effect["updated_at"], device, f"{tool} certainly did not happen{reason}"))
+        case "needs_reconcile" | "indeterminate":
+            tried = tried_text(effect, session.now_ms)
+            told.append(Chapter(effect["updated_at"], device, f"{tool}{reason}{tried}; outcome ", "unknown"))
+    told += [Chapter(one["at"], one["device"], verdict_text(one)) for one in effect["verdicts"]]
+    return told
+
+
+def _ended(run: dict[str, Any] | None, state: str) -> list[Chapter]:
+    if run is None or run["ended_at"] is None:
+        return []
+    status = run["status"]
+    ended = "failed, another run tries again" if status == PAUSED_FOR_GOOD else status
+    error = f": {run['error']}" if run["error"] and status != "committed" else ""
+    text = f"run {short_run(run['run'])} {ended}{error}"
+    if not state or state == "held":
+        return [Chapter(run["ended_at"], run["device"], text)]
+    return [Chapter(run["ended_at"], run["device"], f"{text}; event ", state)]
+
+
+def last_failure(claims: list[dict[str, Any]]) -> str | None:
+    """Return what went wrong in the last run that claimed the event; None when nothing did."""
+    runs = [claim["handler_run"] for claim in claims if claim["handler_run"] is not None]
+    failed = [run for run in runs if run["error"] and run["status"] not in ("committed", "superseded")]
+    return failed[-1]["error"] if failed else None

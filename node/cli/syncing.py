@@ -1,42 +1,33 @@
-"""Commands that talk to other devices: serve, verify."""
+"""Commands that talk to other devices: serve, verify; and the options by which `run` does."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import signal
-import time
 from collections.abc import Iterable
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from node.cli.app import CommandError, Session, app, command
-from node.cli.output import ExitCode, Screen, clean, count_of, joined, styled
+from node.cli.output import ExitCode, count_of, joined, styled
+from node.cli.telling import Teller, print_warnings, stopping_on_signals, tell_all
 from node.ids import short
-from node.syncing import Comparison, Syncing, SyncRefused
-from sync.effects import Tell
+from node.syncing import Comparison, SyncRefused
 from sync.knowledge import Knowledge
 from sync.websocket import AddressError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.progress import Progress, TaskID
 
 TOKEN_VARIABLE = "LEASEMESH_TOKEN"
 
-TELL_STYLES = {
-    "connected": "green",
-    "caught_up": "green",
-    "disconnected": "yellow",
-    "refused": "bold red",
-    "parked": "yellow",
-    "identity": "bold yellow",
-}
-PROGRESS_KINDS = frozenset({"sending", "receiving"})
-
+ListenOption = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Let other devices dial this one. Port 0 takes a free one.")
+]
+PeersOption = Annotated[
+    list[str] | None, typer.Option("--peer", metavar="URL", help="Dial this device; may be given again.")
+]
 TokenFileOption = Annotated[
     Path | None, typer.Option(help="A file with the workspace's shared secret.", metavar="PATH")
 ]
@@ -58,12 +49,8 @@ TokenVariable = Annotated[
 )
 def serve(
     session: Session,
-    listen: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Let other devices dial this one. Port 0 takes a free one.")
-    ] = None,
-    peers: Annotated[
-        list[str] | None, typer.Option("--peer", metavar="URL", help="Dial this device; may be given again.")
-    ] = None,
+    listen: ListenOption = None,
+    peers: PeersOption = None,
     token_file: TokenFileOption = None,
     token: TokenVariable = None,
 ) -> None:
@@ -75,7 +62,7 @@ def serve(
         raise CommandError("serve needs --listen HOST:PORT, --peer URL, or both", ExitCode.USAGE)
     secret = read_token(token_file, token)
     address = parse_listen(listen) if listen is not None else None
-    _log(session)
+    print_warnings(session)
     with session.node:
         try:
             asyncio.run(_serve(session, address, peers or [], secret))
@@ -87,13 +74,12 @@ def serve(
 
 async def _serve(session: Session, listen: tuple[str, int] | None, peers: list[str], token: str | None) -> None:
     stop = asyncio.Event()
-    _stop_on_signals(stop)
     node = session.node
-    with Teller(session.screen) as teller:
+    with Teller(session.screen) as teller, stopping_on_signals(stop, teller.close):
         async with node.syncing(listen=listen, peers=peers, token=token) as sync:
             observer = sync.loop.observe()
             teller.began(node.name, node.workspace_id, sync, peers)
-            telling = asyncio.create_task(_tell_all(teller, observer))
+            telling = asyncio.create_task(tell_all(teller, observer))
             ended = asyncio.create_task(sync.wait())
             asked = asyncio.create_task(stop.wait())
             await asyncio.wait((ended, asked), return_when=asyncio.FIRST_COMPLETED)
@@ -101,154 +87,6 @@ async def _serve(session: Session, listen: tuple[str, int] | None, peers: list[s
             teller.stopping = True
         await asyncio.gather(telling, ended)
         teller.ended()
-
-
-def _log(session: Session) -> None:
-    """Have warnings printed that are not told as well: connections that were turned away, for example."""
-    if session.debug:
-        logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(message)s")
-        return
-    handler = _PrintWarnings(session.screen)
-    handler.addFilter(lambda record: not record.name.startswith("leasemesh.sync"))
-    logging.getLogger("leasemesh").addHandler(handler)
-
-
-class _PrintWarnings(logging.Handler):
-    """Prints warnings as `serve` prints what is told."""
-
-    def __init__(self, screen: Screen) -> None:
-        super().__init__(logging.WARNING)
-        self._screen = screen
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        document = {"event": "warning", "at": _now_ms(), "text": text}
-        self._screen.event(document, f"{time.strftime('%H:%M:%S')}  {text}", "yellow")
-
-
-async def _tell_all(teller: Teller, observer: Any) -> None:
-    async for tell in observer:
-        teller.tell(tell)
-
-
-def _stop_on_signals(stop: asyncio.Event) -> None:
-    """Stop cleanly at the first Ctrl-C (or SIGTERM), at once at the second."""
-    loop = asyncio.get_running_loop()
-
-    def stop_soon(number: int) -> None:
-        stop.set()
-        loop.remove_signal_handler(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop_soon, number)
-
-
-class Teller:
-    """Prints what sync tells: a line for each thing that happened, a bar for each transfer that is under way.
-
-    Attributes:
-        stopping: this node was asked to stop; that its links end now is no news.
-    """
-
-    def __init__(self, screen: Screen) -> None:
-        self._screen = screen
-        self.stopping = False
-        self._level: set[str] = set()
-        self._bars: Progress | None = None
-        self._tasks: dict[tuple[str, str], TaskID] = {}
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Teller:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def began(self, name: str, workspace: str, sync: Syncing, peers: list[str]) -> None:
-        """Sync has started."""
-        document = {"event": "started", "at": _now_ms(), "name": name, "workspace": workspace, "url": sync.url}
-        where = [f"listening on {sync.url}"] if sync.url else []
-        where += [f"dialling {peer}" for peer in peers]
-        if self._screen.as_json:
-            self._screen.event(document, "")
-        else:
-            self._screen.event({}, f"{name} of workspace {workspace}", "bold")
-            self._screen.event({}, f"{', '.join(where)}; Ctrl-C stops")
-
-    def ended(self) -> None:
-        """Sync was stopped."""
-        self._screen.event({"event": "stopped", "at": _now_ms()}, "stopped", "bold")
-
-    def tell(self, tell: Tell) -> None:
-        """Something happened."""
-        if self._screen.as_json:
-            if tell.rows or tell.kind not in ("sent", "received", "digest"):
-                self._screen.event(_document(tell), "")
-            return
-        self._show_progress(tell)
-        if self._is_news(tell):
-            self._screen.event({}, f"{time.strftime('%H:%M:%S')}  {tell.text}", TELL_STYLES.get(tell.kind, ""))
-
-    def _is_news(self, tell: Tell) -> bool:
-        """Transfers are told when they brought something, "caught up" once for each connection."""
-        if tell.kind in PROGRESS_KINDS or tell.kind == "digest" or (self.stopping and tell.kind == "disconnected"):
-            return False
-        if tell.kind in ("sent", "received"):
-            return tell.rows > 0
-        if tell.kind == "disconnected":
-            self._level.discard(tell.name)
-        if tell.kind == "caught_up":
-            if tell.name in self._level:
-                return False
-            self._level.add(tell.name)
-        return True
-
-    def _show_progress(self, tell: Tell) -> None:
-        if not self._screen.console().is_terminal:
-            return
-        if tell.kind in PROGRESS_KINDS:
-            bars = self._opened_bars()
-            key = (tell.name, tell.kind)
-            if key not in self._tasks:
-                self._tasks[key] = bars.add_task(clean(f"{tell.name}: {tell.kind}"), total=tell.rows_total)
-            bars.update(self._tasks[key], completed=tell.rows, total=max(tell.rows, tell.rows_total))
-        elif tell.kind in ("sent", "received", "disconnected"):
-            finished = {"sent": {"sending"}, "received": {"receiving"}}.get(tell.kind, PROGRESS_KINDS)
-            for ended in [key for key in self._tasks if key[0] == tell.name and key[1] in finished]:
-                self._opened_bars().remove_task(self._tasks.pop(ended))
-            if not self._tasks:
-                # Without tasks the bars are stopped: they would wake up ten times a second for nothing.
-                self._stack.close()
-                self._bars = None
-
-    def _opened_bars(self) -> Progress:
-        if self._bars is None:
-            from rich.progress import BarColumn, Progress, TextColumn
-
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.completed:,} of {task.total:,} rows"),
-            )
-            bars = Progress(*columns, console=self._screen.console(), transient=True)
-            self._bars = self._stack.enter_context(bars)
-        return self._bars
-
-
-def _document(tell: Tell) -> dict[str, Any]:
-    return {
-        "event": tell.kind,
-        "at": _now_ms(),
-        "peer": tell.name,
-        "node": tell.site.hex() if tell.site else None,
-        "text": tell.text,
-        "rows": tell.rows,
-        "rows_total": tell.rows_total,
-    }
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 @command(

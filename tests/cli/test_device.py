@@ -17,6 +17,17 @@ def test_init_begins_a_workspace_that_another_device_can_join(leasemesh, folder)
     meet(folder / "leasemesh.db", folder / "two.db")
 
 
+def test_who_begins_a_workspace_grants_its_permits_and_who_joins_is_told_what_to_do(leasemesh, folder):
+    first = leasemesh("init", "--name", "laptop", "--json").document
+    assert first["authority"] == first["node"]
+    assert leasemesh("authority", "show", "--json").document["device"] == "laptop"
+    joined = leasemesh("init", "--db", "two.db", "--workspace", first["workspace"])
+    assert "leasemesh authority set" in joined.out
+    assert leasemesh("authority", "show", "--json", "--db", "two.db").document["node"] is None
+    meet(folder / "leasemesh.db", folder / "two.db")
+    assert leasemesh("authority", "show", "--json", "--db", "two.db").document["device"] == "laptop"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

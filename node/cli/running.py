@@ -1,0 +1,152 @@
+"""The command run: an app's handlers, until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import AsyncExitStack, nullcontext, redirect_stdout, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from node.cli.app import CommandError, Session, app, command
+from node.cli.apps import load_workflows
+from node.cli.output import ExitCode
+from node.cli.runs import show_run
+from node.cli.syncing import ListenOption, PeersOption, TokenFileOption, TokenVariable, parse_listen, read_token
+from node.cli.telling import Teller, print_warnings, stopping_on_signals, tell_all
+from node.cli.watching import RunScreen
+from node.errors import LeasemeshError
+from node.runtime.errors import RunRefused
+from node.syncing import SyncRefused
+from sync.websocket import AddressError
+
+if TYPE_CHECKING:
+    from node.runtime.runner import Runner
+    from node.runtime.workflow import Workflow
+    from node.service import Node
+    from node.syncing import Syncing
+
+SHOW = "show"
+
+LAST_WORDS_S = 2.0
+"""How long it takes at the most to send what the last runs came to; whoever is away gets it another time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the handlers are to be run.
+
+    Attributes:
+        listen, peers, token: for sync; without the first two there is none.
+        concurrency: runs at a time.
+        drain_s: how long runs may take to end.
+    """
+
+    listen: tuple[str, int] | None
+    peers: list[str]
+    token: str | None
+    concurrency: int
+    drain_s: float
+
+
+@command(
+    app,
+    "run",
+    panel="Handlers",
+    examples=[
+        "leasemesh run app.py",
+        "leasemesh run app.py --peer 127.0.0.1:8787",
+        "leasemesh run app.py --listen 0.0.0.0:8787 --token-file secret",
+        "leasemesh run app.py --drain 60 --json",
+    ],
+)
+def run(
+    session: Session,
+    file: Annotated[Path, typer.Argument(metavar="APP", help="A Python file that declares workflows.")],
+    shown: Annotated[str | None, typer.Argument(metavar="RUN", hidden=True)] = None,
+    listen: ListenOption = None,
+    peers: PeersOption = None,
+    concurrency: Annotated[int, typer.Option(metavar="N", help="Runs at a time; of one handler never two.")] = 8,
+    drain: Annotated[float, typer.Option(metavar="SECONDS", help="When stopping: how long runs may take to end.")] = 10,
+    token_file: TokenFileOption = None,
+    token: TokenVariable = None,
+) -> None:
+    """Run an app's handlers, and sync with other devices if there is --listen or --peer, until Ctrl-C.
+
+    Ctrl-C lets what runs end within --drain seconds, or gives it back; a second one stops at once. What was under way
+    then is looked after by the next start. `leasemesh run show RUN` shows one run.
+    """
+    if shown is not None:
+        if str(file) != SHOW:
+            raise CommandError(f"unexpected {shown!r} after {file}: `leasemesh run` takes one app", ExitCode.USAGE)
+        show_run(session, shown)
+        return
+    options = Options(
+        listen=parse_listen(listen) if listen is not None else None,
+        peers=peers or [],
+        token=read_token(token_file, token),
+        concurrency=concurrency,
+        drain_s=drain,
+    )
+    node = session.node  # first of all: without a file nothing of the app needs to be imported
+    workflows = load_workflows(file)
+    print_warnings(session)
+    with node, redirect_stdout(sys.stderr) if session.screen.as_json else nullcontext():  # what the app prints
+        try:
+            asyncio.run(_run(session, workflows, options))
+        except AddressError as error:
+            raise CommandError(str(error), ExitCode.USAGE) from error
+        except (SyncRefused, RunRefused) as error:
+            raise CommandError(str(error), ExitCode.NOT_AVAILABLE) from error
+
+
+async def _run(session: Session, workflows: list[Workflow], options: Options) -> None:
+    node, stop = session.node, asyncio.Event()
+    async with AsyncExitStack() as stack:
+        screen = stack.enter_context(RunScreen(session.screen, drain_s=options.drain_s))
+        stack.enter_context(stopping_on_signals(stop, screen.at_once))
+        teller = stack.enter_context(Teller(session.screen, bars=False))
+        sync = None
+        if options.listen is not None or options.peers:
+            sync = await stack.enter_async_context(
+                node.syncing(listen=options.listen, peers=options.peers, token=options.token)
+            )
+            stack.push_async_callback(_pass_on, node)
+        runner = await stack.enter_async_context(
+            node.running(workflows, concurrency=options.concurrency, drain_s=options.drain_s)
+        )
+        screen.began(session, workflows, runner, sync.url if sync is not None else None)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(screen.tell_all(runner.observe()))
+            drawing = tasks.create_task(screen.keep_drawing())
+            telling = tasks.create_task(tell_all(teller, sync.loop.observe())) if sync is not None else None
+            await _until_asked_or_ended(stop, runner, sync)
+            screen.stopping()
+            teller.stopping = True
+            await runner.stop()
+            for task in (drawing, telling):
+                if task is not None:
+                    task.cancel()
+    screen.ended()
+
+
+async def _until_asked_or_ended(stop: asyncio.Event, runner: Runner, sync: Syncing | None) -> None:
+    """Return at a signal, or when handlers or sync have failed: leaving their blocks raises with what."""
+    waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(runner.wait())]
+    if sync is not None:
+        waits.append(asyncio.ensure_future(sync.wait()))
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for one in waits:
+        one.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
+
+
+async def _pass_on(node: Node) -> None:
+    """Let those who are connected hear what the last runs came to, so that nobody must wait for our return."""
+    if any(peer.state == "connected" for peer in node.peers()):
+        with suppress(TimeoutError, LeasemeshError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await node.caught_up()

@@ -1,0 +1,209 @@
+"""What a command tells while it runs on: tellings of sync, warnings, and the end by Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from node.cli.app import Session
+from node.cli.output import ExitCode, Screen, clean
+from sync.effects import Tell
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from node.syncing import Syncing
+
+TELL_STYLES = {
+    "connected": "green",
+    "caught_up": "green",
+    "disconnected": "yellow",
+    "refused": "bold red",
+    "parked": "yellow",
+    "identity": "bold yellow",
+}
+TOLD_TOO = "_tell"
+"""The function of the runner whose warnings its observers are told, too."""
+
+PROGRESS_KINDS = frozenset({"sending", "receiving"})
+
+
+def print_warnings(session: Session) -> None:
+    """Have warnings printed that are not told as well: connections that were turned away, for example."""
+    if session.debug:
+        logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(message)s")
+        return
+    handler = _PrintWarnings(session.screen)
+    handler.addFilter(lambda record: not (record.name.startswith("leasemesh.sync") or record.funcName == TOLD_TOO))
+    logging.getLogger("leasemesh").addHandler(handler)
+
+
+class _PrintWarnings(logging.Handler):
+    """Prints warnings as `serve` prints what is told."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(logging.WARNING)
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        document = {"event": "warning", "at": now_ms(), "text": text}
+        self._screen.event(document, f"{time.strftime('%H:%M:%S')}  {text}", "yellow")
+
+
+async def tell_all(teller: Teller, observer: Any) -> None:
+    """Pass on what is told until nothing more comes."""
+    async for tell in observer:
+        teller.tell(tell)
+
+
+@contextmanager
+def stopping_on_signals(stop: asyncio.Event, at_once: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Within the block the first Ctrl-C (or SIGTERM) sets an event, and the second one ends this process at once.
+
+    At once, whatever goes on: code of an app that blocks everything else is no exception. The file is always ready for
+    that; what was under way is looked after by the next start.
+
+    Args:
+        stop: set by the first signal.
+        at_once: called before the process is ended, to leave the terminal as it was.
+    """
+    loop = asyncio.get_running_loop()
+    asked = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            at_once()
+            os._exit(ExitCode.INTERRUPTED)
+        asked = True
+        loop.call_soon_threadsafe(stop.set)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Teller:
+    """Prints what sync tells: a line for each thing that happened, a bar for each transfer that is under way.
+
+    Attributes:
+        stopping: this node was asked to stop; that its links end now is no news.
+    """
+
+    def __init__(self, screen: Screen, *, bars: bool = True) -> None:
+        """Args: where to print, and whether to show bars (of live displays a terminal has one)."""
+        self._screen = screen
+        self._with_bars = bars
+        self.stopping = False
+        self._level: set[str] = set()
+        self._bars: Progress | None = None
+        self._tasks: dict[tuple[str, str], TaskID] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Teller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bars away."""
+        self._stack.close()
+
+    def began(self, name: str, workspace: str, sync: Syncing, peers: list[str]) -> None:
+        """Sync has started."""
+        document = {"event": "started", "at": now_ms(), "name": name, "workspace": workspace, "url": sync.url}
+        where = [f"listening on {sync.url}"] if sync.url else []
+        where += [f"dialling {peer}" for peer in peers]
+        if self._screen.as_json:
+            self._screen.event(document, "")
+        else:
+            self._screen.event({}, f"{name} of workspace {workspace}", "bold")
+            self._screen.event({}, f"{', '.join(where)}; Ctrl-C stops")
+
+    def ended(self) -> None:
+        """Sync was stopped."""
+        self._screen.event({"event": "stopped", "at": now_ms()}, "stopped", "bold")
+
+    def tell(self, tell: Tell) -> None:
+        """Something happened."""
+        if self._screen.as_json:
+            if tell.rows or tell.kind not in ("sent", "received", "digest"):
+                self._screen.event(_document(tell), "")
+            return
+        self._show_progress(tell)
+        if self._is_news(tell):
+            self._screen.event({}, f"{time.strftime('%H:%M:%S')}  {tell.text}", TELL_STYLES.get(tell.kind, ""))
+
+    def _is_news(self, tell: Tell) -> bool:
+        """Transfers are told when they brought something, "caught up" once for each connection."""
+        if tell.kind in PROGRESS_KINDS or tell.kind == "digest" or (self.stopping and tell.kind == "disconnected"):
+            return False
+        if tell.kind in ("sent", "received"):
+            return tell.rows > 0
+        if tell.kind == "disconnected":
+            self._level.discard(tell.name)
+        if tell.kind == "caught_up":
+            if tell.name in self._level:
+                return False
+            self._level.add(tell.name)
+        return True
+
+    def _show_progress(self, tell: Tell) -> None:
+        if not self._with_bars or not self._screen.console().is_terminal:
+            return
+        if tell.kind in PROGRESS_KINDS:
+            bars = self._opened_bars()
+            key = (tell.name, tell.kind)
+            if key not in self._tasks:
+                self._tasks[key] = bars.add_task(clean(f"{tell.name}: {tell.kind}"), total=tell.rows_total)
+            bars.update(self._tasks[key], completed=tell.rows, total=max(tell.rows, tell.rows_total))
+        elif tell.kind in ("sent", "received", "disconnected"):
+            finished = {"sent": {"sending"}, "received": {"receiving"}}.get(tell.kind, PROGRESS_KINDS)
+            for ended in [key for key in self._tasks if key[0] == tell.name and key[1] in finished]:
+                self._opened_bars().remove_task(self._tasks.pop(ended))
+            if not self._tasks:
+                # Without tasks the bars are stopped: they would wake up ten times a second for nothing.
+                self._stack.close()
+                self._bars = None
+
+    def _opened_bars(self) -> Progress:
+        if self._bars is None:
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed:,} of {task.total:,} rows"),
+            )
+            bars = Progress(*columns, console=self._screen.console(), transient=True)
+            self._bars = self._stack.enter_context(bars)
+        return self._bars
+
+
+def _document(tell: Tell) -> dict[str, Any]:
+    return {
+        "event": tell.kind,
+        "at": now_ms(),
+        "peer": tell.name,
+        "node": tell.site.hex() if tell.site else None,
+        "text": tell.text,
+        "rows": tell.rows,
+        "rows_total": tell.rows_total,
+    }
+
+
+def now_ms() -> int:
+    """Return the wall clock, Unix milliseconds."""
+    return time.time_ns() // 1_000_000

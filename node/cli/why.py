@@ -1,0 +1,164 @@
+"""The command why: an event's story in order, and what to do next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from node.cli.app import Session, app, command
+from node.cli.authority import waiting_text
+from node.cli.effects import resolve_sentence
+from node.cli.events import event_document
+from node.cli.naming import find_event, short_run
+from node.cli.output import Column, ago, clock, joined, status_text, styled
+from node.cli.story import Chapter, chapters, claim_documents, last_failure
+from node.cli.unknown import silent_permits
+from node.errors import IllegalState
+from node.ids import short
+from node.stores import Explanation
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@command(
+    app,
+    "why",
+    panel="Events",
+    examples=["leasemesh why shop/orders/order-17", "leasemesh why 3f2a91c07b", "leasemesh why 3f2a91c07b --json"],
+)
+def why(
+    session: Session,
+    event: Annotated[str, typer.Argument(metavar="EVENT", help="An id, its beginning, or WORKFLOW/TOPIC/MESSAGE_ID.")],
+) -> None:
+    """Tell an event's story: who published it, who claimed it, what was done, how that ended, and what to do next."""
+    found = find_event(session.node, event)
+    with session.node.database.snapshot():
+        explanation = session.node.explain(found.id)
+        assert explanation is not None, "an event that was found can be explained"
+        claims = claim_documents(session, explanation)
+        story = chapters(session, explanation, claims)
+    next_step = _next_step(session, explanation, claims)
+    document = {
+        "event": event_document(explanation.event),
+        "published_at": list(explanation.publications),
+        "generations": [
+            {"event": one.event, "generation": one.generation, "status": one.status, "by": one.by, "at": one.created_at}
+            for one in explanation.generations
+        ],
+        "claims": claims,
+        "duplicate": explanation.duplicate,
+        "conflicting": explanation.conflicting,
+        "story": [{"at": one.at, "device": one.device, "text": one.text + one.state} for one in story],
+        "next": next_step,
+    }
+    session.screen.show(document, lambda: _draw(session, explanation, story, next_step))
+
+
+def _draw(session: Session, explanation: Explanation, story: list[Chapter], next_step: str) -> list[RenderableType]:
+    event = explanation.event
+    generation = f", generation {event.generation}" if event.generation else ""
+    lines: list[RenderableType] = [
+        joined(styled(f"{event.workflow}/{event.topic}/{event.message_id}", "bold"), "  ", status_text(event.status)),
+        styled(event.title) if event.title else styled("(no title)", "dim"),
+        styled(f"event {event.id}{generation}, published {ago(event.created_at, session.now_ms)}", "dim"),
+        "",
+    ]
+    columns = [Column("when"), Column("device", flexible=True), Column("what", flexible=True, wraps=True)]
+    rows = [
+        [clock(one.at), one.device, joined(one.text, status_text(one.state)) if one.state else one.text]
+        for one in story
+    ]
+    lines += [session.screen.table(columns, rows), ""]
+    if explanation.duplicate:
+        lines.append(
+            styled("DUPLICATE: more than one run did this work; it was done before they could meet.", "bold magenta")
+        )
+    if explanation.conflicting:
+        lines.append(styled("It was published with different contents; the earliest publication counts.", "yellow"))
+    return [*lines, joined(styled("next: ", "bold"), next_step)]
+
+
+# --- What to do next --------------------------------------------------------------------------------------------------
+
+
+def _next_step(session: Session, explanation: Explanation, claims: list[dict[str, Any]]) -> str:
+    event = explanation.event
+    newest = explanation.generations[-1] if explanation.generations else None
+    if newest is not None and newest.generation > event.generation:
+        return f"it was requeued; of its newest generation: leasemesh why {short(newest.event)}"
+    match event.status:
+        case "pending":
+            return _next_of_pending(session, explanation, claims)
+        case "unknown":
+            return _next_of_unknown(session, explanation, claims)
+        case "reserved":
+            return _next_of_reserved(session, explanation, claims)
+        case "dead":
+            return (
+                f"it was given up after too many failures; to have it done again: leasemesh requeue {short(event.id)}"
+            )
+    return "nothing; it is settled for ever"
+
+
+def _next_of_pending(session: Session, explanation: Explanation, claims: list[dict[str, Any]]) -> str:
+    event, node = explanation.event, session.node
+    for handler in dict.fromkeys(claim["handler"] for claim in claims):
+        block = node.handler_blocks.get(event.workflow, handler)
+        if block is not None:
+            reason = f" ({block.reason})" if block.reason else ""
+            return f"handler {handler} is blocked{reason}: leasemesh unblock {event.workflow}/{handler}"
+    holders = node.permits.holders(event.id)
+    if holders:
+        return f"the permit of run {short_run(holders[0])} stands for it, so nobody else may do it: leasemesh unknown"
+    reserve = f"leasemesh reserve {event.workflow}/{event.topic} --id {event.message_id}"
+    failure = last_failure(claims)
+    if failure is not None:
+        return f"a device that runs {claims[-1]['handler']} tries again; to do it by hand: {reserve}"
+    return f"it is free: {reserve}"
+
+
+def _next_of_unknown(session: Session, explanation: Explanation, claims: list[dict[str, Any]]) -> str:
+    for claim in reversed(claims):
+        effect = claim["effect"]
+        if effect is None or effect["outcome"] != "unknown":
+            continue
+        resolve = resolve_sentence(effect["work"])
+        decide = f"ask the service, then: {resolve}"
+        if effect["status"] == "in_flight" and claim["node"] == session.node.site_id:
+            return f"this device calls {effect['tool']}, or was cut off: the app finds that out when it runs again"
+        if effect["status"] == "in_flight":
+            return f"{claim['device']} calls {effect['tool']}, or was cut off; when it is not coming back, {decide}"
+        if effect["status"] == "needs_reconcile":
+            return f"{claim['device']} asks what became of it; whoever knows may say so: {resolve}"
+        return decide
+    return "whether its effect happened is not known; it waits until that is found out: leasemesh unknown"
+
+
+def _next_of_reserved(session: Session, explanation: Explanation, claims: list[dict[str, Any]]) -> str:
+    event, node = explanation.event, session.node
+    permit = node.permits.get(event.run) if event.run else None
+    if permit is not None and permit.state == "waiting":
+        return waiting_text(session, permit)
+    holder = next(claim for claim in claims if claim["run"] == event.run)
+    run, device = holder["handler_run"], holder["device"]
+    happened = holder["effect"] is not None and holder["effect"]["outcome"] == "applied"
+    if holder["node"] == node.site_id:
+        if run is None:
+            return f"this device holds it: leasemesh consume {short_run(holder['run'])}, or release it"
+        if happened:
+            return "its effect happened, and what follows is still to be done: this device does it while the app runs"
+        return f"this device works on it, or does when the app runs again: leasemesh show {short_run(holder['run'])}"
+    if permit is not None and permit.state == "granted" and any(one.run == event.run for one in silent_permits(node)):
+        return f"{device} has a permit and fell silent; ask the service, then: {resolve_sentence(permit.work)}"
+    try:
+        wait_ms = node.staleness.holder(event.id).wait_ms
+    except IllegalState:  # it changed a moment ago
+        return f"{device} had it a moment ago; look again"
+    when = (
+        f"in {wait_ms / 1000:.0f} s, if it stays silent" if wait_ms else "now, for it has been silent for long enough"
+    )
+    if happened:
+        return f"{device} goes on after the effect; devices that run the handler may take over {when}"
+    return f"{device} holds it; others may take it over {when}: leasemesh take-over {short(event.id)}"
