@@ -85,7 +85,7 @@ class Device:
         self.dials = list(dials)
         self.migrations = migrations
         self.workflows = tuple(workflows)
-        self.clock = Clock(world.scheduler)
+        self.clock = Clock(world.scheduler, on_wrong=world.hit)
         self.random = Random(f"{world.seed} device {number}")
         self.boots = 1
         self.destroyed = False
@@ -141,8 +141,8 @@ class Device:
     def resume(self) -> None:
         """Let the process go on."""
         self.paused = False
-        if self.process is not None:
-            self.process.loop.resume()
+        if self.process is not None and self.process.loop.resume():
+            self.world.hit("pause")
 
     @property
     def crash_plan(self) -> CrashPlan | None:
@@ -189,7 +189,7 @@ class Process:
             migrations=device.migrations,
             surroundings=self._surroundings(),
         )
-        self.storage = _Storage(self.node._storage, self.world.piece_bytes)
+        self.storage = _Storage(self.node._storage, self)
         self.node._storage = self.storage  # type: ignore[assignment]
         self.node.database.on_commit(self._committed)
         self._serving: asyncio.Task[None] | None = None
@@ -204,10 +204,7 @@ class Process:
 
     def begin(self) -> None:
         """Run until the end."""
-        self.world.process_started(self)
-        if self.alive:
-            self._serving = self.loop.create_task(self._serve(), name="serve")
-            self._serving.add_done_callback(self._served)
+        self.loop.call_soon(self._begin)
 
     def is_idle(self) -> bool:
         """Tell whether its handlers have nothing to do; asked again and again, it becomes true."""
@@ -295,6 +292,11 @@ class Process:
             processes_looked_for_every_s=NEVER_S,
         )
 
+    def _begin(self) -> None:
+        self.world.process_started(self)
+        self._serving = self.loop.create_task(self._serve(), name="serve")
+        self._serving.add_done_callback(self._served)
+
     async def _serve(self) -> None:
         peers = [url(number) for number in self.device.dials]
         sync = await self.node.start_sync(listen=address(self.device.number), peers=peers)
@@ -353,9 +355,9 @@ class _WatchedConnection:
 class _Storage:
     """A node's storage; reads in small pieces, and knows its readers, which a crash must close."""
 
-    def __init__(self, storage: Storage, piece_bytes: int) -> None:
+    def __init__(self, storage: Storage, process: Process) -> None:
         self._storage = storage
-        self._piece_bytes = piece_bytes
+        self._process = process
         self._readers: list[_Reader] = []
 
     def state(self) -> LocalState:
@@ -366,16 +368,19 @@ class _Storage:
 
     def open_reader(self) -> ChangeReader:
         self._readers = [reader for reader in self._readers if not reader.closed]
-        self._readers.append(_Reader(self._storage.open_reader(), self._piece_bytes))
+        self._readers.append(_Reader(self._storage.open_reader(), self._process.world.piece_bytes))
         return self._readers[-1]
 
     def apply(self, incoming: Incoming) -> Applied:
-        return self._storage.apply(incoming)
+        applied = self._storage.apply(incoming)
+        self._process.world.applied(self._process, incoming, applied)
+        return applied
 
     def digest(self) -> DatabaseDigest:
         return self._storage.digest()
 
     def reidentify(self) -> LocalState:
+        self._process.world.hit("new site id")
         return self._storage.reidentify()
 
     def record_heard(self, heard: dict[SiteId, tuple[Era, int]]) -> None:

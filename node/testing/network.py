@@ -52,6 +52,9 @@ class Witness(Protocol):
     def sent(self, number: int) -> None:
         """It has."""
 
+    def closed(self, number: int, code: int) -> None:
+        """A device has closed a link."""
+
     def hit(self, fault: str) -> None:
         """A fault has made a difference."""
 
@@ -105,6 +108,7 @@ class VirtualTransport:
         """See `Transport.close`."""
         if self.is_open:
             self._network.close(self, code, reason)
+            self._network.witness.closed(self.source, code)
             self.end(TransportEnd(code, reason))
 
     def has_received(self) -> bool:
@@ -148,9 +152,9 @@ class VirtualNetwork:
     """All links of a world, and which directions are blocked."""
 
     def __init__(self, random: Random, witness: Witness, *, latency_us_max: int) -> None:
-        """Args: `latency_us_max`: each link draws its own latency up to this."""
+        """Args: `latency_us_max`: each link draws its own latency up to this; `witness` is told what happens."""
         self._random = random
-        self._witness = witness
+        self.witness = witness
         self._latency_us_max = latency_us_max
         self._blocked: dict[tuple[int, int], str] = {}
         self._waiting: list[VirtualTransport] = []  # whose outgoing direction is blocked with something in it
@@ -238,7 +242,7 @@ class VirtualNetwork:
         await _sleep(loop, latency_us)
         for pair in ((source, target), (target, source)):
             if self.is_blocked(*pair):
-                self._witness.hit(self._blocked[pair])
+                self.witness.hit(self._blocked[pair])
                 raise DialFailed("cannot be reached: no route to host")
         listener = self._listening.get(target)
         if listener is None:
@@ -255,11 +259,11 @@ class VirtualNetwork:
         """Send something; it arrives when all that was sent before has."""
         pipe = end.outgoing
         if isinstance(message, bytes):
-            self._witness.sending(end.source, message)
+            self.witness.sending(end.source, message)
         if not pipe.cut:
             self._put(end, pipe, message)
         if isinstance(message, bytes):
-            self._witness.sent(end.source)
+            self.witness.sent(end.source)
 
     def _put(self, end: VirtualTransport, pipe: _Pipe, message: bytes | _Farewell) -> None:
         now_us = end.loop.scheduler.now_us
@@ -267,7 +271,7 @@ class VirtualNetwork:
         pipe.free_at_us = max(pipe.free_at_us, now_us) + size * 1000 // pipe.bytes_per_ms
         pipe.in_flight.append((message, pipe.free_at_us + pipe.latency_us))
         if pipe.free_at_us - now_us > SLOW_US:
-            self._witness.hit("slow link")
+            self.witness.hit("slow link")
         if len(pipe.in_flight) == 1:
             self._schedule(end)
 
@@ -292,7 +296,7 @@ class VirtualNetwork:
         if not pipe.in_flight:
             return
         if self.is_blocked(end.source, end.target):
-            self._witness.hit(self._blocked[end.source, end.target])
+            self.witness.hit(self._blocked[end.source, end.target])
             self._waiting.append(end)
             return
         message, _ = pipe.in_flight.popleft()

@@ -121,8 +121,10 @@ class Clock:
         ppm: how much faster than the world the monotonic clock runs, in millionths.
     """
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, *, on_wrong: Callable[[str], None] = lambda _: None) -> None:
+        """Args: `on_wrong` is told each time that a wrong clock is read: "skew" or "rate"."""
         self._scheduler = scheduler
+        self._on_wrong = on_wrong
         self._from_us = self._shown_us = 0
         self._booted_ms = 0
         self.ppm = 0
@@ -131,6 +133,9 @@ class Clock:
     def monotonic_us(self) -> int:
         """Microseconds since the machine was started."""
         passed_us = self._scheduler.now_us - self._from_us
+        if not self.ppm:
+            return self._shown_us + passed_us
+        self._on_wrong("rate")
         return self._shown_us + passed_us + passed_us * self.ppm // 1_000_000
 
     def monotonic_ms(self) -> int:
@@ -139,6 +144,8 @@ class Clock:
 
     def wall_ms(self) -> int:
         """What the device takes for the time, in Unix milliseconds."""
+        if self.skew_ms:
+            self._on_wrong("skew")
         return EPOCH_MS + self._booted_ms + self.monotonic_us() // 1000 + self.skew_ms
 
     def world_us(self, monotonic_us: int) -> int:
@@ -214,11 +221,12 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         if self._put_off is None:
             self._put_off = []
 
-    def resume(self) -> None:
-        """Go on with what has been put off."""
-        put_off, self._put_off = self._put_off, None
-        for handle in put_off or ():
+    def resume(self) -> int:
+        """Go on with what has been put off; returns how much that was."""
+        put_off, self._put_off = self._put_off or [], None
+        for handle in put_off:
             self.scheduler.handle_soon(self, handle)
+        return len(put_off)
 
     def die(self, then: Action | None = None) -> None:
         """Run nothing more. When a callback of this loop is running, `then` is called at its end, otherwise now."""

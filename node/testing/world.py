@@ -29,6 +29,7 @@ from sync.knowledge import NO_ERA
 
 if TYPE_CHECKING:
     from node.runtime.workflow import Workflow
+    from sync.ports import Applied, Incoming
 
 PIECE_BYTES = 512 * 1024
 
@@ -200,6 +201,15 @@ class World:
         process = self.devices[number].process
         if process is not None:
             process.reach("send", "after")
+
+    def closed(self, number: int, code: int) -> None:
+        """A device has closed a link."""
+        self.note(self.devices[number], f"closes with {code}")
+
+    def applied(self, process: Process, incoming: Incoming, applied: Applied) -> None:
+        """A device has merged a piece."""
+        self.fired["parked by an older schema"] += applied.parked
+        self.fired["staged"] += not incoming.whole
 
     def hit(self, fault: str) -> None:
         """A fault has made a difference."""

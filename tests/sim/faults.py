@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from random import Random
 
+from node.testing.device import CrashPlan
+from node.testing.files import back_up as copy_of
+from node.testing.files import replace_file
 from sim import files
-from sim.device import CRASHABLE
 
 PARTITION_MS = (500, 45_000)
 """Some heal before anybody notices, some outlast the engines' patience of 30 s."""
 
 PAUSE_MS = (100, 50_000)
+
+STEPS = ("commit", "commit", "send", "apply", "read", "_read_committed_state", "state", "resume_point", "record_heard")
+"""Where a process can be killed; but for the first two these are jobs of sync's threads."""
 
 
 def partition(world, device, random: Random) -> bool:
@@ -31,19 +36,18 @@ def _block(world, device, random: Random, *, both_ways: bool) -> bool:
     for other in others:
         pairs = [(device.number, other), (other, device.number)]
         for pair in pairs if both_ways else pairs[:1]:
-            world.network.block(*pair, kind="partition" if both_ways else "one-way partition")
+            world.network.block(*pair, "partition" if both_ways else "one-way partition")
             world.at(world.now_ms + duration_ms, lambda pair=pair: world.network.unblock(*pair))
     return True
 
 
 def cut(world, device, random: Random) -> bool:
     """Break one link, of this device if it has one."""
-    ends = world.network.ends
-    ends = [end for end in ends if end.process.device is device] or ends
+    ends = [end for end in world.network.ends if end.source == device.number] or world.network.ends
     if not ends:
         return False
     world.fired["cut"] += 1
-    world.fired["cut mid-batch"] += world.network.cut(random.choice(ends), "the connection was reset")
+    world.fired["cut mid-batch"] += world.network.cut(random.choice(ends))
     return True
 
 
@@ -53,28 +57,25 @@ def crash(world, device, random: Random) -> bool:
         return False
     world.fired["crash"] += 1
     device.crash()
-    device.restart_later(random.randint(1, 20_000))
+    device.start_later(random.randint(1, 20_000))
     return True
 
 
-def crash_at_effect(world, device, random: Random) -> bool:
-    """Kill the process at the next effect of some kind: before it is carried out, half-way, or before its answer."""
-    kind = random.choice(CRASHABLE)
-    device.crash_plan = (kind, random.choice(["before", "after"]))
-    if random.random() < 0.3:
-        device.crash_plan = ("Apply", "inside")
+def crash_at_step(world, device, random: Random) -> bool:
+    """Kill the process at one of the next steps of some kind: right before it is done, or right after."""
+    device.crash_plan = CrashPlan(random.choice(STEPS), random.choice(["before", "after"]), random.randint(1, 3))
     return True
 
 
 def crash_in_write(world, device, random: Random) -> bool:
     """Kill the process in the next transaction of its app: before the commit, or right after."""
-    device.write_crash = random.choice(["before the commit", "after the commit"])
+    world.write_crashes[device.number] = random.choice(["before", "after"])
     return True
 
 
 def pause(world, device, random: Random) -> bool:
     """Stop the process for a while (SIGSTOP, a closed lid); its clocks go on."""
-    device.paused_until_ms = world.now_ms + random.randint(*PAUSE_MS)
+    device.pause(random.randint(*PAUSE_MS) * 1000)
     return True
 
 
@@ -97,7 +98,7 @@ def back_up(world, device, random: Random) -> bool:
     path = world.folder / f"backup-{len(world.backups)}.db"
     if device.process is None:
         return False
-    files.back_up(device.path, path)
+    copy_of(device.path, path)
     world.backups.append((path, device.number))
     world.fired["back up"] += 1
     return True
@@ -109,11 +110,10 @@ def restore(world, device, random: Random) -> bool:
         return False
     path, number = random.choice(world.backups)
     device = world.devices[number]
-    if device.dead:
+    if device.destroyed:
         return False
-    if device.process is not None:
-        device.stop()
-    files.replace_file(device.path, path)
+    device.crash()
+    replace_file(device.path, path)
     world.checks.forget_file(device)
     world.fired["restore"] += 1
     device.start()
@@ -125,7 +125,7 @@ def clone(world, device, random: Random) -> bool:
     if not world.backups or len(world.devices) >= world.params.devices_max:
         return False
     path, number = random.choice(world.backups)
-    copy = world.add_device(world.devices[number].level, path)
+    copy = world.add(world.levels[number], path)
     world.fired["clone started"] += 1
     copy.start()
     return True
@@ -133,30 +133,26 @@ def clone(world, device, random: Random) -> bool:
 
 def slow_link(world, device, random: Random) -> bool:
     """Make the links that this device has now slow, both ways."""
-    for end in world.network.ends:
-        if device in (end.process.device, end.peer.process.device):
-            end.outgoing.bytes_per_ms = world.params.slow_bytes_per_ms
+    world.network.set_bandwidth(world.params.slow_bytes_per_ms, device.number)
     return True
 
 
 def kill(world, device, random: Random) -> bool:
     """Destroy a device for good; a third of all at most, and not the hub, whose place only a person can fill."""
-    dead = sum(other.dead for other in world.devices)
+    dead = sum(other.destroyed for other in world.devices)
     if device.number == 0 or dead >= world.params.nodes // 3 or device.process is None:
         return False
     device.crash()
-    device.dead = True
+    device.destroyed = True
     world.fired["kill"] += 1
     return True
 
 
 def upgrade(world, device, random: Random) -> bool:
     """Bring the app's schema up to date in the middle of everything."""
-    if device.level == files.NEWEST or device.process is None:
+    if world.levels[device.number] == files.NEWEST or device.process is None:
         return False
-    device.stop()
-    device.level = files.NEWEST
-    device.start()
+    world.upgrade(device)
     world.fired["upgrade"] += 1
     return True
 
@@ -166,7 +162,7 @@ FAULTS = {
     "one-way partition": one_way_partition,
     "cut": cut,
     "crash": crash,
-    "crash at effect": crash_at_effect,
+    "crash at step": crash_at_step,
     "crash in write": crash_in_write,
     "pause": pause,
     "skew": skew,

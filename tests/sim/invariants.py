@@ -72,6 +72,7 @@ class Checks:
         self.checked: dict[str, int] = {}
         self._terminal: dict[int, set[str]] = {}  # only ever compared, never iterated into anything visible
         self._commits: dict[int, int] = {}
+        self._versions: dict[int, tuple] = {}
         self._event_of: dict[tuple[str, str, str], str] = {}
         self._durable: set[str] = set()
 
@@ -82,73 +83,76 @@ class Checks:
 
     # --- After each commit --------------------------------------------------------------------------------------------
 
-    def after_commit(self, process) -> None:
-        self._stays_terminal(process)
-        self._batches_are_whole(process)
-        number = process.device.number
+    def after_commit(self, app, version: int) -> None:
+        number = app.device.number
+        if self._versions.get(number) == (app.process, version):
+            return  # What was written does not replicate, and nothing follows from it.
+        self._versions[number] = (app.process, version)
+        self._stays_terminal(app)
+        self._batches_are_whole(app)
         self._commits[number] = self._commits.get(number, 0) + 1
         if self._commits[number] % self._world.params.check_every == 0:
-            self._follows_from_facts(process)
-            self._one_event_per_message(process)
-            self._one_writer(process)
+            self._follows_from_facts(app)
+            self._one_event_per_message(app)
+            self._one_writer(app)
 
     def forget_file(self, device) -> None:
         """Another file is in the place of this device's."""
         self._terminal.pop(device.number, None)
 
-    def _stays_terminal(self, process) -> None:
-        rows = process.database.query("SELECT lower(hex(id)) FROM event_index WHERE status >= 3")
+    def _stays_terminal(self, app) -> None:
+        rows = app.database.query("SELECT lower(hex(id)) FROM event_index WHERE status >= 3")
         now = {event for (event,) in rows}
-        before = self._terminal.get(process.device.number, set())
-        self.demand("S2", before <= now, f"{process.device.name} reopened {sorted(before - now)}")
-        self._terminal[process.device.number] = now | before
+        before = self._terminal.get(app.device.number, set())
+        self.demand("S2", before <= now, f"{app.device.name} reopened {sorted(before - now)}")
+        self._terminal[app.device.number] = now | before
 
-    def _batches_are_whole(self, process) -> None:
-        for body, rows in process.database.query("SELECT body, count(*) FROM batch_rows GROUP BY body"):
+    def _batches_are_whole(self, app) -> None:
+        for body, rows in app.database.query("SELECT body, count(*) FROM batch_rows GROUP BY body"):
             total = int(body.partition("/")[2])
-            text = f"{process.device.name} shows {rows} of the {total} rows of transaction {body}"
+            text = f"{app.device.name} shows {rows} of the {total} rows of transaction {body}"
             self.demand("S15", rows == total, text)
 
-    def _follows_from_facts(self, process) -> None:
-        facts = Facts(process.database)
-        for event, status, epoch, run in _standing(process.database):
+    def _follows_from_facts(self, app) -> None:
+        facts = Facts(app.database)
+        for event, status, epoch, run in _standing(app.database):
             owner = facts.owner(event)
             expected = (int(owner.status), owner.epoch, owner.owner)
-            text = f"{process.device.name} says {(status, epoch, run)} of event {event}, its facts say {expected}"
+            text = f"{app.device.name} says {(status, epoch, run)} of event {event}, its facts say {expected}"
             self.demand("S1", (status, epoch, run) == expected, text)
 
-    def _one_event_per_message(self, process) -> None:
-        for (text,) in process.database.query("SELECT body FROM publications WHERE body <> '{}' ORDER BY id"):
+    def _one_event_per_message(self, app) -> None:
+        for (text,) in app.database.query("SELECT body FROM publications WHERE body <> '{}' ORDER BY id"):
             body = json.loads(text)
             for identifier, event in zip(body["ids"], body["events"], strict=True):
                 key = (body["workflow"], body["topic"], event["message_id"])
                 known = self._event_of.setdefault(key, identifier)
                 expected = event_ids(topic_id(key[0], key[1]), [key[2]])[0]
-                found = f"{process.device.name} has {key} as {identifier}, it is {known} elsewhere"
+                found = f"{app.device.name} has {key} as {identifier}, it is {known} elsewhere"
                 self.demand("S10", identifier == known == expected, found)
 
-    def _one_writer(self, process) -> None:
-        rows = process.database.query(_FOREIGN_ROWS)
-        self.demand("S14", not rows, f"{process.device.name}: (run, column, site that wrote it) {rows[:3]}")
+    def _one_writer(self, app) -> None:
+        rows = app.database.query(_FOREIGN_ROWS)
+        self.demand("S14", not rows, f"{app.device.name}: (run, column, site that wrote it) {rows[:3]}")
 
     # --- Around what the stores do ------------------------------------------------------------------------------------
 
     @contextmanager
-    def recovery(self, process) -> Iterator[None]:
+    def recovery(self, app) -> Iterator[None]:
         """Around what a process does at its start."""
-        before = Facts(process.database).reservations
+        before = Facts(app.database).reservations
         yield
-        own, incarnation = process.database.site_id.hex(), process.database.incarnation.hex()
-        after = Facts(process.database).reservations
+        own, incarnation = app.database.site_id.hex(), app.database.incarnation.hex()
+        after = Facts(app.database).reservations
         for run, reservation in after.items():
             if before.get(run) != reservation:
                 mine = reservation.node == own and reservation.incarnation != incarnation
-                self.demand("S12", mine, f"recovery on {process.device.name} changed run {run} of {reservation.node}")
+                self.demand("S12", mine, f"recovery on {app.device.name} changed run {run} of {reservation.node}")
 
-    def claimed(self, process, run: str, asked: int | None, got) -> None:
+    def claimed(self, app, run: str, asked: int | None, got) -> None:
         """A run was given events."""
-        facts = Facts(process.database)
-        name = process.device.name
+        facts = Facts(app.database)
+        name = app.device.name
         self.demand("S13", asked in (None, len(got)), f"{name} asked for {asked} events and got {len(got)}")
         claims = facts.reservations[run].claims if run in facts.reservations else {}
         self.demand("S13", sorted(claims) == sorted(event.id for event in got), f"{name}: run {run} claims others")
@@ -156,26 +160,26 @@ class Checks:
             others = max((claim.epoch for claim in facts.claims[event] if claim.run != run), default=0)
             self.demand("S9", epoch > others, f"{name}: run {run} claims {event}@{epoch}, there is @{others}")
 
-    def refused_claim(self, process, run: str) -> None:
+    def refused_claim(self, app, run: str) -> None:
         """A run was given nothing, with an error."""
-        exists = process.database.query("SELECT 1 FROM reservations WHERE id = unhex(?)", (run,))
-        self.demand("S13", not exists, f"{process.device.name}: run {run} was refused, and has claims")
+        exists = app.database.query("SELECT 1 FROM reservations WHERE id = unhex(?)", (run,))
+        self.demand("S13", not exists, f"{app.device.name}: run {run} was refused, and has claims")
 
-    def before_settling(self, process, run: str) -> Facts:
-        return Facts(process.database)
+    def before_settling(self, app, run: str) -> Facts:
+        return Facts(app.database)
 
-    def refused_settling(self, process, run: str, before: Facts) -> None:
+    def refused_settling(self, app, run: str, before: Facts) -> None:
         """A run could not settle: then nothing of it is settled."""
-        after = Facts(process.database)
+        after = Facts(app.database)
         same = before.reservations[run] == after.reservations[run]
-        self.demand("S13", same, f"{process.device.name}: run {run} could not settle, and changed")
+        self.demand("S13", same, f"{app.device.name}: run {run} could not settle, and changed")
 
-    def settled(self, process, run: str, before: Facts) -> None:
+    def settled(self, app, run: str, before: Facts) -> None:
         """A run has settled its events: it owned all of them, and saw no higher epoch."""
         reservation = before.reservations[run]
         for event, epoch in reservation.claims.items():
             highest = max(claim.epoch for claim in before.claims[event])
-            text = f"{process.device.name}: run {run} settled {event}@{epoch}"
+            text = f"{app.device.name}: run {run} settled {event}@{epoch}"
             self.demand("S9", highest == epoch, f"{text} and had seen @{highest}")
             owner = before.owner(event)
             owns = owner.owner == run and owner.status == EventStatus.RESERVED
@@ -185,42 +189,40 @@ class Checks:
 
     def note_durable(self) -> None:
         """The faults end: every outcome that a living file holds now must be known everywhere in the end."""
-        for process in self._world.processes():
-            self._durable.update(Facts(process.database).settled())
+        for app in self._world.apps():
+            self._durable.update(Facts(app.database).settled())
 
     def all_settled(self) -> bool:
-        return not any(_unsettled(process) for process in self._world.processes())
+        return not any(_unsettled(app) for app in self._world.apps())
 
     def after_heal(self) -> None:
-        processes = self._world.processes()
-        self._converged(processes)
-        standing = [list(_standing(process.database)) for process in processes]
-        for process, found in zip(processes, standing, strict=True):
-            self._batches_are_whole(process)
-            self._follows_from_facts(process)
-            self._one_event_per_message(process)
-            self._one_writer(process)
+        apps = self._world.apps()
+        self._converged(apps)
+        standing = [list(_standing(app.database)) for app in apps]
+        for app, found in zip(apps, standing, strict=True):
+            self._batches_are_whole(app)
+            self._follows_from_facts(app)
+            self._one_event_per_message(app)
+            self._one_writer(app)
             differing = [pair for pair in zip(found, standing[0], strict=False) if pair[0] != pair[1]]
             same = found == standing[0]
-            self.demand("S1", same, f"{process.device.name} and {processes[0].device.name} differ: {differing[:1]}")
+            self.demand("S1", same, f"{app.device.name} and {apps[0].device.name} differ: {differing[:1]}")
             terminal = {event for event, status, _, _ in found if status >= EventStatus.CONSUMED}
             lost = sorted(self._durable - terminal)
-            self.demand("S3", not lost, f"{process.device.name} does not know the outcome of {lost[:3]}")
-            open_events = _unsettled(process)
-            self.demand(
-                "L1", not open_events, f"{process.device.name} still has (event, status, run) {open_events[:3]}"
-            )
+            self.demand("S3", not lost, f"{app.device.name} does not know the outcome of {lost[:3]}")
+            open_events = _unsettled(app)
+            self.demand("L1", not open_events, f"{app.device.name} still has (event, status, run) {open_events[:3]}")
 
-    def _converged(self, processes) -> None:
+    def _converged(self, apps) -> None:
         self.demand("convergence", self._world.is_level(), "the devices are not level in time")
-        first = processes[0].storage.digest().tables
-        for process in processes[1:]:
-            tables = process.storage.digest().tables
+        first = apps[0].node.digest().tables
+        for app in apps[1:]:
+            tables = app.node.digest().tables
             differing = [name for name in sorted({*tables, *first}) if tables.get(name) != first.get(name)]
-            self.demand("convergence", not differing, f"{process.device.name} differs in {differing}")
-        for process in processes:
-            ((parked,),) = process.database.query("SELECT count(*) FROM parked")
-            self.demand("convergence", parked == 0, f"{process.device.name} has {parked} rows set aside")
+            self.demand("convergence", not differing, f"{app.device.name} differs in {differing}")
+        for app in apps:
+            ((parked,),) = app.database.query("SELECT count(*) FROM parked")
+            self.demand("convergence", parked == 0, f"{app.device.name} has {parked} rows set aside")
 
     def idle(self, before: list[int], after: list[int]) -> None:
         """Nobody did anything: no file may have a new version."""
@@ -235,9 +237,9 @@ def _standing(database) -> list[tuple[str, int, int, str | None]]:
     )
 
 
-def _unsettled(process) -> list[tuple[str, int, str | None]]:
+def _unsettled(app) -> list[tuple[str, int, str | None]]:
     """The events, with content, that somebody should have finished."""
-    return process.database.query(
+    return app.database.query(
         "SELECT lower(hex(e.id)), e.status, (SELECT lower(hex(r.id)) FROM run_index AS r WHERE r.n = e.run) "
         "FROM event_index AS e WHERE e.status < 3 AND e.publication IS NOT NULL ORDER BY e.id"
     )

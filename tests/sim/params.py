@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 from node.leases import StalenessRule
 
+WORKSPACE = "team"
+
 WORK_KINDS = {
     "publish": 4,
     "reserve": 9,
@@ -24,7 +26,7 @@ FAULT_KINDS = (
     "one-way partition",
     "cut",
     "crash",
-    "crash at effect",
+    "crash at step",
     "crash in write",
     "pause",
     "skew",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 
+from node.testing.files import temporary_folder
 from sim.params import PRESETS, Params
 from sim.schedule import Step, draw
-from sim.world import World, temporary_folder
+from sim.world import World
 
 INTERNAL = "internal error"
 """Stands in for an invariant's number when code raised what it should not."""
@@ -56,7 +58,6 @@ class Report:
     checked: Counter = field(default_factory=Counter)
     fired: Counter = field(default_factory=Counter)
     did: Counter = field(default_factory=Counter)
-    told: Counter = field(default_factory=Counter)
     closed: Counter = field(default_factory=Counter)
     events: int = 0
     world_ms: int = 0
@@ -66,18 +67,22 @@ class Report:
 
 def run(job: Job, *, keep_log: bool = False) -> Report:
     """Make one run."""
+    # What the nodes log in a run is what the faults make them say.
+    logging.getLogger("leasemesh").setLevel(logging.CRITICAL)
     with temporary_folder() as folder:
         world = World(job.seed, job.params, Path(folder))
         if keep_log:
             world.log = []
+        violations = world.checks.violations
         try:
             world.run(job.schedule())
         except Exception:
-            world.checks.violations[INTERNAL] = f"{world.now_ms} ms: {traceback.format_exc()}"
-        checks = world.checks
+            violations[INTERNAL] = f"{world.now_ms} ms: {traceback.format_exc()}"
+        for device, text, error in world.errors[:1]:
+            violations.setdefault(INTERNAL, f"{device}: {text}: {''.join(traceback.format_exception(error))}")
         return Report(
-            job, checks.violations, Counter(checks.checked), world.fired, world.did, world.told, world.closed,
-            world.events, world.now_ms, world.trace, world.log or [],
+            job, violations, Counter(world.checks.checked), world.fired, world.did, world.closes,
+            world.scheduler.steps, world.now_ms, world.trace, world.log or [],
         )  # fmt: skip
 
 

@@ -15,7 +15,16 @@ ROOT = Path(__file__).parent.parent.parent
 SERIES = 100
 """Lite seeds that every check runs, beginning at 1; more by hand: `scripts/sim --seeds 1..2000`."""
 
-MUST_FIRE = sorted({*FAULT_KINDS, "cut mid-batch", "crash inside Apply", "parked by an older schema", "new site id"})
+MUST_FIRE = sorted(
+    {
+        *FAULT_KINDS,
+        "cut mid-batch",
+        "crash before commit",
+        "crash after commit",
+        "parked by an older schema",
+        "new site id",
+    }
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What apps do on simulated devices, through the real stores. Each returns in a word how it ended."""
+"""What apps do on simulated devices, through the nodes. Each returns in a word how it ended."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from random import Random
 from node import ids
 from node.errors import IllegalState, LeaseLost, NotAvailable, NotFound, NotOwner, StillReserved
 from node.stores import NewEvent
+from node.testing.device import CrashPlan
 from sim import files
-from sim.device import Crashed
 
 WORKFLOW = "inbox"
 TOPICS = ("mail", "bills")
@@ -19,117 +19,134 @@ MESSAGES = tuple(f"message-{number}" for number in range(12))
 NOTES = tuple(bytes([number]) * 16 for number in range(6))
 
 
-def commit(process, work):
+class App:
+    """An app on one process of a device: the parts of the node that it uses, and what it remembers.
+
+    Attributes:
+        held: run -> the events that it holds.
+    """
+
+    def __init__(self, process, world) -> None:
+        self.process = process
+        self.world = world
+        self.device = process.device
+        self.node = process.node
+        self.database = process.node.database
+        self.events = process.node.events
+        self.staleness = process.node.staleness
+        self.held: dict[str, list[str]] = {}
+
+
+def commit(app, work):
     """Do a piece of the app's work in one transaction, unless the device is to crash in it."""
-    device = process.device
-    if device.write_crash == "before the commit":
-        device.restart_later(3_000)
-        process.crash_in_transaction(work, "crash in write")
-    result = work()
-    process.committed()
-    process.notify_commit()
-    if device.write_crash == "after the commit":
-        device.write_crash = None
-        device.world.fired["crash in write"] += 1
-        device.crash()
-        device.restart_later(3_000)
-        raise Crashed
-    return result
+    device, crashes = app.device, app.world.write_crashes
+    moment = crashes.pop(device.number, None)
+    if moment is None:
+        return work()
+    planned = device.crash_plan
+    device.crash_plan = CrashPlan("commit", moment)
+    try:
+        return work()
+    finally:
+        if device.crash_plan is None:
+            app.world.fired["crash in write"] += 1
+        else:  # It has not come to a commit.
+            device.crash_plan, crashes[device.number] = planned, moment
 
 
-def publish(process, random: Random) -> str:
+def publish(app, random: Random) -> str:
     chosen = random.sample(MESSAGES, random.randint(1, 4))
-    payload = {"from": process.device.name} if random.random() < 0.5 else None
+    payload = {"from": app.device.name} if random.random() < 0.5 else None
     events = [NewEvent(message, f"Title of {message}", payload) for message in chosen]
-    counts = commit(process, lambda: process.events.publish_many(WORKFLOW, random.choice(TOPICS), events))
+    counts = commit(app, lambda: app.events.publish_many(WORKFLOW, random.choice(TOPICS), events))
     return "new" if counts.created else "known"
 
 
-def reserve(process, random: Random) -> str:
-    topic, run = random.choice(TOPICS), new_run(process)
+def reserve(app, random: Random) -> str:
+    topic, run = random.choice(TOPICS), new_run(app)
     if random.random() < 0.4:
-        return _claim(process, run, None, lambda: process.events.reserve_next(run, WORKFLOW, topic, limit=3))
-    known = [event.message_id for event in process.events.peek(WORKFLOW, topic)]
+        return _claim(app, run, None, lambda: app.events.reserve_next(run, WORKFLOW, topic, limit=3))
+    known = [event.message_id for event in app.events.peek(WORKFLOW, topic)]
     pool = known if known and random.random() < 0.8 else MESSAGES
     wanted = random.sample(pool, min(len(pool), random.randint(1, 3)))
     some = random.random() < 0.3
-    work = partial(process.events.reserve, run, WORKFLOW, [(topic, wanted)], partial=some)
-    return _claim(process, run, None if some else len(wanted), work)
+    work = partial(app.events.reserve, run, WORKFLOW, [(topic, wanted)], partial=some)
+    return _claim(app, run, None if some else len(wanted), work)
 
 
-def take_over(process, random: Random) -> str:
-    stale = stale_events(process)
+def take_over(app, random: Random) -> str:
+    stale = stale_events(app)
     if not stale:
         return "nothing is stale"
-    run, chosen = new_run(process), stale[: random.randint(1, 3)]
-    return _claim(process, run, len(chosen), lambda: process.events.take_over(run, chosen))
+    run, chosen = new_run(app), stale[: random.randint(1, 3)]
+    return _claim(app, run, len(chosen), lambda: app.events.take_over(run, chosen))
 
 
-def _claim(process, run: str, asked: int | None, work) -> str:
-    checks = process.world.checks
+def _claim(app, run: str, asked: int | None, work) -> str:
+    checks = app.world.checks
     try:
-        got = commit(process, work)
+        got = commit(app, work)
     except (NotFound, NotAvailable, IllegalState) as error:
-        checks.refused_claim(process, run)
+        checks.refused_claim(app, run)
         return type(error).__name__
-    checks.claimed(process, run, asked, got)
+    checks.claimed(app, run, asked, got)
     if got:
-        process.held[run] = [event.id for event in got]
+        app.held[run] = [event.id for event in got]
     return "got" if got else "nothing pending"
 
 
-def settle(process, random: Random) -> str:
-    if not process.held:
+def settle(app, random: Random) -> str:
+    if not app.held:
         return "nothing is held"
-    run = random.choice(list(process.held))
-    store = process.events
-    return settle_run(process, run, random.choice([store.consume, store.consume, store.skip, store.bury]))
+    run = random.choice(list(app.held))
+    store = app.events
+    return settle_run(app, run, random.choice([store.consume, store.consume, store.skip, store.bury]))
 
 
-def settle_run(process, run: str, how) -> str:
+def settle_run(app, run: str, how) -> str:
     """Settle one run; one that has lost its lease is released."""
-    picture = process.world.checks.before_settling(process, run)
+    picture = app.world.checks.before_settling(app, run)
     try:
-        commit(process, lambda: how(run))
+        commit(app, lambda: how(run))
     except LeaseLost:
-        process.world.checks.refused_settling(process, run, picture)
-        commit(process, lambda: process.events.release(run))
-        process.held.pop(run, None)
+        app.world.checks.refused_settling(app, run, picture)
+        commit(app, lambda: app.events.release(run))
+        app.held.pop(run, None)
         return "lost"
     except (NotOwner, IllegalState) as error:  # The file has a new site id, or another file is in its place.
-        process.held.pop(run, None)
+        app.held.pop(run, None)
         return type(error).__name__
-    process.world.checks.settled(process, run, picture)
-    process.held.pop(run, None)
+    app.world.checks.settled(app, run, picture)
+    app.held.pop(run, None)
     return "done"
 
 
-def release(process, random: Random) -> str:
-    if not process.held:
+def release(app, random: Random) -> str:
+    if not app.held:
         return "nothing is held"
-    run = random.choice(list(process.held))
-    del process.held[run]
+    run = random.choice(list(app.held))
+    del app.held[run]
     try:
-        commit(process, lambda: process.events.release(run))
+        commit(app, lambda: app.events.release(run))
     except (NotOwner, IllegalState) as error:
         return type(error).__name__
     return "done"
 
 
-def write_foreign(process, random: Random) -> str:
+def write_foreign(app, random: Random) -> str:
     """Try what must be refused: to write another node's row."""
-    runs = process.events.held_runs(own=False)
+    runs = app.events.held_runs(own=False)
     if not runs:
         return "no foreign run"
     run = random.choice(runs)
     try:
-        commit(process, lambda: random.choice([process.events.consume, process.events.release])(run))
+        commit(app, lambda: random.choice([app.events.consume, app.events.release])(run))
     except NotOwner:
         return "NotOwner"
     return "written"
 
 
-def edit_notes(process, random: Random) -> str:
+def edit_notes(app, random: Random) -> str:
     key, number = random.choice(NOTES), random.randrange(1_000)
     statements = [
         ("INSERT OR IGNORE INTO notes (id, title, stars) VALUES (?, ?, ?)", (key, f"title {number}", number)),
@@ -138,7 +155,7 @@ def edit_notes(process, random: Random) -> str:
         ("UPDATE notes SET title = title", ()),
         ("DELETE FROM notes WHERE id = ?", (key,)),
     ]
-    if process.device.level == files.NEWEST:
+    if app.world.levels[app.device.number] == files.NEWEST:
         statements += [
             ("UPDATE notes SET colour = ? WHERE id = ?", (f"colour {number}", key)),
             ("INSERT OR IGNORE INTO tags VALUES (?, ?)", (key, f"tag {number}")),
@@ -147,32 +164,32 @@ def edit_notes(process, random: Random) -> str:
     chosen = random.choices(statements, k=random.randint(1, 4))
 
     def work() -> None:
-        with process.database.transaction() as transaction:
+        with app.database.transaction() as transaction:
             for statement in chosen:
                 transaction.execute(*statement)
 
-    commit(process, work)
+    commit(app, work)
     return "done"
 
 
-def write_batch(process, random: Random) -> str:
+def write_batch(app, random: Random) -> str:
     """Write rows that say of how many they are; nobody ever changes them."""
-    total = random.randint(2, process.world.params.batch_rows_max)
+    total = random.randint(2, app.world.params.batch_rows_max)
     body = f"{random.getrandbits(64):016x}/{total}"
     rows = [(random.randbytes(16), body) for _ in range(total)]
 
     def work() -> None:
-        with process.database.transaction() as transaction:
+        with app.database.transaction() as transaction:
             transaction.execute_many("INSERT INTO batch_rows (id, body) VALUES (?, ?)", rows)
 
-    commit(process, work)
+    commit(app, work)
     return "done"
 
 
-def delete_topic(process, random: Random) -> str:
+def delete_topic(app, random: Random) -> str:
     topic, force = random.choice(TOPICS), random.random() < 0.5
     try:
-        commit(process, lambda: process.events.delete_by_topic(WORKFLOW, topic, force=force))
+        commit(app, lambda: app.events.delete_by_topic(WORKFLOW, topic, force=force))
     except (NotFound, StillReserved) as error:
         return type(error).__name__
     return "done"
@@ -191,32 +208,32 @@ WORK = {
 }
 
 
-def new_run(process) -> str:
-    return ids.ordered_id(process.database.clock_ms(), process.database.random_bytes)
+def new_run(app) -> str:
+    return ids.ordered_id(app.database.clock_ms(), app.database.random_bytes)
 
 
-def stale_events(process) -> list[str]:
+def stale_events(app) -> list[str]:
     """The events that others hold and have been silent about for long enough."""
-    rows = process.database.query(
+    rows = app.database.query(
         "SELECT lower(hex(e.id)) FROM event_index AS e JOIN run_index AS r ON r.n = e.run "
         "WHERE e.status = 1 AND e.publication IS NOT NULL AND r.node <> ? ORDER BY e.id",
-        (process.database.site_id,),
+        (app.database.site_id,),
     )
-    return [event for (event,) in rows if process.staleness.holder(event).wait_ms == 0]
+    return [event for (event,) in rows if app.staleness.holder(event).wait_ms == 0]
 
 
-def finish_work(process) -> bool:
+def finish_work(app) -> bool:
     """Do what is left to do, a round of it; return whether there was anything."""
-    held = process.events.held_runs(own=True)
+    held = app.events.held_runs(own=True)
     for run in held:
-        settle_run(process, run, process.events.consume)
+        settle_run(app, run, app.events.consume)
     claimed = 0
     for topic in TOPICS:
-        if process.events.peek(WORKFLOW, topic, limit=1):
-            run = new_run(process)
-            claimed += _claim(process, run, None, partial(process.events.reserve_next, run, WORKFLOW, topic)) == "got"
-    stale = stale_events(process)
+        if app.events.peek(WORKFLOW, topic, limit=1):
+            run = new_run(app)
+            claimed += _claim(app, run, None, partial(app.events.reserve_next, run, WORKFLOW, topic)) == "got"
+    stale = stale_events(app)
     if stale:
-        run = new_run(process)
-        _claim(process, run, len(stale), lambda: process.events.take_over(run, stale))
+        run = new_run(app)
+        _claim(app, run, len(stale), lambda: app.events.take_over(run, stale))
     return bool(held or claimed or stale)
