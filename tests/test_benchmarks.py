@@ -12,7 +12,9 @@ ROOT = Path(__file__).parent.parent
 NAMES = (
     "publish_1 publish_10 publish_100 settle_1 settle_10 settle_100 settle_100_4proc "
     "catch_up_100k catch_up_memory merge_10k live_p50 live_p99 "
-    "barrier_p50 barrier_p99 confirmed_p50 confirmed_p99 permits_per_s peek_scale"
+    "barrier_p50 barrier_p99 confirmed_p50 confirmed_p99 permits_per_s peek_scale "
+    "runs_1 runs_10 runs_100 runs_1_8consumers effect_runs_1 effect_runs_10 effect_runs_100 "
+    "handled_p50 handled_p99 recovery_10k runs_memory idle_cpu idle_memory"
 ).split()
 
 
@@ -35,3 +37,9 @@ def test_an_unknown_benchmark_is_named_with_those_there_are() -> None:
     done = bench("--only", "warp_speed")
     assert done.returncode == 2
     assert "warp_speed" in done.stderr and "catch_up_100k" in done.stderr
+
+
+def test_the_comparison_with_dbos_has_to_be_asked_for() -> None:
+    done = bench("--only", "dbos_runs_wal")
+    assert done.returncode == 2
+    assert "give --with-dbos for it" in done.stderr

@@ -1,4 +1,4 @@
-"""`scripts/bench [--only NAME] [--quick] [--json]`."""
+"""`scripts/bench [--only NAME] [--with-dbos] [--quick] [--json]`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import barrier, confirmed, local, network
+from benchmarks import barrier, confirmed, handled, handlers, idle, local, network, peer, recovery
 from benchmarks.measuring import Measurement
 
 BENCHMARKS: dict[str, Callable[[bool], Iterator[Measurement]]] = {
@@ -28,35 +28,56 @@ BENCHMARKS: dict[str, Callable[[bool], Iterator[Measurement]]] = {
     "barrier_p50": barrier.barrier,
     "confirmed_p50": confirmed.confirmed,
     "peek_scale": local.peek_scale,
+    "runs_1": lambda quick: handlers.runs(1, quick),
+    "runs_10": lambda quick: handlers.runs(10, quick),
+    "runs_100": lambda quick: handlers.runs(100, quick),
+    "runs_1_8consumers": handlers.runs_side_by_side,
+    "effect_runs_1": lambda quick: handlers.effect_runs(1, quick),
+    "effect_runs_10": lambda quick: handlers.effect_runs(10, quick),
+    "effect_runs_100": lambda quick: handlers.effect_runs(100, quick),
+    "handled_p50": handled.handled,
+    "recovery_10k": recovery.recovery,
+    "idle_cpu": idle.idle,
 }
+WITH_DBOS: dict[str, Callable[[bool], Iterator[Measurement]]] = {peer.NAMES[0]: peer.dbos}
+"""Only with --with-dbos, which installs it."""
+
 YIELDS = {
     "catch_up_memory": "catch_up_100k",
     "live_p99": "live_p50",
     "barrier_p99": "barrier_p50",
     "confirmed_p99": "confirmed_p50",
     "permits_per_s": "confirmed_p50",
+    "handled_p99": "handled_p50",
+    "runs_memory": "recovery_10k",
+    "idle_memory": "idle_cpu",
 }
 """Measurements that come out of another one's run."""
 
 
 def main(
     only: Annotated[list[str] | None, typer.Option(help="Measure only this; may be given several times.")] = None,
+    with_dbos: Annotated[
+        bool, typer.Option("--with-dbos", help="Also beside DBOS Transact on SQLite, which is installed for it.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Small numbers: shows that it runs, not how fast.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per measurement, one a line.")] = False,
 ) -> None:
     """Measure leasemesh against what the machine can do at all. Ratios count; rates on a shared machine come and go."""
-    wanted = only or [*BENCHMARKS, *YIELDS]
-    unknown = [name for name in wanted if name not in BENCHMARKS and name not in YIELDS]
+    benchmarks, source = dict(BENCHMARKS), {name: name for name in BENCHMARKS} | YIELDS
+    if with_dbos:
+        benchmarks |= WITH_DBOS
+        source |= dict.fromkeys(peer.NAMES, peer.NAMES[0])
+    wanted = only or list(source)
+    unknown = [name for name in wanted if name not in source]
     if unknown:
-        print(
-            f"bench: no benchmark is called {unknown[0]}; there are {', '.join([*BENCHMARKS, *YIELDS])}",
-            file=sys.stderr,
-        )
+        hint = "give --with-dbos for it" if unknown[0] in peer.NAMES else f"there are {', '.join(source)}"
+        print(f"bench: no benchmark is called {unknown[0]}; {hint}", file=sys.stderr)
         raise typer.Exit(2)
     progress = Console(stderr=True)
     results: list[Measurement] = []
-    for name, benchmark in BENCHMARKS.items():
-        if name not in {YIELDS.get(one, one) for one in wanted}:
+    for name, benchmark in benchmarks.items():
+        if name not in {source[one] for one in wanted}:
             continue
         with progress.status(f"measuring {name}"):
             for result in benchmark(quick):

@@ -1,0 +1,93 @@
+"""From one device to work that is done on another: publish here, a consumer there, until its run is committed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from benchmarks import raw
+from benchmarks.handlers import plain
+from benchmarks.measuring import TOPIC, WORKFLOW, Measurement, database, folder, new_events, percentiles
+from benchmarks.processes import child, readable
+from node import Node
+from node.database import CommitSource
+from node.stores import EventStore, HandlerRunStore
+
+NOTE = "publish, copy, reserve, copy back, consume: two files, one process, no network"
+
+
+def handled(quick: bool) -> Iterator[Measurement]:
+    """Publish single events on one device; each is handled by the other, a process of its own, once it is its owner."""
+    count = 20 if quick else 500
+    with folder() as path:
+        latencies = _latencies(path, count)
+        limits = _raw_latencies(path, count)
+    yield from percentiles("handled", latencies, limits, NOTE)
+
+
+def _latencies(path: Path, count: int) -> list[float]:
+    """Return milliseconds from before each publish until the other process has committed the run."""
+    with child(_handle, path / "handling.db", count) as (pipe, _):
+        url = pipe.recv()
+
+        async def publish() -> list[float]:
+            latencies = []
+            with Node.open(path / "publishing.db", workspace="bench", name="publishing") as node:
+                async with node.syncing(peers=[url]):
+                    await node.caught_up()
+                    for event in new_events(0, count):
+                        began_ns = time.monotonic_ns()
+                        node.publish_many(WORKFLOW, TOPIC, [event])
+                        await readable(pipe)
+                        latencies.append((pipe.recv() - began_ns) / 1e6)
+                    pipe.send("stop")
+            return latencies
+
+        return asyncio.run(publish())
+
+
+def _handle(pipe: Connection, path: Path, count: int) -> None:
+    async def handle() -> None:
+        waiting = iter(new_events(0, count))
+        expected = next(waiting)
+        with Node.open(path, workspace="bench", name="handling") as node:
+
+            def committed(_: CommitSource) -> None:
+                nonlocal expected
+                now_ns = time.monotonic_ns()
+                event = node.events.get_by_message_id(WORKFLOW, TOPIC, expected.message_id)
+                if event is not None and event.status == "consumed":
+                    expected = next(waiting, expected)
+                    pipe.send(now_ns)
+
+            async with node.syncing(listen=("127.0.0.1", 0)) as sync, node.running([plain(1)]):
+                node.database.on_commit(committed)
+                pipe.send(sync.url)
+                await readable(pipe)
+
+    asyncio.run(handle())
+
+
+def _raw_latencies(path: Path, count: int) -> list[float]:
+    publishing, handling = path / "raw-publishing.db", path / "raw-handling.db"
+    milliseconds = []
+    with ExitStack() as stack:
+        here, there = stack.enter_context(database(publishing)), stack.enter_context(database(handling))
+        over = stack.enter_context(raw.Copier(publishing, handling))
+        back = stack.enter_context(raw.Copier(handling, publishing))
+        over.copy()
+        back.copy()
+        for event in new_events(0, count):
+            began = time.perf_counter()
+            EventStore(here).publish_many(WORKFLOW, TOPIC, [event])
+            over.copy()
+            run = HandlerRunStore(there).new_id()
+            EventStore(there).reserve_next(run, WORKFLOW, TOPIC, limit=1)
+            back.copy()
+            EventStore(there).consume(run)
+            milliseconds.append(1000 * (time.perf_counter() - began))
+    return milliseconds
