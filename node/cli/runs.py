@@ -84,9 +84,9 @@ def run_document(session: Session, run: HandlerRun) -> dict[str, Any]:
 
 
 def error_of(run: HandlerRun) -> str | None:
-    """Return what went wrong in a run, or why it ended otherwise than by its own commit; None when nothing did."""
-    said = run.details.get("error") or run.details.get("ended_because")
-    return said if isinstance(said, str) else None
+    """Return why a run ended otherwise than by its own commit, or what went wrong in it; None when nothing did."""
+    said = run.details.get("ended_because") or run.details.get("error")
+    return said if isinstance(said, str) and run.status != "committed" else None
 
 
 def state_of(run: HandlerRun | dict[str, Any]) -> Text:

@@ -73,33 +73,32 @@ def chapters(session: Session, explanation: Explanation, claims: list[dict[str, 
     """Return the story of an event in order."""
     told = [*_published(session, explanation), *_generations(explanation)]
     for claim in claims:
-        told += _claimed(claim)
-        told += _permitted(claim)
-        told += _effect(session, claim)
-        for run in claim["gone_on_by"]:
+        told += [*_claimed(claim), *_permitted(claim), *_effect(session, claim)]
+        following = claim["gone_on_by"]
+        told += _ended(claim["handler_run"], "" if following else claim["state"])
+        for run in following:
             goes_on = f"run {short_run(run['run'])} goes on after the effect of run {short_run(claim['run'])}"
-            told += [Chapter(run["started_at"], run["device"], goes_on), *_ended(run, "")]
-        told += _ended(claim["handler_run"], claim["state"])
+            state = claim["state"] if run["status"] == "committed" else ""
+            told += [Chapter(run["started_at"], run["device"], goes_on), *_ended(run, state)]
     return sorted(told, key=lambda chapter: chapter.at)  # stable: of one moment in the order of the steps
 
 
 def _published(session: Session, explanation: Explanation) -> list[Chapter]:
     event = explanation.event
     run = session.node.handler_runs.get(event.created_by_run) if event.created_by_run else None
-    verb, by, device = "published", "", ""
+    verb, by = "published", ""
     if event.generation:
         said = next((one.by for one in explanation.generations if one.event == event.id), "")
         verb, by = f"requeued as generation {event.generation}", f" by {said}" if said else ""
-    elif run is not None:
-        by, device = f" by run {short_run(run.id)} of {run.handler}", session.device_name(run.node)
     elif event.created_by_run:
-        by = f" by run {short_run(event.created_by_run)}"
+        by = f" by run {short_run(event.created_by_run)}" + (f" of {run.handler}" if run is not None else "")
     cause = session.node.events.get(event.caused_by) if event.caused_by and not event.generation else None
     because = f", because of {cause.topic}/{cause.message_id}" if cause is not None else ""
-    first, *again = explanation.publications
+    devices = [session.device_name(node) if node else "" for node in explanation.publishers]
+    first, *again = zip(explanation.publications, devices, strict=True)
     return [
-        Chapter(first, device, f"{verb}{by}{because}"),
-        *(Chapter(at, "", "published again; nothing changed") for at in again),
+        Chapter(*first, f"{verb}{by}{because}"),
+        *(Chapter(at, device, "published again; nothing changed") for at, device in again),
     ]
 
 
@@ -134,7 +133,7 @@ def _permitted(claim: dict[str, Any]) -> list[Chapter]:
     if permit["authority"] is None:
         return [asked]
     decision = f"refused: {permit['reason']}" if permit["reason"] else "granted"
-    void = ", void since" if permit["state"] == "void" else ""
+    void = ", void by now" if permit["state"] == "void" else ""
     return [asked, Chapter(permit["decided_at"], permit["device"], f"permit of run {run} {decision}{void}")]
 
 

@@ -42,7 +42,10 @@ def why(
     next_step = _next_step(session, explanation, claims)
     document = {
         "event": event_document(explanation.event),
-        "published_at": list(explanation.publications),
+        "published": [
+            {"at": at, "node": node, "device": session.device_name(node)}
+            for at, node in zip(explanation.publications, explanation.publishers, strict=True)
+        ],
         "generations": [
             {"event": one.event, "generation": one.generation, "status": one.status, "by": one.by, "at": one.created_at}
             for one in explanation.generations

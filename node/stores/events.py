@@ -92,6 +92,7 @@ class Explanation:
         claims: all claims that this device knows, the oldest first.
         publications: Unix milliseconds of each publication that carries it; more than one when several devices found
             it.
+        publishers: the node of each of them; "" when that is not known.
         conflicting: two publications of it differ in title or payload (the earliest one counts).
         duplicate: two runs consumed it.
         generations: all generations of it that are known here, itself among them, the oldest first.
@@ -100,9 +101,25 @@ class Explanation:
     event: Event
     claims: tuple[ClaimInfo, ...]
     publications: tuple[int, ...]
+    publishers: tuple[NodeId, ...]
     conflicting: bool
     duplicate: bool
     generations: tuple[GenerationInfo, ...]
+
+
+_PUBLISHERS = """
+WITH published (at, publication) AS (
+    SELECT e.at, e.publication FROM event_index AS e WHERE e.id = ?1
+    UNION
+    SELECT c.at, c.publication FROM event_index AS e CROSS JOIN event_copies AS c ON c.event = e.n WHERE e.id = ?1
+)
+SELECT coalesce((
+    SELECT lower(hex(s.site_id)) FROM publications__crsql_pks AS k
+    CROSS JOIN publications__crsql_clock AS c ON c.key = k.__crsql_key AND c.col_name = 'body'
+    CROSS JOIN crsql_site_id AS s ON s.ordinal = c.site_id WHERE k.id = p.publication), '')
+FROM published AS p ORDER BY p.at, p.publication
+"""
+"""A publication does not say who wrote it; the clock of its row does."""
 
 
 class EventStore(TakingOver):
@@ -216,6 +233,7 @@ class EventStore(TakingOver):
             "WHERE e.id = ? ORDER BY c.at, c.publication",
             (blob,),
         )
+        publishers = self._database.query(_PUBLISHERS, (blob,))
         duplicate = self._database.query(
             "SELECT 1 FROM event_index AS e CROSS JOIN duplicates AS d ON d.event = e.n WHERE e.id = ?", (blob,)
         )
@@ -228,6 +246,7 @@ class EventStore(TakingOver):
                 for run, node, handler, epoch, at, state, effect in claims
             ),
             publications=tuple(unix_ms(at) for at, _ in copies) or (found.created_at,),
+            publishers=tuple(NodeId(node) for (node,) in publishers),
             conflicting=len({text for _, text in copies}) > 1,
             duplicate=bool(duplicate),
             generations=self._generations(found),
