@@ -32,9 +32,6 @@ TROUBLE_S = 5.0
 """After an error of the file it is looked at again this much later."""
 
 HOUSEKEEPING_S = 5.0
-SLEPT_S = 30.0
-"""A tick that is so much late, or a wall clock that moved so much more than the other one, means that the machine has
-slept: other devices may have taken over what is held here."""
 
 
 class Reconciliation:
@@ -158,20 +155,8 @@ class Housekeeping:
 
     async def run(self) -> None:
         """Keep house, for ever."""
-        loop = asyncio.get_running_loop()
         while True:
-            monotonic_s, wall_ms = loop.time(), self._runner.clock_ms()
             await asyncio.sleep(HOUSEKEEPING_S)
-            passed_s = loop.time() - monotonic_s
-            wall_passed_s = (self._runner.clock_ms() - wall_ms) / 1000
-            if has_slept(passed_s, wall_passed_s):
-                log.warning("the machine seems to have slept for %.0f s", max(passed_s, wall_passed_s))
-                self._driver.alarms += 1
+            self._driver.sleep.look()
             self._runner.look(silent=True)
             self._runner.look_for_events()
-
-
-def has_slept(passed_s: float, wall_passed_s: float) -> bool:
-    """Tell whether a machine has slept during a housekeeping interval, by its two clocks: the one that stands still
-    while it sleeps and the one that does not (on some systems both go on; then the tick comes late)."""
-    return passed_s > HOUSEKEEPING_S + SLEPT_S or abs(wall_passed_s - passed_s) > SLEPT_S

@@ -14,8 +14,10 @@ from typing import Any
 from node.errors import LeaseLost, LeasemeshError
 from node.ids import RunId, short
 from node.runtime.attempt import Attempt
+from node.runtime.clocks import SleepWatch
 from node.runtime.manager import Manager
 from node.runtime.performing import Outcome, Unknown, find_out, in_thread, perform
+from node.runtime.reach import hear_after_sleep
 from node.runtime.script import (
     AwaitFunction,
     AwaitPermit,
@@ -64,7 +66,7 @@ class Driver:
         manager: makes the transitions.
         places: how many runs may be driven at a time.
         changed: happens when something was committed that a waiting run may have waited for.
-        alarms: how often the machine seems to have slept.
+        sleep: notices that the machine has slept.
         late: calls that threads still make although their time is over, by run.
         on_begun: called in a thread with each run that begins.
         on_late_end: called when one of the late calls has ended.
@@ -75,7 +77,7 @@ class Driver:
         self.manager = manager
         self.places = asyncio.Semaphore(concurrency)
         self.changed = Signal()
-        self.alarms = 0
+        self.sleep = SleepWatch(manager.node.database.clock_ms)
         self.late: dict[RunId, asyncio.Future[Any]] = {}
         self.on_begun: Callable[[Attempt], None] = _ignore
         self.on_late_end: Callable[[], None] = _ignore
@@ -85,6 +87,11 @@ class Driver:
         self._permits_end = False
         self._all_end = False
         self._taken: set[RunId] = set()
+
+    @property
+    def alarms(self) -> int:
+        """How often the machine seems to have slept."""
+        return self.sleep.look()
 
     @property
     def has_sync(self) -> bool:
@@ -162,8 +169,8 @@ class Driver:
 
     def _awaited(self, request: Request) -> Coroutine[Any, Any, Any]:
         match request:
-            case Barrier():
-                return self._barrier()
+            case Barrier(_, slept):
+                return self._barrier(slept)
             case AwaitPermit(attempt):
                 return self._permit(attempt)
             case AwaitFunction(awaitable):
@@ -173,9 +180,10 @@ class Driver:
             case FindOut(effect, key, params):
                 return _unless_stopped(find_out(effect, key, params, self.executor))
 
-    async def _barrier(self) -> None:
+    async def _barrier(self, slept: bool) -> None:
+        node = self.manager.node
         try:
-            await self.manager.node.barrier()
+            await (hear_after_sleep(node) if slept else node.barrier())
         except (LeasemeshError, SyncError) as error:
             raise NotReached(str(error)) from error
 

@@ -169,6 +169,7 @@ class HandlerLoop:
 
     async def _read(self) -> None:
         """Learn from the file what a loop begins with."""
+        await self._runner.peers_heard()
         await self.count_failures()
 
     def _seconds_until_due(self) -> float | None:
@@ -316,8 +317,8 @@ class ConsumerLoop(HandlerLoop):
         self.nudge()
 
     async def _read(self) -> None:
-        self._wake_at = await self._runner.in_thread(self._runner.node.handler_states.wake_at, *self.key)
         await super()._read()
+        self._wake_at = await self._runner.in_thread(self._runner.node.handler_states.wake_at, *self.key)
 
     def _seconds_until_due(self) -> float | None:
         if self._continuations:
@@ -391,8 +392,8 @@ class ProducerLoop(HandlerLoop):
         self.nudge()
 
     async def _read(self) -> None:
-        await self.plan()
         await super()._read()
+        await self.plan()
 
     def _follower_later_s(self) -> float:
         schedule = self.producer.schedule

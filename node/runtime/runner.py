@@ -29,6 +29,7 @@ from node.runtime.loops import ConsumerLoop, HandlerLoop, HandlerStatus, LoopSta
 from node.runtime.manager import Manager
 from node.runtime.performing import in_thread
 from node.runtime.progress import Progress, ProgressKind, ProgressObserver
+from node.runtime.reach import hear_peers
 from node.runtime.recovery import Found, HandlerKey, Recovery
 from node.runtime.retry import RetryRule
 from node.runtime.sessions import Sessions
@@ -145,6 +146,7 @@ class Runner:
             self._begin(self._watch(changes), "changes")
             self._begin(self._reconciliation.run(), "reconciliation")
             self._begin(Housekeeping(self, self.driver).run(), "housekeeping")
+            self._peers_heard = asyncio.create_task(hear_peers(self.node), name="leasemesh hearing")
             for key, loop in self._loops.items():
                 self._begin(loop.run(), f"handler {'/'.join(key)}")
             self._stack = stack.pop_all()
@@ -173,7 +175,7 @@ class Runner:
             await asyncio.wait(handlers, timeout=drain_s)
             self.driver.end_all()
             await asyncio.wait(handlers, timeout=LAST_WORDS_S)
-        others = [*self._tasks, *self._small]
+        others = [*self._tasks, *self._small, self._peers_heard]
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
@@ -190,17 +192,20 @@ class Runner:
         if self._failed is not None:
             raise self._failed
 
-    async def idle(self) -> None:
+    async def idle(self, *, permits: bool = False) -> None:
         """Return when there is nothing that could be done now: nothing runs, nothing is pending or due.
 
-        What waits for a permit, for its next try, or for a person does not count. Use `asyncio.timeout` to bound it.
+        What waits for its next try or for a person does not count. Use `asyncio.timeout` to bound it.
+
+        Args:
+            permits: wait also for what waits for a permit.
         """
         self.look_for_events()
         self.look()
         self._reconciliation.look()
         while not self.stopping:
             self._activity.clear()
-            quiet = all(loop.quiet for loop in self._loops.values())
+            quiet = all(loop.quiet and not (permits and loop.state == "waiting") for loop in self._loops.values())
             if quiet and not self._small and not self._reconciliation.busy:
                 return
             await self._activity.wait()
@@ -256,6 +261,10 @@ class Runner:
         clean = [loop for loop in self._consumers() if loop.quiet]
         if clean and not self.stopping:
             self._soon(self._look_for_events(clean, from_outside))
+
+    async def peers_heard(self) -> None:
+        """Return when this node has heard what its peers had done before it started, as far as they can be reached."""
+        await asyncio.wait([self._peers_heard])
 
     async def refused_here(self) -> str:
         """Return why this process must leave soft work to another one; "" when it need not.

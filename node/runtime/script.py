@@ -31,9 +31,15 @@ from node.runtime.workflow import Consumer, Producer
 
 @dataclass(frozen=True, slots=True)
 class Barrier:
-    """Wait until everybody within reach has heard of what is committed; answered with None."""
+    """Wait until everybody within reach has heard of what is committed; answered with None.
+
+    Attributes:
+        run: who waits.
+        slept: the machine seems to have slept: the links must be found again first.
+    """
 
     run: RunId
+    slept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +265,7 @@ def _recheck(by: Surrounding, attempt: Attempt) -> Generator[Request, Any, None]
     if attempt.alarm == by.alarms or attempt.holder is None or attempt.outcome == "applied":
         return
     attempt.alarm = by.alarms
-    yield Barrier(attempt.run)
+    yield Barrier(attempt.run, slept=True)
     by.manager.require_owned(attempt)
 
 

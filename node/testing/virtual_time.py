@@ -175,6 +175,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     Attributes:
         alive: False after `die`.
+        buried: whether `bury` has begun.
     """
 
     def __init__(
@@ -189,6 +190,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self.clock = clock
         self.job_us = job_us
         self.alive = True
+        self.buried = False
         self._on_error = on_error
         self._put_off: list[asyncio.Handle] | None = None  # while paused
         self._tasks: dict[asyncio.Task[Any], None] = {}  # those that have not ended
@@ -247,6 +249,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         """
         left = list(self._tasks)
         grave = _Grave()
+        self.buried = True
         asyncio._set_running_loop(self)
         try:
             self.alive, self.scheduler = True, grave
