@@ -43,6 +43,7 @@ class Options:
         listen, peers, token: for sync; without the first two there is none.
         concurrency: runs at a time.
         drain_s: how long runs may take to end.
+        until_idle: stop when nothing is left to do.
     """
 
     listen: tuple[str, int] | None
@@ -50,6 +51,7 @@ class Options:
     token: str | None
     concurrency: int
     drain_s: float
+    until_idle: bool
 
 
 @command(
@@ -61,6 +63,7 @@ class Options:
         "leasemesh run app.py --peer 127.0.0.1:8787",
         "leasemesh run app.py --listen 0.0.0.0:8787 --token-file secret",
         "leasemesh run app.py --drain 60 --json",
+        "leasemesh run app.py --until-idle",
     ],
 )
 def run(
@@ -71,6 +74,10 @@ def run(
     peers: PeersOption = None,
     concurrency: Annotated[int, typer.Option(metavar="N", help="Runs at a time; of one handler never two.")] = 8,
     drain: Annotated[float, typer.Option(metavar="SECONDS", help="When stopping: how long runs may take to end.")] = 10,
+    until_idle: Annotated[
+        bool,
+        typer.Option("--until-idle", help="Stop when nothing is left to do here, and peers have what was done."),
+    ] = False,
     token_file: TokenFileOption = None,
     token: TokenVariable = None,
 ) -> None:
@@ -90,6 +97,7 @@ def run(
         token=read_token(token_file, token),
         concurrency=concurrency,
         drain_s=drain,
+        until_idle=until_idle,
     )
     node = session.node  # first of all: without a file nothing of the app needs to be imported
     workflows = load_workflows(file)
@@ -123,7 +131,8 @@ async def _run(session: Session, workflows: list[Workflow], options: Options) ->
             tasks.create_task(screen.tell_all(runner.observe()))
             drawing = tasks.create_task(screen.keep_drawing())
             telling = tasks.create_task(tell_all(teller, sync.loop.observe())) if sync is not None else None
-            await _until_asked_or_ended(stop, runner, sync)
+            idle = asyncio.create_task(_idle(node, runner, sync)) if options.until_idle else None
+            await _until_asked_or_ended(stop, runner, sync, idle)
             screen.stopping()
             teller.stopping = True
             await runner.stop()
@@ -133,9 +142,21 @@ async def _run(session: Session, workflows: list[Workflow], options: Options) ->
     screen.ended()
 
 
-async def _until_asked_or_ended(stop: asyncio.Event, runner: Runner, sync: Syncing | None) -> None:
-    """Return at a signal, or when handlers or sync have failed: leaving their blocks raises with what."""
+async def _idle(node: Node, runner: Runner, sync: Syncing | None) -> None:
+    """Return when all that the peers had is here, and nothing that could be done is left."""
+    if sync is not None:
+        await node.caught_up()
+    await runner.idle(permits=True)
+
+
+async def _until_asked_or_ended(
+    stop: asyncio.Event, runner: Runner, sync: Syncing | None, idle: asyncio.Task[None] | None
+) -> None:
+    """Return at a signal, when nothing is left to do (`idle`), or when handlers or sync have failed: leaving their
+    blocks raises with what."""
     waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(runner.wait())]
+    if idle is not None:
+        waits.append(idle)
     if sync is not None:
         waits.append(asyncio.ensure_future(sync.wait()))
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
