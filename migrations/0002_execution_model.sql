@@ -251,7 +251,7 @@ CREATE TABLE claims (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX claims_by_run ON claims (run);
 
--- Events with two consumed claims: work that was done twice. Recorded and shown, never hidden.
+-- Events with two consumed claims, of runs that did not go on with each other's work: it was done twice. Recorded and shown, never hidden.
 CREATE TABLE duplicates (
     event INTEGER NOT NULL PRIMARY KEY
 ) STRICT;
@@ -320,6 +320,10 @@ SELECT
     END AS outcome
 FROM mutations AS m
 WHERE m.work IS NOT NULL;
+
+-- The run that began the work that a run does: itself, or the first of those whose work it goes on with. What both record was done once.
+CREATE VIEW run_roots AS
+SELECT v.id AS id, coalesce(unhex(v.body ->> '$.root'), v.id) AS root FROM reservations AS v;
 
 -- Inserting into an absorb_ view derives; the triggers on the facts and `leasemesh doctor --rebuild` both do just that.
 
@@ -435,6 +439,7 @@ CREATE TRIGGER absorb_state INSTEAD OF INSERT ON absorb_state BEGIN
         JOIN claims AS other ON other.event = mine.event AND other.run <> mine.run
         JOIN run_index AS r ON r.n = other.run AND r.state = 3
         WHERE NEW.state = 'settled 3 consumed' AND mine.run = (SELECT n FROM run_index WHERE id = NEW.id)
+            AND (SELECT root FROM run_roots WHERE id = r.id) <> (SELECT root FROM run_roots WHERE id = NEW.id)
         ON CONFLICT DO NOTHING;
 END;
 CREATE TRIGGER reservations_inserted AFTER INSERT ON reservations WHEN NEW.body <> '{}' BEGIN
@@ -449,8 +454,8 @@ WHEN NEW.body = OLD.body AND NEW.state <> OLD.state AND NEW.body <> '{}' BEGIN
     WHERE OLD.state = 'settled 3 consumed'
         AND event IN (SELECT event FROM claims WHERE run = (SELECT n FROM run_index WHERE id = NEW.id))
         AND 2 > (
-            SELECT count(*) FROM claims AS c CROSS JOIN run_index AS r
-            WHERE c.event = duplicates.event AND r.n = c.run AND r.state = 3);
+            SELECT count(DISTINCT o.root) FROM claims AS c CROSS JOIN run_index AS r CROSS JOIN run_roots AS o
+            WHERE c.event = duplicates.event AND r.n = c.run AND r.state = 3 AND o.id = r.id);
 END;
 -- The body arrives after the state; or it changes, which it never should: then the last one counts, on every device.
 CREATE TRIGGER reservations_rewritten AFTER UPDATE ON reservations WHEN NEW.body <> OLD.body BEGIN
@@ -474,7 +479,8 @@ CREATE TRIGGER forget_reservation INSTEAD OF INSERT ON forget_reservation BEGIN
     DELETE FROM duplicates WHERE event IN (
         SELECT e.n FROM json_each(NEW.events) AS j CROSS JOIN event_index AS e
         WHERE e.id = unhex(substr(j.value, 1, 32)) AND 2 > (
-            SELECT count(*) FROM claims AS c CROSS JOIN run_index AS r WHERE c.event = e.n AND r.n = c.run AND r.state = 3));
+            SELECT count(DISTINCT o.root) FROM claims AS c CROSS JOIN run_index AS r CROSS JOIN run_roots AS o
+            WHERE c.event = e.n AND r.n = c.run AND r.state = 3 AND o.id = r.id));
     DELETE FROM event_index
     WHERE publication IS NULL AND id IN (SELECT unhex(substr(value, 1, 32)) FROM json_each(NEW.events))
         AND NOT EXISTS (SELECT 1 FROM claims WHERE claims.event = event_index.n);

@@ -335,10 +335,15 @@ class Leasing(EventReader):
         if mode != "soft":
             body["mode"] = mode
         if of is not None:
-            body["of"] = of
+            body |= {"of": of, "root": self._root(of)}
         transaction.execute("INSERT INTO reservations (id, body) VALUES (?, ?)", (blob, json.dumps(body)))
         assert self._claimed_and_owned(run) == (len(events), len(events)), "a claim at the next epoch owns its event"
         return [Event(*event[:-3], "reserved", event.epoch + 1, RunId(run)) for event in events]
+
+    def _root(self, run: str) -> str:
+        """Return the run that began the work that a run goes on with."""
+        rows = self._database.query("SELECT lower(hex(root)) FROM run_roots WHERE id = ?", (blob_of(run),))
+        return str(rows[0][0])
 
     def _claimed_and_owned(self, run: str) -> tuple[int, int]:
         """Return how many events `run` has claimed, and how many of them it owns."""

@@ -321,3 +321,33 @@ def test_a_default_mode_is_a_mode(device):
     device.publish("a")
     with device.unchanged(), pytest.raises(InvalidInput, match="'firm' is not one of"):
         device.reserve("a", default_mode="firm")
+
+
+def test_a_run_and_those_that_go_on_with_its_work_record_one_doing(trio):
+    """The holder was cut off, not dead, beyond its effect: what it and its takers record is no duplicate."""
+    first, second, third = trio
+    first.publish("a")
+    run = held(first, "a", status="applied")
+    merge(first, second)
+    taker = continued(second, run)
+    merge(second, third)
+    last = continued(third, taker)
+    for device, one in ((third, last), (second, taker), (first, run)):
+        device.events.consume(one, effect_happened=True)
+    for _ in range(2):
+        meet(first, second)
+        meet(second, third)
+    assert [device.events.count_duplicates() for device in trio] == [0, 0, 0]
+    assert [device.status("a") for device in trio] == ["consumed"] * 3
+
+
+def test_a_run_that_did_the_work_anew_is_a_duplicate_of_those_that_went_on_with_it(two):
+    first, second = two
+    run = held(first, "a")
+    merge(first, second)
+    taker = continued(second, run)
+    second.events.release(taker)
+    second.events.consume(second.reserve("a", handler="send"))
+    first.events.consume(run, effect_happened=True)
+    meet(first, second)
+    assert [device.events.count_duplicates() for device in two] == [1, 1]
