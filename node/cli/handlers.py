@@ -197,7 +197,7 @@ def requeue(
     found = find_event(session.node, event)
     if found.topic.startswith("~"):
         raise CommandError(f"{found.topic} is a topic of leasemesh itself; nobody requeues there", ExitCode.USAGE)
-    following = session.node.events.requeue(found.id, by=by or person())
+    following = session.node.events.requeue(found.id, by=person() if by is None else by)
     document = {"requeued": found.id, "event": event_document(following)}
     name = f"{found.workflow}/{found.topic}/{found.message_id}"
     text = f"{name} is pending again as event {short(following.id)}, generation {following.generation}"

@@ -73,8 +73,8 @@ def silent_permits(node: Node) -> list[Permit]:
     found = []
     for run in node.events.held_runs(own=False)[:LIST_MAX]:
         permit = node.permits.get(run)
-        if permit is None or permit.state != "granted" or node.mutations.get(run) is not None:
-            continue
+        if permit is None or permit.state != "granted" or node.mutations.outcome(permit.work) != "none":
+            continue  # what is known to be begun, or decided by a person, is not for this list
         try:
             if node.staleness.longest_wait_ms(permit.events) == 0:
                 found.append(permit)
@@ -191,7 +191,7 @@ def resolve(
     entered, permitted = _known_works(node)
     found = find_work(work, entered | permitted.keys())
     said = node.mutations.resolve(
-        found, cast(Verdict, _STORED_VERDICTS[verdict]), by=by or person(), result=_parse_result(result)
+        found, cast(Verdict, _STORED_VERDICTS[verdict]), by=person() if by is None else by, result=_parse_result(result)
     )
     outcome = node.mutations.outcome(found)
     node.authority.tend()  # a verdict may end a permit that others wait for

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from node import Node, RetryRule
 from node.cli.app import run
-from node.service import Node
 
 
 @dataclass
@@ -90,3 +90,21 @@ async def _meet(first, second):
         async with asyncio.timeout(20):
             await two.caught_up()
             await one.caught_up()
+
+
+RETRY_AT_ONCE = RetryRule(first_ms=1, most_ms=1, tries=50)
+
+
+def work_until(path, workflow, condition, *, retry=RETRY_AT_ONCE):
+    """Run a workflow's handlers on a file until a condition of its node holds, and nothing is left to do."""
+    asyncio.run(_work_until(path, workflow, condition, retry))
+
+
+async def _work_until(path, workflow, condition, retry):
+    async with Node.open(path) as node, node.running([workflow], retry=retry, drain_s=5) as runner:
+        observer = runner.observe()
+        async with asyncio.timeout(20):
+            await runner.idle()
+            while not condition(node):
+                await anext(observer)
+            await runner.idle()
