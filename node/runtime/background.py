@@ -92,6 +92,8 @@ class Reconciliation:
             if not await self._in_thread(self._decide, run, entry):
                 outcome = await self._ask(run, entry)
                 await self._in_thread(self._record, run, entry, outcome)
+                if isinstance(outcome, DidNot):
+                    self._runner.failures_changed((run.workflow, run.handler))
         except IllegalState as error:  # a verdict or a merge came in between
             log.info("run %s: %s", short(run.id), error)
         self._runner.look()

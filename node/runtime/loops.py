@@ -103,6 +103,7 @@ class HandlerLoop:
         self._races = 0
         self._troubles = 0
         self._retry_of: RunId | None = None
+        self._failures_changed = False
 
     # --- For the runner -----------------------------------------------------------------------------------------------
 
@@ -111,6 +112,9 @@ class HandlerLoop:
         await self._read()
         self._ready = True
         while not self._runner.stopping:
+            if self._failures_changed:
+                self._failures_changed = False
+                await self.count_failures()
             wait_s = self._seconds_until_due()
             if self.gate is not None:
                 self.state, self.text = self.gate
@@ -135,7 +139,7 @@ class HandlerLoop:
     @property
     def quiet(self) -> bool:
         """Whether there is nothing that the loop could do now."""
-        if self.busy or not self._ready:
+        if self.busy or not self._ready or self._failures_changed:
             return self.state == "waiting"
         wait_s = self._seconds_until_due()
         return self.gate is not None or wait_s is None or wait_s > 0
@@ -153,6 +157,11 @@ class HandlerLoop:
         self.gate = gate
         if opened:
             await self.count_failures()
+        self.nudge()
+
+    def failures_changed(self) -> None:
+        """A run turned out to have failed after it had stopped: the next one tries it again, after the usual wait."""
+        self._failures_changed = True
         self.nudge()
 
     async def count_failures(self) -> None:

@@ -15,7 +15,7 @@ silent for long enough.
 | another run goes on with its work already | it lets go |
 
 Of other nodes' runs nothing is written: what a silent one holds is claimed at the next epoch, unless the outcome of its
-effect is unknown.
+effect is unknown, or it has a permit to begin one.
 """
 
 from __future__ import annotations
@@ -176,6 +176,8 @@ class Recovery:
         if outcome == "applied":
             run = self._node.handler_runs.get(candidate.run)
             return None if run is None else Continuation(run, consumer, taken=True)
+        if candidate.run in self._node.permits.holders(candidate.event):
+            return None  # it may begin its effect at any time; only a person can say that it never will
         reason = f"node {short(candidate.node)} was silent for too long"
         count = self._manager.take_over_to_free(consumer, candidate.run, skip=outcome == "skipped", reason=reason)
         if count:

@@ -282,6 +282,11 @@ class Runner:
         self._others_looked_for_at = now
         return ""
 
+    def failures_changed(self, key: HandlerKey) -> None:
+        """A run of a handler turned out to have failed, after it had stopped."""
+        if key in self._loops:
+            self._loops[key].failures_changed()
+
     async def block(self, key: HandlerKey, reason: str, run: RunId) -> None:
         """Keep a handler from running on this device until a person lets it."""
         store, node = self.node.handler_blocks, self.node
