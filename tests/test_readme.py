@@ -21,6 +21,15 @@ def test_the_first_example_runs_as_it_stands(tmp_path: Path) -> None:
     assert (tmp_path / "laptop.db").exists()
 
 
+def test_the_handlers_of_the_readme_can_be_declared_as_they_stand() -> None:
+    example = README.split("```python\n")[3].split("```")[0]
+    assert "mail.consumer" in example
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"{example}\nmail.check()"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_in_the_readme_exists(command: str) -> None:
     done = subprocess.run(
