@@ -221,6 +221,27 @@ async def _serve_and_work(path, pipe):
         await asyncio.to_thread(pipe.recv)
 
 
+def hold_a_permit(path, peer, pipe):
+    """Get a permit for one event, say so, and begin the effect when the pipe says so."""
+    asyncio.run(_hold_a_permit(path, peer, pipe))
+
+
+async def _hold_a_permit(path, peer, pipe):
+    async with Node.open(path, name="laptop", **OPTIONS) as node, node.syncing(peers=[peer]):
+        await node.caught_up()
+        permit = await node.permit(node.reserve("mail", "inbox", limit=1).run)
+        pipe.send(("permitted", permit.run))
+        await asyncio.to_thread(pipe.recv)
+        try:
+            intend(node, permit)
+        except PermitRefused:
+            pipe.send(("refused", permit.run))
+        else:
+            Service(node.path.with_name("service.log")).perform(permit)
+            pipe.send(("performed", permit.run))
+        await asyncio.to_thread(pipe.recv)
+
+
 def work_and_sync(path, peer, kill_at, pipe):
     """Work on whatever is there, as its permit comes, until the pipe says that it is enough."""
     Backoff.next_delay_s = lambda backoff: REDIAL_S  # A hub that dies all the time would be dialled less and less.

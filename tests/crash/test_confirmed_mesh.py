@@ -10,7 +10,16 @@ import os
 import signal
 
 import pytest
-from confirmed_child import Service, intend, serve, serve_and_work, twice_permitted, work_and_sync
+from confirmed_child import (
+    Service,
+    hold_a_permit,
+    intend,
+    recover,
+    serve,
+    serve_and_work,
+    twice_permitted,
+    work_and_sync,
+)
 from crash_child import OPTIONS
 
 from node import NewEvent, Node, PermitRefused, TooEarly
@@ -244,7 +253,7 @@ async def take_over_when_allowed(node, message_id):
             await asyncio.sleep(error.wait_ms / 1000)
 
 
-async def finish(sleeping, node, run):
+async def finish(service, node, run):
     """Wait for the answer, and do the effect if it is a permit. Returns the answer."""
     try:
         permit = await node.permit(run)
@@ -252,7 +261,7 @@ async def finish(sleeping, node, run):
         node.events.release(run)
         return "refused"
     intend(node, permit)
-    sleeping.service.perform(permit)
+    service.perform(permit)
     node.mutations.mark_applied(run)
     node.events.consume(run, effect_happened=True)
     return "granted"
@@ -262,7 +271,7 @@ async def test_what_an_authority_holds_with_a_permit_is_not_done_by_who_takes_it
     async with within():
         sleeping.sleep()
         taken = await take_over_when_allowed(sleeping.phone, "1")
-        answer = asyncio.create_task(finish(sleeping, sleeping.phone, taken.run))
+        answer = asyncio.create_task(finish(sleeping.service, sleeping.phone, taken.run))
         sleeping.wake()
         assert await answer == "refused"
         await sleeping.end()
@@ -276,9 +285,9 @@ async def test_while_the_authority_sleeps_requests_wait_and_one_of_two_is_grante
             while phone.events.reservation(mine.run) is None:
                 await anext(changes)
         sleeping.sleep()
-        first = asyncio.create_task(finish(sleeping, laptop, mine.run))
+        first = asyncio.create_task(finish(sleeping.service, laptop, mine.run))
         taken = await take_over_when_allowed(phone, "2")
-        second = asyncio.create_task(finish(sleeping, phone, taken.run))
+        second = asyncio.create_task(finish(sleeping.service, phone, taken.run))
         await asyncio.sleep(2 * (RULE.ttl_ms + RULE.margin_ms) / 1000)
         assert not first.done() and not second.done() and not sleeping.service.effects()
         sleeping.wake()
@@ -286,12 +295,37 @@ async def test_while_the_authority_sleeps_requests_wait_and_one_of_two_is_grante
         await sleeping.end()
 
 
+async def test_a_device_that_slept_while_its_permit_was_given_up_does_not_use_it(tmp_path, open_node, start, within):
+    hub, phone, service = open_node("hub"), open_node("phone"), Service(tmp_path / "service.log")
+    hub.modes.set("mail", "confirmed", topic="inbox")
+    hub.authorities.appoint(hub.site_id, by="Ann")
+    hub.publish("mail", "inbox", "1")
+    async with within(), hub.syncing(listen=("127.0.0.1", 0)) as sync, phone.syncing(peers=[sync.url]):
+        laptop = start(hold_a_permit, tmp_path / "laptop.db", sync.url)
+        run = await asyncio.to_thread(laptop.hear, "permitted")
+        os.kill(laptop.process.pid, signal.SIGSTOP)
+        # Somebody starts the app once more, which takes the process for a dead one.
+        with Node.open(tmp_path / "laptop.db") as another:
+            recover(another, service)
+            assert another.permits.get(run).state == "void"
+        os.kill(laptop.process.pid, signal.SIGCONT)
+        laptop.pipe.send("go")
+        assert await asyncio.to_thread(laptop.hear, "refused") == run
+        async with phone.changes() as changes:
+            while not (mine := phone.reserve("mail", "inbox")).events:
+                await anext(changes)
+        assert await finish(service, phone, mine.run) == "granted"
+        laptop.pipe.send("enough")
+        assert await asyncio.to_thread(lambda: list(laptop.words())) == [] and laptop.process.exitcode == 0
+    assert list(service.effects().values()) == [1]
+
+
 async def test_a_sleeping_authority_is_waited_for_before_the_next_one_begins(sleeping, within):
     laptop, phone = sleeping.laptop, sleeping.phone
     async with within():
         mine = laptop.reserve("mail", "inbox", message_ids=["2", "3"])
         sleeping.sleep()
-        asked = asyncio.create_task(finish(sleeping, laptop, mine.run))
+        asked = asyncio.create_task(finish(sleeping.service, laptop, mine.run))
         phone.authorities.move(phone.site_id, by="Ann")
         assert phone.authorities.info().waiting_for == (sleeping.site,)
         await asyncio.sleep(2 * (RULE.ttl_ms + RULE.margin_ms) / 1000)
