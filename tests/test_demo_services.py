@@ -132,3 +132,31 @@ async def test_a_cut_link_breaks_connections_off_and_lets_new_ones_through_once_
         assert await asking == b"three"
         for _, writer in (before, after):
             writer.close()
+
+
+async def test_who_dialled_a_cut_link_and_died_is_not_passed_on():
+    heard = []
+
+    async def hear(reader, writer):
+        heard.append(await reader.read(100))
+        writer.close()
+
+    server = await asyncio.start_server(hear, "127.0.0.1", 0)
+    async with server, Link(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}") as link:
+        port = int(link.url.rpartition(":")[2])
+        link.cut()
+        assert link.is_cut
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"dead")
+        while not link.forget_diallers():
+            await asyncio.sleep(0)
+        with pytest.raises(ConnectionResetError):
+            await reader.read(100)
+        link.mend()
+        _, alive = await asyncio.open_connection("127.0.0.1", port)
+        alive.write(b"alive")
+        while not heard:
+            await asyncio.sleep(0.001)
+        assert heard == [b"alive"]
+        writer.close()
+        alive.close()

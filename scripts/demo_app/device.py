@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -234,7 +234,7 @@ def main(settings: DeviceSettings) -> None:
     """Run a device until its standard input ends."""
     logging.getLogger("leasemesh").addHandler(logging.NullHandler())  # what matters of it is told
     path, name, workspace = Path(settings.path), settings.name, settings.workspace
-    with suppress(KeyboardInterrupt), Node.open(path, name=name, workspace=workspace) as node:
+    with Node.open(path, name=name, workspace=workspace) as node:
         asyncio.run(_serve(Device(node, settings)))
 
 

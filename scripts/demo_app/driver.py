@@ -70,6 +70,7 @@ class DeviceProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=COMMAND_BYTES_MAX,
+            start_new_session=True,  # Ctrl-C in the terminal is for the demo, which then ends its devices in order
         )
         self._reading = asyncio.create_task(self._read(self._process))
 

@@ -29,6 +29,7 @@ class Link:
         self._whole = asyncio.Event()
         self._whole.set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._dialling: set[asyncio.StreamWriter] = set()
         self._accepted: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Link:
@@ -47,6 +48,11 @@ class Link:
         await asyncio.gather(*self._accepted)
         await self._server.wait_closed()
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether nothing goes through."""
+        return not self._whole.is_set()
+
     def cut(self) -> int:
         """Break all connections off, let no further one through, and return how many were broken off."""
         self._whole.clear()
@@ -54,6 +60,12 @@ class Link:
         for writer in self._writers:
             writer.transport.abort()
         return broken
+
+    def forget_diallers(self) -> int:
+        """Break off who has dialled while this is cut, because that process has ended; returns how many."""
+        for writer in self._dialling:
+            writer.transport.abort()
+        return len(self._dialling)
 
     def mend(self) -> None:
         """Let connections through again."""
@@ -64,8 +76,10 @@ class Link:
         assert task is not None, "asyncio makes a task of each connection"
         self._accepted.add(task)
         try:
+            self._dialling.add(writer)
             await self._whole.wait()
-            if self._closed:
+            self._dialling.discard(writer)
+            if self._closed or writer.transport.is_closing():
                 return
             hub_reader, hub_writer = await asyncio.open_connection(self._hub.hostname, self._hub.port)
             self._writers |= {writer, hub_writer}

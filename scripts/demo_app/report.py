@@ -54,7 +54,7 @@ class Service:
         keys: different keys that they came with.
         repeated: calls about an event that there had been a call about.
         reported: events of that kind that leasemesh reports as duplicates.
-        done_twice: events for which something was really done more than once.
+        doubled: events for which something was really done more than once.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Service:
     keys: int
     repeated: int
     reported: int
-    done_twice: int
+    doubled: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +128,11 @@ def sentence(verdict: Verdict) -> str:
         count = count_of(len(verdict.violated), "promise was broken", "promises were broken")
         return f"FAILED: {count}: {'; '.join(one.name for one in verdict.violated)}"
     letters, headlines, entries = verdict.services
-    played = verdict.records.played
-    killed = count_of(len(played.killed), "kill")
+    kills = count_of(len(verdict.records.played.killed), "kill")
     return (
-        f"Through a partition and {killed}, every one of {count_of(letters.events, 'letter')} went out exactly once; "
-        f"leasemesh reports the {headlines.reported} headlines that really went out twice, and no other; "
-        f"the ledger was called {entries.calls} times and has {entries.keys} entries; "
+        f"Through a partition and {kills}, {count_of(letters.events, 'letter')} went out, each exactly once; "
+        f"leasemesh reports the {count_of(headlines.reported, 'headline')} that went out twice, and no other; "
+        f"{count_of(entries.calls, 'call')} made {count_of(entries.keys, 'entry', 'entries')} in the ledger; "
         "the three databases have the same content"
     )
 
@@ -153,13 +152,13 @@ def _devices(screen: Screen, verdict: Verdict) -> Any:
 
 
 def _services(screen: Screen, verdict: Verdict) -> Any:
-    names = ("calls", "events", "keys", "repeated", "reported", "done twice")
-    columns = [Column("the services counted"), Column("mode"), *(Column(name, right=True) for name in names)]
+    names = ("calls", "events", "keys", "repeated", "reported", "doubled")
+    columns = [Column("service"), Column("mode"), *(Column(name, right=True) for name in names)]
     rows = [
         [
             one.name,
             one.mode,
-            *map("{:,}".format, (one.calls, one.events, one.keys, one.repeated, one.reported, one.done_twice)),
+            *map("{:,}".format, (one.calls, one.events, one.keys, one.repeated, one.reported, one.doubled)),
         ]
         for one in verdict.services
     ]
@@ -176,8 +175,8 @@ def _tally(records: Records, device: Device) -> Tally:
 
 def _mails(records: Records) -> Iterator[Service]:
     for name, mode, to, topic in (
-        ("letters by mail", "confirmed", SUBSCRIBER, records.inbox),
-        ("headlines by mail", "soft", EVERYBODY, HEADLINES),
+        ("letters, mail", "confirmed", SUBSCRIBER, records.inbox),
+        ("headlines, mail", "soft", EVERYBODY, HEADLINES),
     ):
         letters = [letter for letter in records.letters if letter.to == to]
         keys = {letter.key for letter in letters}
@@ -189,7 +188,7 @@ def _ledger(records: Records) -> Service:
     called = Counter(call.event for call in records.calls)
     entered = Counter(call.event for call in records.calls if not call.repeated)
     keys = {call.key for call in records.calls}
-    return _service(records, "entries by HTTP", "idempotency key", ENTRIES, calls=called, keys=len(keys), done=entered)
+    return _service(records, "entries, HTTP", "idempotent", ENTRIES, calls=called, keys=len(keys), done=entered)
 
 
 def _service(
@@ -204,5 +203,5 @@ def _service(
         keys=keys,
         repeated=calls.total() - len(calls),
         reported=sum(event in records.expected[topic] for event in device.duplicates),
-        done_twice=sum(count > 1 for count in done.values()),
+        doubled=sum(count > 1 for count in done.values()),
     )

@@ -26,6 +26,8 @@ KILLED_AFTER_SHARE = 3
 """Laptop is killed when it has written a third of the letters, so that there are enough before, and for two after."""
 
 SERVICE_SECONDS_MAX = 60
+TITLE_CHARACTERS_MAX = 26
+"""Of a title in a line, so that lines fit 80 columns."""
 
 
 class Telling(Protocol):
@@ -69,12 +71,11 @@ class _Stage:
         self._over = False
 
     async def play(self) -> Played:
-        await self._meet()
-        await self._read()
-        await self._part()
-        await self._laptop_returns()
-        await self._desktop_returns()
-        await self._finish()
+        try:
+            for act in (self._meet, self._read, self._part, self._laptop_returns, self._desktop_returns, self._finish):
+                await act()
+        finally:
+            self._over = True  # what sync tells while all is taken down is no part of the story
         return self._played
 
     # --- Together -----------------------------------------------------------------------------------------------------
@@ -83,8 +84,8 @@ class _Stage:
         self._telling.heading("A mail server, a ledger, and three processes, each with a database of its own")
         for service in (self._mail, self._ledger):
             await self._stack.enter_async_context(service)
-        self._telling.line("mail", f"listening on 127.0.0.1:{self._mail.port}, delivers to {self._folder / 'mailbox'}")
-        self._telling.line("ledger", f"listening on 127.0.0.1:{self._ledger.port}, one entry for each idempotency key")
+        self._telling.line("mail", f"SMTP on 127.0.0.1:{self._mail.port}, into a mailbox that anybody can open")
+        self._telling.line("ledger", f"HTTP on 127.0.0.1:{self._ledger.port}, an entry for each idempotency key")
         workspace = token_hex(16)
         for name in DEVICES:
             services = Services(name, self._mail.port, self._ledger.port)
@@ -143,12 +144,12 @@ class _Stage:
         sent = count_of(self._mail.sent(EVERYBODY, name), "headline")
         self._telling.line(name, f"sent {sent} by mail, entered and filed them")
         if name == DESKTOP:
-            self._telling.line(name, "asked the ledger about the entry of which it did not know: it is there, once")
+            self._telling.line(name, "asked the ledger: the entry of unknown outcome is there")
 
     async def _wait_for_permit(self, name: str) -> None:
         waiting = await self._devices[name]("await_waiting")
         self._played.contested[name] = waiting["event"]
-        self._telling.line(name, f"has a letter ready, and waits for confirmation by {HUB}: {waiting['title']}")
+        self._telling.line(name, f"waits for confirmation by {HUB}: {_quoted(waiting['title'])}")
 
     # --- Together again -----------------------------------------------------------------------------------------------
 
@@ -170,14 +171,11 @@ class _Stage:
     async def _decide(self) -> None:
         """Be the person who looks into the mailbox."""
         unknown = await self._devices[HUB]("await_unknown")
-        subject = unknown["params"]["subject"]
-        self._telling.line(
-            LAPTOP, f"does not know whether this letter left, and does not try again: {subject}", bad=True
-        )
+        subject = _quoted(unknown["params"]["subject"])
+        self._telling.line(LAPTOP, f"does not know whether this left: {subject}", bad=True)
         there = Mailbox(self._folder).holds(unknown["work"])
         verdict = "happened" if there else "not_happened"
-        found = "finds the letter" if there else "does not find the letter"
-        self._telling.line(HUB, f"somebody looks into the mailbox, {found}, and says: {verdict}")
+        self._telling.line(HUB, f"somebody looks into the mailbox, and says: {verdict}")
         await self._devices[HUB]("resolve", work=unknown["work"], verdict=verdict, by="somebody")
 
     async def _desktop_returns(self) -> None:
@@ -222,13 +220,16 @@ class _Stage:
 
     async def _kill(self, name: str, tool: str, event: str, what: str) -> None:
         await self._devices[name].kill()
+        self._links[name].forget_diallers()
         self._played.killed.append(Killed(name, tool, event))
-        self._telling.line(name, f"{what}, and is killed (SIGKILL) before it can write that down", bad=True)
+        self._telling.line(name, f"{what}; SIGKILL before it can write that down", bad=True)
 
     async def _restart(self, name: str) -> None:
+        self._telling.state(name, "starts again")
         await self._devices[name].start()
-        self._telling.line(name, "is started again, and finds an effect of which it does not know the outcome")
         await self._connect(name)
+        self._telling.line(name, "starts again, and finds an effect of unknown outcome")
+        self._telling.state(name, "works, cut off" if self._links[name].is_cut else "works")
         await self._start_working(name)
 
     async def _both(self, do: Callable[[str], Coroutine[Any, Any, Any]]) -> None:
@@ -243,6 +244,10 @@ class _Stage:
 
     def _notice(self, name: str, kind: str, text: str) -> None:
         """Tell what sync told a device; of what both ends of a link are told, only the hub's."""
-        both_tell = kind in ("connected", "disconnected")
-        if not self._over and (name == HUB or not both_tell):
+        both_ends_tell = kind in ("connected", "disconnected")
+        if not self._over and (name == HUB or not both_ends_tell):
             self._telling.line(name, text)
+
+
+def _quoted(title: str) -> str:
+    return f'"{title if len(title) <= TITLE_CHARACTERS_MAX else title[: TITLE_CHARACTERS_MAX - 1] + "…"}"'

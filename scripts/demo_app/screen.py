@@ -83,7 +83,7 @@ class Teller:
         grid = Table.grid(padding=(0, 2, 0, 0))
         grid.add_row(*_bar("letters", mail.events(SUBSCRIBER), letters), _shares(mail, SUBSCRIBER))
         grid.add_row(*_bar("headlines", mail.events(EVERYBODY), headlines), _shares(mail, EVERYBODY))
-        repeated = styled(f"{count_of(ledger.repeated, 'call')} repeated, nothing entered twice", "dim")
+        repeated = styled(f"{count_of(ledger.repeated, 'call')} repeated", "dim")
         grid.add_row(*_bar("entries", ledger.entered, letters + headlines), repeated)
         states = [joined(styled(name, STYLES[name]), f" {text}   ") for name, text in self._states.items() if text]
         return Group(Text(), grid, joined(*states))
