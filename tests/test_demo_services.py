@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import itertools
 import json
 import smtplib
 from collections import Counter
@@ -135,10 +136,10 @@ async def test_a_cut_link_breaks_connections_off_and_lets_new_ones_through_once_
 
 
 async def test_who_dialled_a_cut_link_and_died_is_not_passed_on():
-    heard = []
+    heard = asyncio.Queue()
 
     async def hear(reader, writer):
-        heard.append(await reader.read(100))
+        heard.put_nowait(await reader.read(100))
         writer.close()
 
     server = await asyncio.start_server(hear, "127.0.0.1", 0)
@@ -148,15 +149,15 @@ async def test_who_dialled_a_cut_link_and_died_is_not_passed_on():
         assert link.is_cut
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"dead")
-        while not link.forget_diallers():
-            await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            for _ in itertools.takewhile(lambda _: link.forget_diallers() == 0, itertools.count()):
+                await asyncio.sleep(0)  # until the link has accepted it
         with pytest.raises(ConnectionResetError):
             await reader.read(100)
         link.mend()
         _, alive = await asyncio.open_connection("127.0.0.1", port)
         alive.write(b"alive")
-        while not heard:
-            await asyncio.sleep(0.001)
-        assert heard == [b"alive"]
+        async with asyncio.timeout(5):
+            assert await heard.get() == b"alive"
         writer.close()
         alive.close()
