@@ -146,8 +146,13 @@ class Recovery:
         return Continuation(run, handler, taken=False) if isinstance(handler, Consumer) else None
 
     def _end_without_events(self, run: HandlerRun) -> None:
-        if run.status in ENDED or run.status == "paused:transient":
-            return  # the latter waits for the run that tries again
+        if run.status in ENDED:
+            return
+        if run.status == "paused:transient":  # it waits for the run that tries again
+            newest = self._node.handler_runs.recent(run.workflow, run.handler, node=run.node, limit=1)
+            if [one.id for one in newest] != [run.id]:
+                self._manager.end_earlier(run, "superseded", "another run has begun since")
+            return
         self._manager.end_earlier(run, "crashed", "the process that ran it ended")
         self._tell("released", run, f"run {short(run.id)} had been cut off by the end of its process")
 

@@ -7,6 +7,8 @@ import pytest
 
 WITHIN_S = 60
 
+PRELOADED = ["node", "node.syncing", "node.changes", "node.runtime.runner", "apsw", "socketserver"]
+
 
 class Child:
     """A process that runs a function of `crash_child`, and the pipe on which it speaks."""
@@ -45,7 +47,7 @@ class Child:
 @pytest.fixture(scope="session")
 def context():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["node", "node.syncing", "node.changes", "apsw"])
+    context.set_forkserver_preload(PRELOADED)
     return context
 
 
