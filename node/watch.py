@@ -2,8 +2,8 @@
 
 Three sources: this process's app ("local"), transfers that this process merged ("peer"), and other processes on the
 same file ("process"), which are noticed by asking SQLite for `PRAGMA data_version` now and then, which reads no page.
-Notices coalesce: a subscriber that is slow gets fewer and larger ones, never
-an endless queue.
+Notices coalesce: a subscriber that is slow gets fewer and larger ones, never an endless queue; and of an app that
+commits all the time there is a notice every few milliseconds, because each has to look up what changed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +23,10 @@ from node.surroundings import PROCESSES_LOOKED_FOR_EVERY_S
 RETRY_S = 1.0
 """After an error of the file (a full disk, a lock that somebody holds for very long) it is looked at again this much
 later."""
+
+LOOK_UPS_APART_S = 0.005
+"""The first commit after a pause is told at once. A handler that commits a thousand times a second would spend a
+quarter of its time on telling."""
 
 ChangeSource = Literal["local", "peer", "process"]
 
@@ -101,7 +106,9 @@ class ChangeWatch:
         self._data_version = 0
         self._version = 0
         self._sources: dict[ChangeSource, None] = {}  # ordered; those whose tables are still to be looked up
-        self._looking = False
+        self._looking = False  # or about to
+        self._looked_at = -math.inf
+        self._local_noticed = False  # and not looked up yet: another notice would tell nothing more
 
     def subscribe(self) -> Subscription:
         """Return an iterator of the changes from now on."""
@@ -124,8 +131,13 @@ class ChangeWatch:
     def notice(self, source: ChangeSource, tables: frozenset[str] | None = None) -> None:
         """Something was committed, in these tables if known. May be called from any thread."""
         loop = self._loop
-        if loop is not None and self._subscriptions and not loop.is_closed():
-            loop.call_soon_threadsafe(self._noticed, source, tables)
+        if loop is None or not self._subscriptions or loop.is_closed():
+            return
+        if source == "local" and tables is None:
+            if self._local_noticed:
+                return
+            self._local_noticed = True
+        loop.call_soon_threadsafe(self._noticed, source, tables)
 
     def close(self) -> None:
         """End all subscriptions."""
@@ -167,7 +179,8 @@ class ChangeWatch:
             self._stop_listening()
         self._loop = self._timer = self._stop_listening = None
         self._sources.clear()
-        self._looking = False
+        self._looking = self._local_noticed = False
+        self._looked_at = -math.inf  # another loop may count its time from elsewhere
 
     # --- Noticing -----------------------------------------------------------------------------------------------------
 
@@ -196,13 +209,24 @@ class ChangeWatch:
             return
         self._sources[source] = None
         if not self._looking:
+            self._look_up_soon()
+
+    def _look_up_soon(self) -> None:
+        if self._loop is None:
+            return
+        self._looking = True
+        wait_s = self._looked_at + LOOK_UPS_APART_S - self._loop.time()
+        if wait_s > 0:
+            self._loop.call_later(wait_s, self._look_up)
+        else:
             self._look_up()
 
     def _look_up(self) -> None:
         """Find out in a thread which tables changed; commits that come meanwhile are looked up together afterwards."""
         if self._loop is None:
             return
-        self._looking = True
+        self._local_noticed = False  # before the file is read: what is committed from here on is a notice of its own
+        self._looked_at = self._loop.time()
         sources = tuple(self._sources)
         self._sources.clear()
         future = self._loop.run_in_executor(None, self._read_changed, self._version)
@@ -227,7 +251,7 @@ class ChangeWatch:
         if tables:
             self._publish(tables, sources)
         if self._sources:
-            self._look_up()
+            self._look_up_soon()
 
     def _retry(self, sources: tuple[ChangeSource, ...]) -> None:
         for source in sources:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -166,6 +167,23 @@ class TestChanges:
             node.changes().close()
             changes.close()
             assert len([change async for change in changes]) <= 1
+
+    async def test_an_app_that_commits_all_the_time_is_told_of_now_and_then(self, open_node, within, monkeypatch):
+        monkeypatch.setattr("node.watch.LOOK_UPS_APART_S", apart_s := 0.2)
+        node, looked_up_at, now = open_node("a"), [], asyncio.get_running_loop().time
+        look_up = node.database.tables_changed_since
+
+        def note_and_look_up(version):
+            looked_up_at.append(now())
+            return look_up(version)
+
+        monkeypatch.setattr(node.database, "tables_changed_since", note_and_look_up)
+        async with within(), node.changes() as changes:
+            for number in range(4):  # awaited each time: every commit is told, the last one too
+                publish(node, str(number))
+                await anext(changes)
+        assert len(looked_up_at) == 4
+        assert all(later - earlier >= 0.9 * apart_s for earlier, later in itertools.pairwise(looked_up_at))
 
     async def test_another_process_is_noticed(self, open_node, within):
         node = open_node("a")
