@@ -347,6 +347,26 @@ def test_after_an_authority_is_gone_everybody_must_show_what_it_gave_them(trio):
     assert phone.permits.require(held).generation == 1
 
 
+def test_who_was_said_to_be_gone_is_not_waited_for_when_the_next_authority_is_lost_too(trio):
+    hub, laptop, phone = trio
+    hub.authorities.appoint(hub.node, by="Ann")
+    hub.publish("a")
+    tend(hub)
+    meet_fully(*trio)
+    laptop.authorities.move(laptop.node, by="Ann", gone=[hub.node])
+    for _ in range(2):
+        absorb_all(laptop, phone)
+        tend(phone)
+        absorb_all(phone, laptop)
+        tend(laptop)
+    assert laptop.authorities.granting() == 2
+    absorb_all(laptop, phone)  # and then the laptop is lost, too
+    phone.authorities.move(phone.node, by="Ann", gone=[laptop.node])
+    tend(phone)
+    assert phone.authorities.info().waiting_for == ()
+    assert phone.authorities.granting() == 3
+
+
 def test_a_copy_of_the_authority_under_a_new_identity_waits_for_a_person(office):
     hub, laptop = office
     before = hub.node
