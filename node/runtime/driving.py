@@ -36,6 +36,9 @@ from sync.errors import SyncError
 
 log = logging.getLogger("leasemesh.runtime")
 
+RUNS_IN_ONE_GO = 16
+"""Of one consumer, before others get its place: about ten milliseconds, if its functions take none."""
+
 THREADS_MORE = 16
 """Threads beyond one for each place: for sync effects, some of which may hang beyond their time."""
 
@@ -69,6 +72,7 @@ class Driver:
         sleep: notices that the machine has slept.
         late: calls that threads still make although their time is over, by run.
         on_begun: called in a thread with each run that begins.
+        on_committed: called in a thread with a run that has committed, when another follows at once.
         on_late_end: called when one of the late calls has ended.
         on_waiting: called with a run that begins to wait for somebody's permit, and again, with None, at the end.
     """
@@ -80,6 +84,7 @@ class Driver:
         self.sleep = SleepWatch(manager.node.database.clock_ms)
         self.late: dict[RunId, asyncio.Future[Any]] = {}
         self.on_begun: Callable[[Attempt], None] = _ignore
+        self.on_committed: Callable[[Attempt], None] = _ignore
         self.on_late_end: Callable[[], None] = _ignore
         self.on_waiting: Callable[[Attempt, str | None], None] = _ignore
         self.executor = ThreadPoolExecutor(concurrency + THREADS_MORE, thread_name_prefix="leasemesh-run")
@@ -101,6 +106,14 @@ class Driver:
     def began(self, attempt: Attempt) -> None:
         """See `script.Surrounding`."""
         self.on_begun(attempt)
+
+    def committed(self, attempt: Attempt) -> None:
+        """See `script.Surrounding`."""
+        self.on_committed(attempt)
+
+    def may_go_on(self, runs: int) -> bool:
+        """See `script.Surrounding`. When more want to run than there are places, each gets its turn."""
+        return not self._permits_end and runs < RUNS_IN_ONE_GO
 
     async def drive(self, script: Script) -> Result:
         """Take a script to its end. Raises what it raises: trouble with the node's file."""

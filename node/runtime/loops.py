@@ -210,13 +210,14 @@ class HandlerLoop:
 
     async def _learn(self, result: Result) -> None:
         runner, attempt = self._runner, result.attempt
+        if result.before or result.kind == "committed":
+            self._failures = self._races = 0
+            self._retry_of = None
         if attempt is None:
             return
         name = f"run {short(attempt.run)}"
         match result.kind:
             case "committed":
-                self._failures = self._races = 0
-                self._retry_of = None
                 runner.tell("committed", self.key, attempt, f"{name} has committed")
             case "failed":
                 await self._failed(result)
@@ -356,7 +357,7 @@ class ConsumerLoop(HandlerLoop):
         wake = script.Wake(woken, self.declined)
         result = await self._drive(
             "retry" if self._retry_of else "event",
-            lambda session: script.consume(self._runner.driver, self.consumer, session, self._retry_of, wake=wake),
+            lambda session: script.work_off(self._runner.driver, self.consumer, session, self._retry_of, wake=wake),
         )
         if result is None:
             self._dirty_at = self._now()

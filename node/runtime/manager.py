@@ -202,6 +202,12 @@ class Manager:
         attempt.result = result
         attempt.outcome = "applied"
 
+    def applied_and_committed(self, attempt: Attempt, result: Json) -> None:
+        """Record that the effect happened, and end the run with it: nothing of the user's comes between."""
+        with self._database.transaction():
+            self.applied(attempt, result)
+            self.commit(attempt, None)
+
     def did_not_happen(self, attempt: Attempt, error: BaseException) -> int:
         """Record that the effect certainly did not happen, and give the run up; returns as `fail`."""
         with self._database.transaction():

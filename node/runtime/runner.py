@@ -132,6 +132,7 @@ class Runner:
             stack.callback(self.driver.close)
             self.driver.on_waiting = self._waiting
             self.driver.on_begun = self._begun
+            self.driver.on_committed = self._committed
             self.sessions = Sessions(self.driver)
             self._recovery = Recovery(self.manager, self._handlers)
             self._reconciliation = Reconciliation(self, self.driver, self._handlers)
@@ -200,15 +201,23 @@ class Runner:
         Args:
             permits: wait also for what waits for a permit.
         """
-        self.look_for_events()
-        self.look()
-        self._reconciliation.look()
+        looked_at: int | None = None
         while not self.stopping:
             self._activity.clear()
-            quiet = all(loop.quiet and not (permits and loop.state == "waiting") for loop in self._loops.values())
-            if quiet and not self._small and not self._reconciliation.busy:
+            if not self._is_quiet():
+                await self._activity.wait()
+                continue
+            version = await self.in_thread(self.node.database.version)
+            if version == looked_at and self._is_quiet():
                 return
-            await self._activity.wait()
+            looked_at = version  # notices of changes come a little later: look, and see whether that changes anything
+            self.look_for_events()
+            self.look()
+            self._reconciliation.look()
+
+    def _is_quiet(self) -> bool:
+        quiet = all(loop.quiet for loop in self._loops.values())
+        return quiet and not self._small and not self._reconciliation.busy
 
     def observe(self) -> ProgressObserver:
         """Return an iterator over what happens from now on."""
@@ -416,6 +425,12 @@ class Runner:
     def _begun(self, attempt: Attempt) -> None:
         if self._observers:
             self._loop.call_soon_threadsafe(self._tell_begun, attempt)
+
+    def _committed(self, attempt: Attempt) -> None:
+        if self._observers:
+            key = (attempt.handler.workflow, attempt.handler.name)
+            text = f"run {short(attempt.run)} has committed"
+            self._loop.call_soon_threadsafe(self.tell, "committed", key, attempt, text)
 
     def _tell_begun(self, attempt: Attempt) -> None:
         key = (attempt.handler.workflow, attempt.handler.name)

@@ -185,10 +185,12 @@ class Consumer:
         """Make sure that it can run.
 
         Raises:
-            InvalidInput: it has no phase, or its effects cannot be told.
+            InvalidInput: it has no phase, keeps a state that nothing returns, or its effects cannot be told.
         """
         if not (self.prepare_function or self.mutate_function or self.next_function):
             raise InvalidInput(f"consumer {self}", "has no function; decorate one with it, or with a phase of it")
+        if self.stateful and self.next_function is None:
+            raise InvalidInput(f"consumer {self}", "is stateful, and has no next phase that returns the next state")
         _ = self.effects
 
     def _declare(self, attribute: str, function: F) -> F:

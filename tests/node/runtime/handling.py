@@ -19,6 +19,12 @@ class Hands:
     def began(self, attempt):
         self.begun.append(attempt.run)
 
+    def committed(self, attempt):
+        pass
+
+    def may_go_on(self, runs):
+        return False
+
     def consume(self, consumer, **options):
         return script.consume(self, consumer, self.session(consumer), None, **options)
 

@@ -82,6 +82,12 @@ def test_a_consumer_without_any_function_cannot_run(mail, inbox):
         mail.check()
 
 
+def test_a_state_that_nothing_returns_is_refused(mail, inbox):
+    mail.consumer(inbox, name="send", stateful=True).prepare(print)
+    with pytest.raises(InvalidInput, match="is stateful, and has no next phase"):
+        mail.check()
+
+
 def test_an_effect_that_is_not_idempotent_makes_work_confirmed(mail, inbox):
     consumer = mail.consumer(inbox, name="send")
     consumer.mutate(lambda run: send_mail(to="me"))

@@ -218,19 +218,18 @@ async def test_a_run_keeps_logs_and_cost_and_its_session_counts_them(open_node, 
 
 async def test_runs_of_one_consumer_never_overlap_and_all_together_are_bounded(open_node, within):
     node, busy, most = open_node("a"), set(), []
-    workflows = []
-    lock = threading.Lock()
+    workflows, three_at_once = [], asyncio.Event()
     for number in range(6):
         workflow = Workflow(f"workflow-{number}")
 
         @workflow.consumer(workflow.topic("inbox"))
         async def work(run):
-            with lock:
-                assert run.workflow not in busy
-                busy.add(run.workflow)
-                most.append(len(busy))
-            for _ in range(5):
-                await asyncio.sleep(0)
+            assert run.workflow not in busy
+            busy.add(run.workflow)
+            most.append(len(busy))
+            if len(busy) == 3:
+                three_at_once.set()
+            await three_at_once.wait()
             busy.discard(run.workflow)
 
         for message in range(4):
@@ -324,10 +323,8 @@ async def test_an_event_that_a_handler_fails_on_three_times_is_buried_and_the_re
     publish(node, "good-1", "bad", "good-2")
     async with within(), node.running([mail], retry=quick) as runner:
         observer = runner.observe()
-        while "bad" not in [event.message_id for event in node.peek("mail", "inbox", status="dead")]:
+        while statuses(node) != {"good-1": "consumed", "bad": "dead", "good-2": "consumed"}:
             await anext(observer)
-        await runner.idle()
-    assert statuses(node) == {"good-1": "consumed", "bad": "dead", "good-2": "consumed"}
     assert sum(status == "failed:logic" for _, _, status in runs(node)) == 3
 
 
