@@ -208,7 +208,8 @@ class Database:
 
         Args:
             source: what listeners are told.
-            replicated: False promises that only local tables are written; then no era begins.
+            replicated: False promises that only local tables are written; then no era begins, and listeners are told
+                nothing, because nobody else can have an interest in it.
             durable: wait until the disk has it, and all that was committed before: a power cut takes nothing of it
                 back. For what must be known after the program has acted outside; costs a disk access.
 
@@ -234,7 +235,7 @@ class Database:
             with self._awaiting_disk(durable), self._whole(replicated) as whole:
                 yield whole
             changed = self._writer.total_changes() != changes_before
-        if changed:
+        if changed and replicated:
             self.notify(source)
 
     @contextmanager
@@ -327,7 +328,8 @@ class Database:
         return self._data_version
 
     def on_commit(self, callback: Callable[[CommitSource], None]) -> Callable[[], None]:
-        """Call `callback` after each transaction that wrote something, in the thread that committed, with no lock held.
+        """Call `callback` after each transaction that wrote something that may replicate, in the thread that committed,
+        with no lock held.
 
         Returns:
             A function that ends this.

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import apsw
 
+from node.changes import ChangeReader, ChangeStorage
 from node.locks import LockHeld
 from node.service import Node
 from node.surroundings import Surroundings
 from node.testing import files
 from node.testing.network import ProcessNetwork, address, url
 from node.testing.virtual_time import Clock, Crashed, VirtualLoop, VirtualWorker
+from sync import ports
 from sync.knowledge import Era, Resume, SiteId
-from sync.ports import Applied, ChangeReader, DatabaseDigest, Incoming, LocalState, ReadRequest, ReadResult, Storage
+from sync.ports import Applied, DatabaseDigest, Incoming, LocalState, ReadRequest, ReadResult
 
 if TYPE_CHECKING:
     from node.runtime.workflow import Workflow
@@ -267,13 +269,13 @@ class Process:
         raise Crashed(f"{self.device.name} has crashed {moment} {what}")
 
     def watch_commits(self) -> None:
-        """Stand between the database and its writing connection, while the process is to die right before a commit."""
+        """Stand between the database and its writing connection, while the process is to die at a commit."""
         plan = self.device.crash_plan
         database = self.node.database
         if isinstance(database._writer, _WatchedConnection):
             database._writer = database._writer.connection
-        if plan is not None and (plan.what, plan.moment) == ("commit", "before"):
-            watched = _WatchedConnection(database._writer, lambda: self.reach("commit", "before"))
+        if plan is not None and plan.what == "commit":
+            watched = _WatchedConnection(database._writer, lambda moment: self.reach("commit", moment))
             database._writer = watched  # type: ignore[assignment]
 
     # --- Inside -------------------------------------------------------------------------------------------------------
@@ -316,6 +318,7 @@ class Process:
             self._serving.cancel()
             await asyncio.gather(self._serving, return_exceptions=True)
         await self.node.stop_sync()
+        self.storage.close_readers()
         self.node.close()
         self.device.process = None
         self.world.network.drop_process(self.loop)
@@ -327,38 +330,44 @@ class Process:
     def _committed(self, source: str) -> None:
         if self.alive:
             self.world.committed(self)
-            self.reach("commit", "after")
 
     def _leave(self, image: files.Image | None) -> None:
         self.storage.close_readers()
+        # The file is put back, or nobody needs it: closing need not tidy it up.
+        self.node.database._writer.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        self.node.database._reader.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         self.node.database.close()
         if image is not None:
             image.put_back()
 
 
 class _WatchedConnection:
-    """A connection that is told of each commit before it is done."""
+    """A connection that tells before and after each commit."""
 
-    def __init__(self, connection: apsw.Connection, before_commit: Callable[[], None]) -> None:
+    def __init__(self, connection: apsw.Connection, on_commit: Callable[[Moment], None]) -> None:
         self.connection = connection
-        self._before_commit = before_commit
+        self._on_commit = on_commit
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.connection, name)
 
     def execute(self, sql: str, *arguments: Any) -> apsw.Cursor:
-        if sql == "COMMIT":
-            self._before_commit()
-        return self.connection.execute(sql, *arguments)
+        if sql != "COMMIT":
+            return self.connection.execute(sql, *arguments)
+        self._on_commit("before")
+        cursor = self.connection.execute(sql, *arguments)
+        self._on_commit("after")
+        return cursor
 
 
 class _Storage:
     """A node's storage; reads in small pieces, and knows its readers, which a crash must close."""
 
-    def __init__(self, storage: Storage, process: Process) -> None:
+    def __init__(self, storage: ChangeStorage, process: Process) -> None:
         self._storage = storage
         self._process = process
-        self._readers: list[_Reader] = []
+        self._readers: dict[int, ChangeReader] = {}  # all that are open, by their identity
+        self._free: list[ChangeReader] = []
 
     def state(self) -> LocalState:
         return self._storage.state()
@@ -366,10 +375,8 @@ class _Storage:
     def resume_point(self, site: SiteId) -> Resume:
         return self._storage.resume_point(site)
 
-    def open_reader(self) -> ChangeReader:
-        self._readers = [reader for reader in self._readers if not reader.closed]
-        self._readers.append(_Reader(self._storage.open_reader(), self._process.world.piece_bytes))
-        return self._readers[-1]
+    def open_reader(self) -> ports.ChangeReader:
+        return _Reader(self, self._process.world.piece_bytes)
 
     def apply(self, incoming: Incoming) -> Applied:
         applied = self._storage.apply(incoming)
@@ -377,41 +384,90 @@ class _Storage:
         return applied
 
     def digest(self) -> DatabaseDigest:
-        return self._storage.digest()
+        reader = self.lend()
+        try:
+            return reader.digest()
+        finally:
+            self.take_back(reader)
 
     def reidentify(self) -> LocalState:
         self._process.world.hit("new site id")
+        while self._free:  # they hold on to the old id
+            self._close(self._free.pop())
         return self._storage.reidentify()
 
     def record_heard(self, heard: dict[SiteId, tuple[Era, int]]) -> None:
         self._storage.record_heard(heard)
 
     def close_readers(self) -> None:
-        for reader in self._readers:
-            reader.close()
+        self._free.clear()
+        for reader in list(self._readers.values()):
+            self._close(reader)
+
+    def lend(self) -> ChangeReader:
+        """Lend a reader for one transfer: opening one takes longer than most of these."""
+        if self._free:
+            return self._free.pop()
+        reader = self._storage.open_reader()
+        self._readers[id(reader)] = reader
+        return reader
+
+    def take_back(self, reader: ChangeReader, *, sound: bool = True) -> None:
+        """Keep it for others, unless it has failed."""
+        if id(reader) not in self._readers:
+            return
+        if sound:
+            reader.end()
+            self._free.append(reader)
+        else:
+            self._close(reader)
+
+    def _close(self, reader: ChangeReader) -> None:
+        del self._readers[id(reader)]
+        reader.close()
 
 
 class _Reader:
-    """A reader that makes pieces no longer than the world has them."""
+    """A link's reader. It makes pieces no longer than the world has them, and has a connection only for as long as a
+    transfer takes."""
 
-    def __init__(self, reader: ChangeReader, piece_bytes: int) -> None:
-        self._reader = reader
+    def __init__(self, storage: _Storage, piece_bytes: int) -> None:
+        self._storage = storage
         self._piece_bytes = piece_bytes
-        self.closed = False
+        self._lent: ChangeReader | None = None
 
     def begin(self, request: ReadRequest, rows_bytes_max: int) -> ReadResult:
-        return self._reader.begin(request, min(rows_bytes_max, self._piece_bytes))
+        self.end()
+        lent = self._lent = self._storage.lend()
+        return self._watched(lambda: lent.begin(request, min(rows_bytes_max, self._piece_bytes)))
 
     def read(self, rows_bytes_max: int) -> ReadResult:
-        return self._reader.read(min(rows_bytes_max, self._piece_bytes))
+        lent = self._lent
+        assert lent is not None, "a transfer has begun"
+        return self._watched(lambda: lent.read(min(rows_bytes_max, self._piece_bytes)))
 
     def end(self) -> None:
-        self._reader.end()
+        lent, self._lent = self._lent, None
+        if lent is not None:
+            self._storage.take_back(lent)
 
     def close(self) -> None:
-        if not self.closed:
-            self.closed = True
-            self._reader.close()
+        self.end()
+
+    def digest(self) -> DatabaseDigest:
+        return self._storage.digest()
+
+    def _watched(self, read: Callable[[], ReadResult]) -> ReadResult:
+        try:
+            result = read()
+        except BaseException:
+            lent, self._lent = self._lent, None
+            if lent is not None:
+                self._storage.take_back(lent, sound=False)
+            raise
+        if result.last:
+            self.end()
+        return result
 
 
 class Locks:

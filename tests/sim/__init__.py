@@ -1,7 +1,8 @@
 """The simulator: whole nodes on real cr-sqlite files in virtual time, with every fault that can be had.
 
-The devices are those of `node.testing`. `world` says what a run is, `params` what can be set, `faults` and `workload` what happens, `invariants` what must
-hold, `runner` how seeds are run, and a failing one made smaller. By hand: `scripts/sim --help`.
+The devices are those of `node.testing`. `world` says what a run is, `params` what can be set, `faults` and `workload`
+what happens, `invariants` what must hold, `runner` how seeds are run, and a failing one made smaller. By hand:
+`scripts/sim --help`.
 
 Checked, by number:
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -32,6 +31,8 @@ SELECT crsql_as_crr('main', 'tags');
 
 NEWEST = len(APP)
 
+TEMPLATE_SITE = b"leasemesh template"[:16]
+
 
 @cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
@@ -54,10 +55,17 @@ def template(level: int) -> Path:
     path = Path(_folder().name) / f"template-{level}.db"
     surroundings = Surroundings(clock_ms=lambda: 1, random_bytes=Random(level).randbytes)
     Node.open(path, workspace=WORKSPACE, migrations=app_migrations(level), surroundings=surroundings).close()
+    set_site_id(path, TEMPLATE_SITE)
     return path
+
+
+@cache
+def _content(level: int) -> bytes:
+    return template(level).read_bytes()
 
 
 def new_file(path: Path, level: int, site: bytes) -> None:
     """Make a device's file: a copy of the template with a site id of its own."""
-    shutil.copyfile(template(level), path)
-    set_site_id(path, site)
+    content = _content(level)
+    assert content.count(TEMPLATE_SITE) == 2, "the id and its index"
+    path.write_bytes(content.replace(TEMPLATE_SITE, site))

@@ -72,7 +72,6 @@ class Checks:
         self.checked: dict[str, int] = {}
         self._terminal: dict[int, set[str]] = {}  # only ever compared, never iterated into anything visible
         self._commits: dict[int, int] = {}
-        self._versions: dict[int, tuple] = {}
         self._event_of: dict[tuple[str, str, str], str] = {}
         self._durable: set[str] = set()
 
@@ -83,11 +82,8 @@ class Checks:
 
     # --- After each commit --------------------------------------------------------------------------------------------
 
-    def after_commit(self, app, version: int) -> None:
+    def after_commit(self, app) -> None:
         number = app.device.number
-        if self._versions.get(number) == (app.process, version):
-            return  # What was written does not replicate, and nothing follows from it.
-        self._versions[number] = (app.process, version)
         self._stays_terminal(app)
         self._batches_are_whole(app)
         self._commits[number] = self._commits.get(number, 0) + 1

@@ -63,25 +63,34 @@ class Params:
     """
 
     nodes: int = 3
-    work_steps: int = 24
-    fault_steps: int = 6
-    faulty_ms: int = 45_000
-    rule: StalenessRule = StalenessRule(ttl_ms=16_000, margin_ms=4_000)
+    work_steps: int = 15
+    fault_steps: int = 5
+    faulty_ms: int = 20_000
+    rule: StalenessRule = StalenessRule(ttl_ms=8_000, margin_ms=2_000)
     heal_ms: int = 60_000
-    idle_ms: int = 10_000
+    idle_ms: int = 5_000
     latency_ms: int = 40
     slow_bytes_per_ms: int = 1
     drift_ppm_max: int = 20_000
     skew_ms_max: int = 10 * 24 * 3600 * 1000
     batch_rows_max: int = 12
-    check_every: int = 8
+    check_every: int = 12
     devices_max: int = 6
 
 
 LITE = Params()
-"""Many short runs: a few devices, less than a minute of world time, a time to live of sixteen seconds."""
+"""Many short runs: a few devices, half a minute of world time, a time to live of eight seconds."""
 
-SWARM = Params(nodes=5, work_steps=80, fault_steps=24, faulty_ms=240_000, rule=StalenessRule(), devices_max=9)
+SWARM = Params(
+    nodes=5,
+    work_steps=80,
+    fault_steps=24,
+    faulty_ms=240_000,
+    rule=StalenessRule(),
+    idle_ms=10_000,
+    check_every=8,
+    devices_max=9,
+)
 """Longer runs with the real staleness rule."""
 
 SOAK = replace(SWARM, nodes=8, work_steps=1_000, fault_steps=200, faulty_ms=3_600_000, heal_ms=180_000, devices_max=14)

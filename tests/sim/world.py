@@ -124,9 +124,8 @@ class World(world.World):
     def committed(self, process: Process) -> None:
         app = self.apps_by_device.get(process.device.number)
         if app is not None and app.process is process:
-            version = app.database.version()
-            self.note(process.device, f"commits, now at {version}")
-            self.checks.after_commit(app, version)
+            self.note(process.device, "commits")
+            self.checks.after_commit(app)
 
     def planned_crash(self, device: Device, plan: CrashPlan) -> None:
         super().planned_crash(device, plan)
