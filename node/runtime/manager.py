@@ -147,17 +147,8 @@ class Manager:
 
     def require_owned(self, attempt: Attempt) -> None:
         """Make sure that the run still owns all its events. Raises LeaseLost, naming those that it does not."""
-        if attempt.holder is None:
-            return
-        with self._database.snapshot():
-            reservation = self._events.reservation(attempt.holder)
-            claimed = reservation.claims if reservation else {}
-            owned = {event.id for event in self._events.reserved_by(attempt.holder)}
-            lost = [event for event in claimed if event not in owned]
-            if reservation is not None and reservation.state == "held" and not lost:
-                return
-            now = {event: self._events.get(event) for event in lost or claimed}
-        raise LeaseLost(attempt.holder, {event: (found.run or "") if found else "" for event, found in now.items()})
+        if attempt.holder is not None:
+            self._events.require_owned(attempt.holder)
 
     def has_permit(self, attempt: Attempt) -> bool:
         """Whether the run may begin its effect; False while nobody has decided.

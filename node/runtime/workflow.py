@@ -122,6 +122,7 @@ class Consumer:
         self._workflow = workflow
         self._name = name
         self._effects = list(effects)
+        self._all_effects: dict[str, Effect[...]] | None = None
         if name is not None:
             workflow._add(self, name)
 
@@ -161,6 +162,11 @@ class Consumer:
         Raises:
             InvalidInput: it has a mutate function and no effect; or two effects have one name.
         """
+        if self._all_effects is None:
+            self._all_effects = self._find_effects()
+        return self._all_effects
+
+    def _find_effects(self) -> dict[str, Effect[...]]:
         if self.mutate_function is None:
             return {}
         found: dict[str, Effect[...]] = {}
@@ -199,6 +205,7 @@ class Consumer:
         if not callable(function):
             raise InvalidInput(f"consumer {self}", f"{function!r} is not a function")
         setattr(self, attribute, function)
+        self._all_effects = None
         return function
 
     def __str__(self) -> str:

@@ -201,6 +201,22 @@ class Leasing(EventReader):
         )
         return [RunId(row[0].hex()) for row in rows]
 
+    def require_owned(self, run: str) -> None:
+        """Make sure that a run of this node holds its reservation and owns all its events still.
+
+        Raises:
+            LeaseLost: naming the events that it does not own, or all of them when it has ended.
+            NotFound, NotOwner: no such reservation, or another node's.
+        """
+        with self._database.snapshot():
+            ended = self._own_state(run) != "held"
+            lost = self._not_owned(run)
+            if ended and not lost:
+                reservation = self.reservation(run)
+                lost = dict.fromkeys(reservation.claims if reservation else (), "")
+        if ended or lost:
+            raise LeaseLost(run, lost)
+
     def consume(self, run: str, *, effect_happened: bool = False) -> int:
         """Settle all events of `run` as consumed and return how many; 0 when they were before.
 

@@ -482,3 +482,21 @@ def test_an_outcome_outranks_what_a_copy_of_the_file_did_to_the_same_run(device,
     assert device.forge("reservations", bytes.fromhex(run), word, column="state", version=2)
     assert device.status("a") == outcome
     assert device.events.reservation(run).state == outcome
+
+
+def test_a_run_that_owns_all_is_told_from_one_that_lost_some_or_has_ended(pair):
+    one, two = pair
+    one.publish("a", "b")
+    merge(one, two)
+    winner = one.reserve("a")
+    two.now_ms += 5
+    loser = two.reserve("a", "b")
+    one.events.require_owned(winner)
+    merge(one, two)
+    with pytest.raises(LeaseLost) as caught:
+        two.events.require_owned(loser)
+    assert caught.value.owners == {event_of("a"): winner}
+    one.events.release(winner)
+    with pytest.raises(LeaseLost) as caught:
+        one.events.require_owned(winner)
+    assert list(caught.value.owners) == [event_of("a")]

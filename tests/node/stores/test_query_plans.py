@@ -157,6 +157,7 @@ def call_event_store(events, device):
     events.is_continued(runs[4])
     events.stale_candidates([("mail", "manual")])
     events.reserved_by(runs[0])
+    events.require_owned(runs[0])
     events.reservation(runs[0])
     events.find_run(runs[0])
     events.held_runs(own=True)
