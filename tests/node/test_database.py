@@ -9,7 +9,7 @@ import apsw
 import pytest
 from replicas import NOTES, Replica, write_migrations
 
-from node.connection import connect, disconnect, refuse_misread_keys
+from node.connection import STATEMENTS_KEPT_MAX, connect, disconnect, refuse_misread_keys
 from node.database import Database, DatabaseError
 from node.migrate import own_migrations, upgrade
 from node.stores import EventStore, NewEvent
@@ -50,6 +50,7 @@ def test_every_connection_has_every_setting(database, readonly):
         "cache_size": -32 * 1024, "temp_store": 2, "query_only": int(readonly),
     }  # fmt: skip
     assert {name: connection.pragma(name) for name in settings} == settings
+    assert connection.cache_stats()["size"] == STATEMENTS_KEPT_MAX
     with pytest.raises(apsw.SQLError, match="not authorized|disabled"):
         connection.execute("SELECT load_extension('/tmp/x')").fetchall()
     disconnect(connection)
