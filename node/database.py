@@ -124,6 +124,8 @@ class Database:
         self._reading = threading.RLock()
         self._owner: int | None = None
         self._durable = False
+        self._parts = True
+        self._failed = False
         self._snapshot_owner: int | None = None
         self._versions = StoredVersions()
         self._data_version = 0
@@ -199,7 +201,7 @@ class Database:
 
     @contextmanager
     def transaction(
-        self, *, source: CommitSource = "local", replicated: bool = True, durable: bool = False
+        self, *, source: CommitSource = "local", replicated: bool = True, durable: bool = False, parts: bool = True
     ) -> Iterator[Transaction]:
         """Run a block as one write transaction: all of it is committed at its end, or nothing.
 
@@ -212,10 +214,13 @@ class Database:
                 nothing, because nobody else can have an interest in it.
             durable: wait until the disk has it, and all that was committed before: a power cut takes nothing of it
                 back. For what must be known after the program has acted outside; costs a disk access.
+            parts: False: blocks inside this one are no parts of their own, which saves a sixth of the time of a few
+                small writes. Should one fail after it has written something, all of the transaction fails.
 
         Raises:
             DatabaseError: locked by another process for too long, disk full, file damaged. Nothing is written then.
-                Or `durable` was asked for inside a transaction that is not.
+                Or `durable` was asked for inside a transaction that is not. Or a block inside one without parts had
+                failed, and somebody caught its error.
         """
         if self._owner == threading.get_ident():
             if durable and not self._durable:
@@ -224,7 +229,7 @@ class Database:
                 )
             transaction = Transaction(self._writer)
             try:
-                with transaction.part():
+                with transaction.part() if self._parts else self._undivided():
                     yield transaction
             finally:
                 transaction._end()
@@ -232,6 +237,7 @@ class Database:
         with self._writing:
             self._check_open()
             changes_before = self._writer.total_changes()
+            self._parts, self._failed = parts, False
             with self._awaiting_disk(durable), self._whole(replicated) as whole:
                 yield whole
             changed = self._writer.total_changes() != changes_before
@@ -357,6 +363,16 @@ class Database:
             sync_at_checkpoints(self._writer)
 
     @contextmanager
+    def _undivided(self) -> Iterator[None]:
+        """A block inside a transaction without parts. One that fails before it has written leaves nothing to undo."""
+        changes_before = self._writer.total_changes()
+        try:
+            yield
+        except BaseException:
+            self._failed |= self._writer.total_changes() != changes_before
+            raise
+
+    @contextmanager
     def _whole(self, replicated: bool) -> Iterator[Transaction]:
         connection = self._writer
         transaction = Transaction(connection)
@@ -369,6 +385,8 @@ class Database:
             yield transaction
             if not connection.in_transaction:
                 raise DatabaseError("SQLite has rolled the transaction back after an error; nothing of it was kept.")
+            if self._failed:
+                raise DatabaseError("A block inside this transaction had failed; it has no parts, so nothing was kept.")
             connection.execute("COMMIT")
             committed = True
         except apsw.Error as error:

@@ -41,16 +41,27 @@ class Choice:
     reserved: bool
 
 
-def choose(node: Node, consumer: Consumer, run: RunId, mode: Mode, *, batch: int) -> Choice | None:
-    """Return the events that a run takes, None when there are none. Call it in the transaction that begins the run."""
-    if len(consumer.topics) == 1 and not consumer.stateful and mode != "confirmed":
-        try:
-            with node.database.transaction():
-                events = _reserve_next(node, consumer, run, batch)
-            return Choice(events, reserved=True) if events else None
-        except _FailedBefore:
-            pass
-    found = _oldest(node, consumer, mode, batch)
+class FailedBefore(Exception):
+    """Among the next events is one that the handler has failed on before; begin anew, and choose warily."""
+
+
+def choose(node: Node, consumer: Consumer, run: RunId, mode: Mode, *, wary: bool) -> Choice | None:
+    """Return the events that a run takes, None when there are none. Call it in the transaction that begins the run.
+
+    Args:
+        node: the node.
+        consumer: whose run it is.
+        run: the run.
+        mode: how it claims.
+        wary: look at each event before it is reserved. Otherwise the usual case is one statement.
+
+    Raises:
+        FailedBefore: not wary, and it should have been; leave the transaction, which has reserved them already.
+    """
+    if len(consumer.topics) == 1 and not consumer.stateful and mode != "confirmed" and not wary:
+        events = _reserve_next(node, consumer, run)
+        return Choice(events, reserved=True) if events else None
+    found = _oldest(node, consumer, mode)
     if not found:
         return None
     alone = next((event for event in found if event.epoch and failed_claims(node, consumer, event)), None)
@@ -77,27 +88,22 @@ def pending_mark(node: Node, consumer: Consumer) -> PendingMark:
         return tuple(node.events.pending_mark(consumer.workflow, topic.name) for topic in consumer.topics)
 
 
-class _FailedBefore(Exception):
-    """Undoes a reservation that holds an event on which the handler has failed before."""
-
-
-def _reserve_next(node: Node, consumer: Consumer, run: RunId, batch: int) -> tuple[Event, ...]:
-    """The usual case in one statement."""
+def _reserve_next(node: Node, consumer: Consumer, run: RunId) -> tuple[Event, ...]:
     events = node.events.reserve_next(
         run,
         consumer.workflow,
         consumer.topics[0].name,
-        limit=batch,
+        limit=consumer.batch,
         handler=consumer.name,
         default_mode=consumer.default_mode,
     )
     if len(events) > 1 and any(event.epoch > 1 and failed_claims(node, consumer, event) for event in events):
-        raise _FailedBefore
+        raise FailedBefore
     return tuple(events)
 
 
-def _oldest(node: Node, consumer: Consumer, mode: Mode, batch: int) -> list[Event]:
-    limit = batch
+def _oldest(node: Node, consumer: Consumer, mode: Mode) -> list[Event]:
+    limit = batch = consumer.batch
     while True:
         peeked = [
             event for topic in consumer.topics for event in node.events.peek(consumer.workflow, topic.name, limit=limit)

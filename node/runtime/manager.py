@@ -21,7 +21,7 @@ with the same prepare result and the same effect result, on the reservation of t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
@@ -30,7 +30,7 @@ from node.errors import LeaseLost, NotAvailable, StaleVersion
 from node.ids import EventId, RunId, short
 from node.jsonvalue import Json, encode
 from node.runtime.attempt import Attempt, Session
-from node.runtime.choosing import STATE_TOPIC, Choice, choose, failed_claims, state_token
+from node.runtime.choosing import STATE_TOPIC, Choice, FailedBefore, choose, failed_claims, state_token
 from node.runtime.context import storable
 from node.runtime.effects import EffectCall
 from node.runtime.errors import is_transient
@@ -96,9 +96,15 @@ class Manager:
             HomeElsewhere, IllegalState, NotAvailable: this device may not claim them now.
         """
         try:
+            return self._begin(consumer, session, retry_of, wary=False)
+        except FailedBefore:
+            return self._begin(consumer, session, retry_of, wary=True)
+
+    def _begin(self, consumer: Consumer, session: Session, retry_of: RunId | None, *, wary: bool) -> Attempt | None:
+        try:
             with self._beginning(consumer, session) as attempt:
                 attempt.mode = self._mode(consumer)
-                choice = choose(self.node, consumer, attempt.run, attempt.mode, batch=consumer.batch)
+                choice = choose(self.node, consumer, attempt.run, attempt.mode, wary=wary)
                 if choice is None:
                     raise _NothingToDo
                 self._reserve(attempt, choice)
@@ -133,7 +139,7 @@ class Manager:
         """
         consumer = _consumer(attempt)
         encode("prepare result", result, PREPARED_BYTES_MAX)
-        with self._database.transaction():
+        with self._transaction():
             attempt.mode = self._mode(consumer)
             if attempt.told.reserve:
                 self._reserve(attempt, Choice(tuple(attempt.told.reserve.values()), reserved=False))
@@ -178,7 +184,7 @@ class Manager:
         Raises:
             LeaseLost, PermitRefused, IllegalState: the run must not begin it.
         """
-        with self._database.transaction(durable=True):
+        with self._transaction(durable=True):
             self.require_owned(attempt)
             work = self.node.mutations.work_for(attempt.run)
             self._runs.advance(attempt.run, "mutating")
@@ -187,7 +193,7 @@ class Manager:
 
     def applied(self, attempt: Attempt, result: Json) -> None:
         """Record that the effect happened: from here on the work goes forward."""
-        with self._database.transaction():
+        with self._transaction():
             self.node.mutations.mark_applied(attempt.run, result)
             self._runs.advance(attempt.run, "mutated", "emitting")
         attempt.result = result
@@ -195,13 +201,13 @@ class Manager:
 
     def applied_and_committed(self, attempt: Attempt, result: Json) -> None:
         """Record that the effect happened, and end the run with it: nothing of the user's comes between."""
-        with self._database.transaction():
+        with self._transaction():
             self.applied(attempt, result)
             self.commit(attempt, None)
 
     def did_not_happen(self, attempt: Attempt, error: BaseException) -> int:
         """Record that the effect certainly did not happen, and give the run up; returns as `fail`."""
-        with self._database.transaction():
+        with self._transaction():
             self.node.mutations.mark_failed(attempt.run, _text(error))
             return self.fail(attempt, error)
 
@@ -213,7 +219,7 @@ class Manager:
             reason: why, for people.
             reconcile_at: when to find out (Unix ms); None: only a person can tell.
         """
-        with self._database.transaction():
+        with self._transaction():
             if reconcile_at is None:
                 self.node.mutations.mark_indeterminate(attempt.run, reason)
             else:
@@ -237,7 +243,7 @@ class Manager:
         """
         handler = attempt.handler
         details: dict[str, Json] = {}
-        with self._database.transaction():
+        with self._transaction():
             self._publish(attempt)
             if attempt.holder is not None:
                 self._events.consume(attempt.holder, effect_happened=attempt.outcome == "applied")
@@ -261,7 +267,7 @@ class Manager:
             "failed_at": self._database.clock_ms(),
         }
         attempt.session.error = _text(error)
-        with self._database.transaction():
+        with self._transaction():
             buried = 0
             if attempt.holder is not None and attempt.outcome == "none":
                 buried = self._give_back(attempt, bury=failure == "logic")
@@ -279,7 +285,7 @@ class Manager:
         self._end(attempt, "crashed", reason)
 
     def _end(self, attempt: Attempt, status: RunStatus, reason: str) -> None:
-        with self._database.transaction():
+        with self._transaction():
             if attempt.holder is not None and attempt.outcome == "none":
                 self._events.release(attempt.holder)
             self._runs.set_status(attempt.run, status, details=self._told(attempt) | {"error": reason})
@@ -289,14 +295,14 @@ class Manager:
 
     def found_applied(self, run: HandlerRun, result: Json) -> None:
         """Record, of a run that has stopped, that its effect happened; another run goes on (`go_on`)."""
-        with self._database.transaction():
+        with self._transaction():
             self.node.mutations.mark_applied(run.id, result)
             if run.phase == "mutating" and run.status not in ENDED:
                 self._runs.advance(run.id, "mutated", status="paused:reconciliation")
 
     def found_not_applied(self, run: HandlerRun, reason: str) -> None:
         """Record, of a run that has stopped, that its effect certainly did not happen, and give its events back."""
-        with self._database.transaction():
+        with self._transaction():
             self.node.mutations.mark_failed(run.id, reason)
             self._events.release(run.id)
             if run.status not in ENDED:
@@ -309,14 +315,14 @@ class Manager:
 
     def leave_to_a_person(self, run: HandlerRun, reason: str) -> None:
         """Record that only a person can tell what became of a run's effect."""
-        with self._database.transaction():
+        with self._transaction():
             self.node.mutations.mark_indeterminate(run.id, reason)
             self._pause(run, reason)
 
     def call_was_cut_off(self, run: HandlerRun, *, reconcile_at: int | None) -> None:
         """Record, of a run whose process ended during the call, that nobody knows what became of it."""
         reason = "the process ended before the answer was seen"
-        with self._database.transaction():
+        with self._transaction():
             if reconcile_at is None:
                 self.node.mutations.mark_indeterminate(run.id, reason)
             else:
@@ -332,7 +338,7 @@ class Manager:
             reason: for people.
             settle: what becomes of its events: leave them, release them, or skip them, as a person said.
         """
-        with self._database.transaction():
+        with self._transaction():
             if settle == "skip":
                 try:
                     self._events.skip(run.id)
@@ -399,7 +405,7 @@ class Manager:
     def take_over_to_free(self, consumer: Consumer, of: RunId, *, skip: bool, reason: str) -> int:
         """Claim what another node's run holds, which has been silent for long enough, and free it to be done anew (or
         skip it, when a person said so); returns how many events. Raises as `EventStore.take_over_run`."""
-        with self._database.transaction():
+        with self._transaction():
             run = self._runs.new_id()
             events = self._events.take_over_run(run, of, handler=consumer.name, default_mode=consumer.default_mode)
             if not events:
@@ -416,6 +422,10 @@ class Manager:
 
     # --- Parts --------------------------------------------------------------------------------------------------------
 
+    def _transaction(self, *, durable: bool = False) -> AbstractContextManager[object]:
+        """Begin a transaction that happens whole or not at all, or take part in the one that is open."""
+        return self._database.transaction(durable=durable, parts=False)
+
     @contextmanager
     def _beginning(self, handler: Handler, session: Session) -> Iterator[Attempt]:
         """Begin a run in one transaction. It is under way before anybody can see its row: whoever looks for runs that
@@ -423,7 +433,7 @@ class Manager:
         attempt = Attempt(handler, self._runs.new_id(), session)
         self._under_way[attempt.run] = attempt
         try:
-            with self._database.transaction():
+            with self._transaction():
                 if isinstance(handler, Producer) or handler.stateful:
                     found = self.node.handler_states.get(handler.workflow, handler.name)
                     if found is not None:

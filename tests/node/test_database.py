@@ -3,6 +3,7 @@ import os
 import stat
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import apsw
@@ -582,3 +583,31 @@ def test_a_new_file_takes_its_site_id_from_the_randomness_that_was_lent(tmp_path
     assert one.site == other.site
     one.close()
     other.close()
+
+
+def test_a_transaction_without_parts_fails_whole_when_a_block_inside_has_failed(database):
+    with database.transaction() as transaction:
+        transaction.execute("CREATE TABLE things (name TEXT)")
+    with pytest.raises(DatabaseError, match="it has no parts, so nothing was kept"):
+        with database.transaction(parts=False) as whole:
+            whole.execute("INSERT INTO things VALUES ('first')")
+            with suppress(ZeroDivisionError), database.transaction() as inside:
+                inside.execute("INSERT INTO things VALUES ('second')")
+                _ = 1 / 0
+    assert database.query("SELECT * FROM things") == []
+    with database.transaction() as transaction:  # and it was that transaction alone
+        with suppress(ZeroDivisionError), database.transaction() as inside:
+            inside.execute("INSERT INTO things VALUES ('third')")
+            _ = 1 / 0
+        transaction.execute("INSERT INTO things VALUES ('fourth')")
+    assert database.query("SELECT * FROM things") == [("fourth",)]
+
+
+def test_a_block_that_fails_before_it_has_written_leaves_a_transaction_without_parts_as_it_was(database):
+    with database.transaction() as transaction:
+        transaction.execute("CREATE TABLE things (name TEXT)")
+    with database.transaction(parts=False) as whole:
+        whole.execute("INSERT INTO things VALUES ('first')")
+        with suppress(ZeroDivisionError), database.transaction():
+            _ = 1 / 0
+    assert database.query("SELECT * FROM things") == [("first",)]
