@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from demo_app.withheld import Withheld
+from node.errors import LeasemeshError
 
 CALLS_FILE = "ledger.jsonl"
 KEY_HEADER = "Idempotency-Key"
@@ -51,10 +52,17 @@ class Call:
 
 
 def read_calls(folder: Path) -> Iterator[Call]:
-    """Read what a ledger in this folder has carried out."""
-    with (folder / CALLS_FILE).open() as file:
-        for line in file:
-            yield Call(**json.loads(line))
+    """Read what a ledger in this folder has carried out.
+
+    Raises:
+        LeasemeshError: there was none in this folder.
+    """
+    try:
+        with (folder / CALLS_FILE).open() as file:
+            for line in file:
+                yield Call(**json.loads(line))
+    except OSError as error:
+        raise LeasemeshError(f"{folder} does not hold what a ledger has carried out") from error
 
 
 class Ledger:

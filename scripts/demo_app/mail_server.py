@@ -10,7 +10,7 @@ import asyncio
 import email.policy
 import mailbox
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from email.message import Message
 from email.parser import BytesHeaderParser
@@ -83,7 +83,6 @@ class MailServer:
         self._parser = BytesHeaderParser(policy=email.policy.default)
         self._told: set[tuple[str, str]] = set()  # (recipient, event)
         self._sent: Counter[tuple[str, str]] = Counter()  # (recipient, device) -> how many mails
-        self._came = asyncio.Event()
 
     def events(self, to: str) -> int:
         """Return how many events a recipient was told of."""
@@ -92,12 +91,6 @@ class MailServer:
     def sent(self, to: str, device: str) -> int:
         """Return how many mails a device sent to a recipient."""
         return self._sent[to, device]
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until a condition holds, looking whenever a mail has come."""
-        while not condition():
-            self._came.clear()
-            await self._came.wait()
 
     async def __aenter__(self) -> MailServer:
         loop = asyncio.get_running_loop()
@@ -121,7 +114,6 @@ class MailServer:
         letter = _letter(self._parser.parsebytes(content))
         self._told.add((letter.to, letter.event))
         self._sent[letter.to, letter.device] += 1
-        self._came.set()
         await self.withheld.pass_answer(letter.device, letter.event)
         return ACCEPTED
 

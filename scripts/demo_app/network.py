@@ -62,7 +62,7 @@ class Link:
         return broken
 
     def forget_diallers(self) -> int:
-        """Break off who has dialled while this is cut, because that process has ended; returns how many."""
+        """Break off who has dialled while this is cut, because nobody waits for an answer; returns how many."""
         for writer in self._dialling:
             writer.transport.abort()
         return len(self._dialling)

@@ -121,10 +121,7 @@ class _Stage:
 
     async def _part(self) -> None:
         self._telling.heading("The network to the hub is cut; mail server and ledger are still there")
-        for name in (LAPTOP, DESKTOP):
-            self._played.links_cut[name] = self._links[name].cut()
-            self._telling.line(name, "is cut off, and begins to work")
-            self._telling.state(name, "works, cut off")
+        await self._both(self._cut_off)
         # Its last entry: then nothing else is under way when it is killed.
         killed = self._ledger.withheld.arm(DESKTOP, after=len(self._played.headlines) - 1)
         await self._both(self._start_working)
@@ -137,6 +134,13 @@ class _Stage:
             event for topic, events in done[LAPTOP].items() for event in events if event in set(done[DESKTOP][topic])
         ]
         await self._both(self._wait_for_permit)
+
+    async def _cut_off(self, name: str) -> None:
+        self._played.links_cut[name] = self._links[name].cut()
+        await self._devices[name]("offline")  # it has noticed, and does not even dial any more
+        self._links[name].forget_diallers()
+        self._telling.line(name, "is cut off, and begins to work")
+        self._telling.state(name, "works, cut off")
 
     async def _finish_apart(self, name: str) -> None:
         count = len(self._played.headlines)
@@ -155,11 +159,9 @@ class _Stage:
 
     async def _laptop_returns(self) -> None:
         self._telling.heading(f"The network of {LAPTOP} is back: letters go out, one permit each")
-        self._links[LAPTOP].mend()
-        self._telling.state(LAPTOP, "works")
-        before = len(self._played.inbox) // KILLED_AFTER_SHARE
-        await self._service(self._mail.until(lambda: self._mail.events(SUBSCRIBER) >= before))
-        killed = await self._service(self._mail.withheld.arm(LAPTOP))
+        happened = self._mail.withheld.arm(LAPTOP, after=len(self._played.inbox) // KILLED_AFTER_SHARE)
+        await self._back(LAPTOP)
+        killed = await self._service(happened)
         # The letters before it are entered first: then this one is the only call that is cut off.
         entered = self._mail.events(SUBSCRIBER) - 1 + len(self._played.headlines)
         await self._service(self._ledger.until(lambda: self._ledger.entered >= entered))
@@ -180,8 +182,7 @@ class _Stage:
 
     async def _desktop_returns(self) -> None:
         self._telling.heading(f"{DESKTOP} comes back late; the two share the rest")
-        self._links[DESKTOP].mend()
-        self._telling.state(DESKTOP, "works")
+        await self._back(DESKTOP)
         if self._source.kind == "folder":
             await self._take_what_has_come()
         letters, headlines = len(self._played.inbox), len(self._played.headlines)
@@ -214,22 +215,28 @@ class _Stage:
     async def _connect(self, name: str) -> None:
         await self._devices[name]("online", peer=self._links[name].url)
 
+    async def _back(self, name: str) -> None:
+        self._links[name].mend()
+        await self._connect(name)
+        self._telling.state(name, "works")
+
     async def _start_working(self, name: str) -> None:
         watching = name == LAPTOP and self._source.kind == "folder"
         await self._devices[name]("start", reading=watching, working=True)
 
     async def _kill(self, name: str, tool: str, event: str, what: str) -> None:
         await self._devices[name].kill()
-        self._links[name].forget_diallers()
         self._played.killed.append(Killed(name, tool, event))
         self._telling.line(name, f"{what}; SIGKILL before it can write that down", bad=True)
 
     async def _restart(self, name: str) -> None:
         self._telling.state(name, "starts again")
         await self._devices[name].start()
-        await self._connect(name)
+        cut = self._links[name].is_cut
+        if not cut:  # without a network there is nobody to connect to
+            await self._connect(name)
         self._telling.line(name, "starts again, and finds an effect of unknown outcome")
-        self._telling.state(name, "works, cut off" if self._links[name].is_cut else "works")
+        self._telling.state(name, "works, cut off" if cut else "works")
         await self._start_working(name)
 
     async def _both(self, do: Callable[[str], Coroutine[Any, Any, Any]]) -> None:
