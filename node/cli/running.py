@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import AsyncExitStack, nullcontext, redirect_stdout, suppress
+from contextlib import AsyncExitStack, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +16,7 @@ from node.cli.apps import load_workflows
 from node.cli.output import ExitCode
 from node.cli.runs import show_run
 from node.cli.syncing import ListenOption, PeersOption, TokenFileOption, TokenVariable, parse_listen, read_token
-from node.cli.telling import Teller, print_warnings, stopping_on_signals, tell_all
+from node.cli.telling import Teller, WholeLines, print_warnings, stopping_on_signals, tell_all
 from node.cli.watching import RunScreen
 from node.errors import LeasemeshError
 from node.runtime.errors import RunRefused
@@ -102,7 +102,8 @@ def run(
     node = session.node  # first of all: without a file nothing of the app needs to be imported
     workflows = load_workflows(file)
     print_warnings(session)
-    with node, redirect_stdout(sys.stderr) if session.screen.as_json else nullcontext():  # what the app prints
+    printed = WholeLines(sys.stderr if session.screen.as_json else sys.stdout)
+    with node, redirect_stdout(printed):
         try:
             asyncio.run(_run(session, workflows, options))
         except AddressError as error:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from node.cli.app import Session
 from node.cli.output import ExitCode, Screen, clean
@@ -56,6 +58,27 @@ class _PrintWarnings(logging.Handler):
         text = record.getMessage()
         document = {"event": "warning", "at": now_ms(), "text": text}
         self._screen.event(document, f"{time.strftime('%H:%M:%S')}  {text}", "yellow")
+
+
+class WholeLines(io.TextIOBase):
+    """Standard output for the threads of an app: what they print arrives a line at a time, and not torn by others'
+    lines, because `print` writes the end of a line by itself."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._begun = threading.local()
+
+    def write(self, text: str) -> int:
+        """Pass on the lines that are complete; returns how many characters were taken."""
+        whole, end, self._begun.text = (getattr(self._begun, "text", "") + text).rpartition("\n")
+        if end:
+            self._out.write(whole + end)
+            self._out.flush()
+        return len(text)
+
+    def isatty(self) -> bool:
+        """Whether it goes to a terminal."""
+        return self._out.isatty()
 
 
 async def tell_all(teller: Teller, observer: Any) -> None:

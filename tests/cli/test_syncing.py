@@ -1,65 +1,25 @@
 """Two real processes that serve, found and stopped as people do it; and verify against a running one."""
 
 import json
-import os
 import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from contextlib import contextmanager
 
 import pytest
 from conftest import meet
+from processes import TELLS_WITHIN_S, running
 
 from node.cli.app import CommandError
 from node.cli.syncing import parse_listen
 from node.service import Node
 
-TELLS_WITHIN_S = 30
 
-
-class Serving:
-    """A `leasemesh serve --json` that runs."""
-
-    def __init__(self, process):
-        self.process = process
-        self.told = []
-
-    def wait_for(self, kind, **wanted):
-        """Return the next thing told of that kind that has these values."""
-        while True:
-            line = self.process.stdout.readline()
-            assert line, f"it ended without {kind}; told: {self.told}; said: {self.process.stderr.read()}"
-            told = json.loads(line)
-            self.told.append(told)
-            if told["event"] == kind and wanted.items() <= told.items():
-                return told
-
-    def stop(self, number=signal.SIGINT):
-        """Send it a signal and return its exit code."""
-        self.process.send_signal(number)
-        return self.process.wait(TELLS_WITHIN_S)
-
-
-@contextmanager
 def serving(*arguments, **environment):
-    command = [sys.executable, "-m", "node.cli", "serve", "--json", *map(str, arguments)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment
-    )
-    # What a test waits for comes in milliseconds; should it not come, the end of the process ends the waiting.
-    deadline = threading.Timer(TELLS_WITHIN_S, process.kill)
-    deadline.start()
-    with process:
-        try:
-            yield Serving(process)
-        finally:
-            process.kill()
-            deadline.cancel()
+    return running("serve", *arguments, **environment)
 
 
 def test_two_processes_sync_and_tell_what_happens(leasemesh, database, folder):
