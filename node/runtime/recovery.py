@@ -181,7 +181,7 @@ class Recovery:
         if outcome == "applied":
             run = self._node.handler_runs.get(candidate.run)
             return None if run is None else Continuation(run, consumer, taken=True)
-        if candidate.run in self._node.permits.holders(candidate.event):
+        if outcome != "skipped" and candidate.run in self._node.permits.holders(candidate.event):
             return None  # it may begin its effect at any time; only a person can say that it never will
         reason = f"node {short(candidate.node)} was silent for too long"
         count = self._manager.take_over_to_free(consumer, candidate.run, skip=outcome == "skipped", reason=reason)

@@ -61,6 +61,7 @@ class Plan:
         effect_timeout_s: of the effect.
         drain_s: how long runs may take to end when the process is told to stop.
         kill_at: the point to be killed at.
+        tells_peers: whether the peers have heard of all that it has done by then.
         hold_at: the function to stop in until the pipe says "go on".
         listen: whether others may dial this device.
         name: the device's.
@@ -78,6 +79,7 @@ class Plan:
     effect_timeout_s: float = 20
     drain_s: float = 10
     kill_at: str = ""
+    tells_peers: bool = False
     hold_at: str = ""
     listen: bool = False
     name: str = "first"
@@ -91,9 +93,16 @@ class RunSteps(Steps):
     def __init__(self, pipe, kill_at):
         super().__init__(pipe, kill_at)
         self._local = threading.local()
+        self.tell_peers = None
 
     def part_now(self):
         return getattr(self._local, "part", "")
+
+    def take(self, name, tear=None):
+        part = self.part_now()
+        if self.tell_peers is not None and self.kill_at == (f"{part}: {name}" if part else name):
+            self.tell_peers()
+        super().take(name, tear)
 
     def watch(self, owner, name):
         """Let a method be a part that steps are named after."""
@@ -127,6 +136,8 @@ def workflow_of(plan, steps, hold):
         hold.reached(name)
 
     async def enter_async(name):
+        if steps.tell_peers is not None and name == steps.kill_at:
+            await asyncio.to_thread(steps.take, name)
         steps.take(name)
         await hold.reached_async(name)
 
@@ -291,11 +302,14 @@ class Device:
                 Node.open(self.path, name=self.plan.name, surroundings=surroundings, **OPTIONS)
             )
             self.steps.armed = True
+            if self.plan.tells_peers:
+                self.steps.tell_peers = lambda: asyncio.run_coroutine_threadsafe(self.node.caught_up(), loop).result()
             while True:
                 command, *arguments = await commands.get()
                 if command == "stop":
                     break
                 self.pipe.send((command, await getattr(self, f"do_{command}")(*arguments)))
+            self.pipe.send(("stopping", None))
             if self.runner is not None:
                 await self.runner.stop()
             self.steps.armed = False
@@ -320,9 +334,13 @@ class Device:
             await self.node.caught_up()
         return sync.url
 
+    async def do_stop_sync(self):
+        await self.node.stop_sync()
+
     async def do_appoint(self):
-        """Be the authority."""
-        await asyncio.to_thread(self.node.authorities.appoint, self.node.site_id, by="Ann")
+        """Be the authority, unless there is one."""
+        if self.node.authority.info().authority is None:
+            await asyncio.to_thread(self.node.authorities.appoint, self.node.site_id, by="Ann")
         await asyncio.to_thread(self.node.authority.tend)
 
     async def do_run(self):
@@ -343,6 +361,9 @@ class Device:
         except Exception as error:
             self.pipe.send(("failed", repr(error)))
 
+    async def do_stop_handlers(self):
+        await self.runner.stop()
+
     async def do_resolve(self, work, verdict, result):
         """Say what a person says about an effect."""
         await asyncio.to_thread(self.node.mutations.resolve, work, verdict, by="Ann", result=result)
@@ -353,6 +374,13 @@ class Device:
             while len(self.node.peek("mail", topic, status=status)) != count:
                 await anext(changes)
 
+    async def do_until_entry(self, status):
+        """Wait until the only entry of the ledger has a status, and nothing is being found out."""
+        async with self.node.changes() as changes, asyncio.timeout(WITHIN_S):
+            while [entry.status for entry in self.node.mutations.unresolved()] != [status]:
+                await anext(changes)
+        await self.do_idle()
+
     async def do_idle(self):
         """Wait until the handlers have nothing to do, and nothing that was left behind is to be looked after."""
         self.runner.look(silent=True)
@@ -361,6 +389,15 @@ class Device:
 
     async def do_caught_up(self):
         await self.node.caught_up()
+
+    async def do_outwait(self):
+        """Wait for so long that whoever died would be taken over from, and do what is to be done then."""
+        await asyncio.sleep(STALE_MS / 1000)
+        await self.do_idle()
+
+    async def do_be_patient(self):
+        """Take over from nobody any more: whoever comes back says nothing for seconds."""
+        self.node.staleness._rule = StalenessRule()
 
 
 # --- Rules that are switched off, to show that the tests notice -------------------------------------------------------

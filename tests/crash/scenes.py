@@ -168,11 +168,15 @@ class Process:
         self.child.process.join()
         assert self.child.process.exitcode == -signal.SIGKILL
 
+    def terminate(self):
+        self.child.process.terminate()
+
     def stop(self):
         """Tell it to stop, and wait for it."""
         self.tell("stop")
         self.has_stopped()
 
     def has_stopped(self):
+        """Wait until it has stopped as it should, and is gone."""
         assert list(self.child.words())[-1] == ("stopped", None)
         assert self.child.process.exitcode == 0
