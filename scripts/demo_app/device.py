@@ -170,10 +170,13 @@ class Device:
         """Tell an event's title."""
         return {"title": self._title(event)}
 
-    async def catch_up(self) -> Answer:
-        """Wait until this device and its peers are level."""
-        async with asyncio.timeout(WAIT_SECONDS_MAX):
-            await self._node.caught_up()
+    async def tell_all(self) -> Answer:
+        """Wait until all devices have what this one has, and this one what they had before."""
+        try:
+            async with asyncio.timeout(WAIT_SECONDS_MAX):
+                await self._node.barrier()
+        except TimeoutError as error:
+            raise LeasemeshError(f"waited {WAIT_SECONDS_MAX} s in vain for all devices to be level") from error
         return {}
 
     def _title(self, event: str) -> str:
@@ -200,7 +203,7 @@ COMMANDS: dict[str, Callable[..., Awaitable[Answer]]] = {
     for command in (
         Device.online, Device.offline, Device.start, Device.stop, Device.appoint, Device.await_authority,
         Device.await_events, Device.await_settled, Device.await_waiting, Device.await_unknown, Device.resolve,
-        Device.consumed, Device.title, Device.catch_up,
+        Device.consumed, Device.title, Device.tell_all,
     )
 }  # fmt: skip
 

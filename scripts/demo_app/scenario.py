@@ -202,9 +202,9 @@ class _Stage:
 
     async def _finish(self) -> None:
         await self._both(lambda name: self._devices[name]("stop"))
-        # Twice: what the second one brought has to reach the first as well.
-        for name in (LAPTOP, DESKTOP, LAPTOP, DESKTOP):
-            await self._devices[name]("catch_up")
+        # Twice: what one writes because of what it heard has to reach the others as well.
+        for name in (*DEVICES, *DEVICES):
+            await self._devices[name]("tell_all")
         self._over = True
         for name in (LAPTOP, DESKTOP, HUB):
             self._telling.state(name, "")
