@@ -27,6 +27,11 @@ DATABASE_MODULES = {
     "node.starting", "node.stores", "node.versions",
 }  # fmt: skip
 
+RULES_OF_THE_RUNTIME = (
+    "attempt", "beginning", "choosing", "context", "effects", "errors", "manager", "recovery", "retry", "schedule",
+    "script", "workflow",
+)  # fmt: skip
+
 # The first pattern that a module's path matches decides. What no row names may import anything.
 FORBIDDEN_IMPORTS: dict[str, set[str]] = {
     "sync/loop.py": SQL | {"node"},
@@ -39,6 +44,9 @@ FORBIDDEN_IMPORTS: dict[str, set[str]] = {
     "node/clock.py": INPUT_OUTPUT | DATABASE_MODULES,
     **{f"{name.replace('.', '/')}.py": NETWORK for name in sorted(DATABASE_MODULES - {"node.stores"})},
     "node/stores/*.py": NETWORK,
+    # Rules of the runtime: pure. The rest runs in virtual time too, so its clock is the event loop's and the node's.
+    **{f"node/runtime/{name}.py": INPUT_OUTPUT | {"random", "secrets", "uuid"} for name in RULES_OF_THE_RUNTIME},
+    "node/runtime/*.py": SQL | {"websockets", "socket", "select", "time", "datetime", "secrets", "uuid", "os"},
 }
 CHANGES_TABLE = "crsql_changes"
 MAY_NAME_CHANGES_TABLE = "node/changes.py"
@@ -101,6 +109,9 @@ def test_module_keeps_to_its_layer(module):
         ("sync/loop.py", "from node.changes import ChangeSource"),
         ("sync/websocket.py", "import apsw"),
         ("node/stores/events.py", "import websockets.sync.client"),
+        ("node/runtime/script.py", "import asyncio"),
+        ("node/runtime/manager.py", "import apsw"),
+        ("node/runtime/loops.py", "import time"),
         ("node/changes.py", "import asyncio"),
         ("node/leases.py", "import os"),
         ("node/leases.py", "from node import database"),
@@ -121,6 +132,8 @@ def test_rule_finds_a_module_that_breaks_it(module, source):
         ("sync/engine.py", '"""What crsql_changes means here."""\nimport struct'),
         ("sync/loop.py", "import asyncio, time"),
         ("node/changes.py", 'import apsw\nSQL = "SELECT 1 FROM crsql_changes"'),
+        ("node/runtime/schedule.py", "from datetime import datetime"),
+        ("node/runtime/loops.py", "import asyncio\nfrom random import Random"),
         ("node/service.py", "import asyncio\nfrom sync.loop import Loop"),
     ],
 )

@@ -96,6 +96,7 @@ class HandlerLoop:
         self._runner = runner
         self._random = random
         self._ready = False
+        self._rests_because = ""
         self._wake = asyncio.Event()
         self._not_before = 0.0
         self._racing = False
@@ -121,7 +122,7 @@ class HandlerLoop:
                 await self._sleep(None)
             elif wait_s is None or wait_s > 0:
                 if self._now() >= self._not_before:
-                    self.state, self.text = "idle", ""
+                    self.state, self.text = "idle", self._rests_because
                 await self._sleep(wait_s)
             else:
                 self.busy = True
@@ -255,7 +256,7 @@ class HandlerLoop:
         self._races += 1
         self._racing = True
         self._not_before = self._now() + wait_s
-        self.state, self.text = "idle", result.error
+        self.state, self.text = "idle", f"lost a race: {result.error}"
         self._runner.tell("lost", self.key, result.attempt, f"run was given up: {result.error}")
 
     def _trouble(self, error: LeasemeshError) -> None:
@@ -364,9 +365,8 @@ class ConsumerLoop(HandlerLoop):
             return
         if woken and result.kind not in ("failed", "lost"):
             self._wake_at = None
+        self._rests_because = result.error if result.kind == "nothing" else ""
         if result.attempt is None:
-            if result.error:
-                self.text = result.error
             return
         if result.attempt.planned_at is not None:
             self._wake_at = result.attempt.planned_at
