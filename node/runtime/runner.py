@@ -204,19 +204,19 @@ class Runner:
         looked_at: int | None = None
         while not self.stopping:
             self._activity.clear()
-            if not self._is_quiet():
+            if not self._is_quiet(permits):
                 await self._activity.wait()
                 continue
             version = await self.in_thread(self.node.database.version)
-            if version == looked_at and self._is_quiet():
+            if version == looked_at and self._is_quiet(permits):
                 return
             looked_at = version  # notices of changes come a little later: look, and see whether that changes anything
             self.look_for_events()
             self.look()
             self._reconciliation.look()
 
-    def _is_quiet(self) -> bool:
-        quiet = all(loop.quiet for loop in self._loops.values())
+    def _is_quiet(self, permits: bool) -> bool:
+        quiet = all(loop.quiet and not (permits and loop.state == "waiting") for loop in self._loops.values())
         return quiet and not self._small and not self._reconciliation.busy
 
     def observe(self) -> ProgressObserver:
