@@ -87,10 +87,10 @@ def test_it_tells_the_story_and_ends_with_two_tables_and_one_sentence(kept):
         "HTTP on 127.0.0.1:",
         "published 12 events, and the newest 8 as headlines",
         "is cut off, and begins to work",
-        "desktop  had its entry made; SIGKILL before it can write that down",
+        "desktop  had its entry made; SIGKILL before it can write it down",
         'laptop   waits for confirmation by hub: "Event 0"',
         'desktop  waits for confirmation by hub: "Event 0"',
-        "laptop   had its letter accepted; SIGKILL before it can write that down",
+        "laptop   had its letter accepted; SIGKILL before it can write it down",
         "somebody looks into the mailbox, and says: happened",
         "desktop comes back late",
     ):
@@ -209,10 +209,7 @@ def test_an_input_that_cannot_be_used_ends_it_with_one_sentence(tmp_path, conten
 
 def test_a_missing_event_is_found(copied):
     change(copied, "desktop", "DELETE FROM event_index WHERE n = 7")
-    assert (
-        "desktop lacks m6"
-        in violated(copied)["every event of the source, and all that follows from it, is on every device"]
-    )
+    assert "desktop lacks m6" in violated(copied)["every event, and all that follows from it, is on every device"]
 
 
 def test_an_event_from_nowhere_is_found(copied):
@@ -220,7 +217,7 @@ def test_an_event_from_nowhere_is_found(copied):
         node.publish("demo", "entries", "stranger", title="Stranger")
     assert (
         "hub has in entries, from nowhere, Stranger"
-        in violated(copied)["every event of the source, and all that follows from it, is on every device"]
+        in violated(copied)["every event, and all that follows from it, is on every device"]
     )
 
 
@@ -319,8 +316,8 @@ OPEN = "what was claimed was settled or given back, and every run has ended"
 KILLED = "what a killed device had begun went on, and was not tried again"
 LETTERS = "confirmed: the mailbox holds every letter exactly once"
 PERMITS = "confirmed: every letter left with a permit of the hub"
-SOFT = "soft: the headlines that the mailbox holds twice are the reported duplicates"
-LEDGER = "idempotency key: the ledger saw the reported duplicates, and entered nothing twice"
+SOFT = "soft: the headlines that came twice are the reported duplicates"
+LEDGER = "idempotency key: the ledger saw the duplicates, and entered nothing twice"
 
 
 def lost_run(folder):

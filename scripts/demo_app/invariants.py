@@ -212,7 +212,7 @@ def _unlike_reports(records: Records, who: str, times: Counter[EventId], topic: 
 
 
 INVARIANTS: dict[str, Callable[[Records], Iterable[str]]] = {
-    "every event of the source, and all that follows from it, is on every device": missing_events,
+    "every event, and all that follows from it, is on every device": missing_events,
     "every event ends consumed, on every device": unsettled_events,
     "an event is done once, or reported as a duplicate": hidden_duplicates,
     "exactly what both had finished while apart is reported as a duplicate": wrong_duplicates,
@@ -224,8 +224,8 @@ INVARIANTS: dict[str, Callable[[Records], Iterable[str]]] = {
     "every database is sound": unsound_databases,
     "confirmed: the mailbox holds every letter exactly once": wrong_letters,
     "confirmed: every letter left with a permit of the hub": letters_without_permit,
-    "soft: the headlines that the mailbox holds twice are the reported duplicates": wrong_headlines,
-    "idempotency key: the ledger saw the reported duplicates, and entered nothing twice": wrong_entries,
+    "soft: the headlines that came twice are the reported duplicates": wrong_headlines,
+    "idempotency key: the ledger saw the duplicates, and entered nothing twice": wrong_entries,
 }
 
 

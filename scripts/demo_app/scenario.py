@@ -227,7 +227,7 @@ class _Stage:
     async def _kill(self, name: str, tool: str, event: str, what: str) -> None:
         await self._devices[name].kill()
         self._played.killed.append(Killed(name, tool, event))
-        self._telling.line(name, f"{what}; SIGKILL before it can write that down", bad=True)
+        self._telling.line(name, f"{what}; SIGKILL before it can write it down", bad=True)
 
     async def _restart(self, name: str) -> None:
         self._telling.state(name, "starts again")
