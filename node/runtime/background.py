@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from node.errors import IllegalState, LeasemeshError
-from node.ids import short
+from node.ids import short_run
 from node.runtime.driving import Driver, Signal
 from node.runtime.performing import DidNot, Happened, Outcome, Unknown, find_out, in_thread, judge
 from node.runtime.recovery import HandlerKey
@@ -95,7 +95,7 @@ class Reconciliation:
                 if isinstance(outcome, DidNot):
                     self._runner.failures_changed((run.workflow, run.handler))
         except IllegalState as error:  # a verdict or a merge came in between
-            log.info("run %s: %s", short(run.id), error)
+            log.info("run %s: %s", short_run(run.id), error)
         self._runner.look()
         return True
 
@@ -127,7 +127,7 @@ class Reconciliation:
     def _record(self, run: HandlerRun, entry: Mutation, outcome: Outcome) -> None:
         manager, rule = self._manager, self._manager.retry
         key = (run.workflow, run.handler)
-        name = f"{entry.tool} of run {short(run.id)}"
+        name = f"{entry.tool} of run {short_run(run.id)}"
         match outcome:
             case Happened(result):
                 manager.found_applied(run, result)

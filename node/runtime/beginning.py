@@ -134,7 +134,8 @@ class Beginnings:
                     raise _NothingToDo
                 if reservation is None or reservation.state != "held":
                     raise _NothingToDo
-                latest = self._runs.retry_chain(holder)[-1]
+                chain = self._runs.retry_chain(holder)
+                latest = [run for run in chain if holder in (run.id, run.details.get("holder"))][-1]
                 for run in dict.fromkeys((holder, latest.id)):
                     self._supersede(run, "another run goes on with its work")
                 result = self.node.mutations.result_of(effect.work)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from node.errors import LeaseLost, LeasemeshError
-from node.ids import RunId, short
+from node.ids import RunId, short_run
 from node.runtime.attempt import Attempt
 from node.runtime.clocks import SleepWatch
 from node.runtime.manager import Manager
@@ -222,7 +222,7 @@ class Driver:
     async def _noting_late(self, run: RunId, performing: Coroutine[Any, Any, Outcome]) -> Outcome:
         outcome = await performing
         if isinstance(outcome, Unknown) and outcome.late is not None:
-            log.warning("run %s: %s, and a thread goes on with the call", short(run), outcome.reason)
+            log.warning("run %s: %s, and a thread goes on with the call", short_run(run), outcome.reason)
             self.late[run] = outcome.late
             outcome.late.add_done_callback(lambda _: self.on_late_end())
         return outcome

@@ -19,7 +19,7 @@ from random import Random
 from typing import TYPE_CHECKING, Literal
 
 from node.errors import LeasemeshError
-from node.ids import RunId, short
+from node.ids import RunId, short_run
 from node.runtime import script
 from node.runtime.attempt import Session
 from node.runtime.choosing import PendingMark, any_pending, pending_mark
@@ -216,7 +216,7 @@ class HandlerLoop:
             self._retry_of = None
         if attempt is None:
             return
-        name = f"run {short(attempt.run)}"
+        name = f"run {short_run(attempt.run)}"
         match result.kind:
             case "committed":
                 runner.tell("committed", self.key, attempt, f"{name} has committed")
@@ -246,7 +246,7 @@ class HandlerLoop:
         self._not_before = self._now() + delay_ms / 1000
         self._racing = False
         self._retrying()
-        text = f"run {short(attempt.run)} failed, next try in {delay_ms / 1000:.0f} s: {result.error}"
+        text = f"run {short_run(attempt.run)} failed, next try in {delay_ms / 1000:.0f} s: {result.error}"
         runner.tell("failed", self.key, attempt, text)
         if attempt.outcome == "applied":
             runner.look()

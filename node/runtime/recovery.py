@@ -37,6 +37,8 @@ log = logging.getLogger("leasemesh.runtime")
 CANDIDATES_MAX = 100
 """Silent runs that are looked at in one go; the longest silent come first."""
 
+SETTLED = ("consumed", "skipped", "dead")
+
 HandlerKey = tuple[str, str]
 
 
@@ -149,12 +151,20 @@ class Recovery:
         if run.status in ENDED:
             return
         if run.status == "paused:transient":  # it waits for the run that tries again
-            newest = self._node.handler_runs.recent(run.workflow, run.handler, node=run.node, limit=1)
-            if [one.id for one in newest] != [run.id]:
-                self._manager.end_earlier(run, "superseded", "another run has begun since")
+            if self._is_done_with(run):
+                self._manager.end_earlier(run, "superseded", "another run has done its work, or begun since")
             return
         self._manager.end_earlier(run, "crashed", "the process that ran it ended")
         self._tell("released", run, f"run {short(run.id)} had been cut off by the end of its process")
+
+    def _is_done_with(self, run: HandlerRun) -> bool:
+        """Whether no run of this node tries a failed one again: another has begun since, or its events are settled."""
+        newest = self._node.handler_runs.recent(run.workflow, run.handler, node=run.node, limit=1)
+        if [one.id for one in newest] != [run.id]:
+            return True
+        reservation = self._node.events.reservation(run.id)
+        claimed = [self._node.events.get(event) for event in reservation.claims] if reservation is not None else []
+        return bool(claimed) and all(event is None or event.status in SETTLED for event in claimed)
 
     # --- Other nodes' -------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from node.errors import InvalidInput, LeasemeshError
-from node.ids import RunId, short
+from node.ids import RunId, short_run
 from node.jsonvalue import check_whole
 from node.locks import LockHeld
 from node.runtime.attempt import Attempt
@@ -429,7 +429,7 @@ class Runner:
     def _committed(self, attempt: Attempt) -> None:
         if self._observers:
             key = (attempt.handler.workflow, attempt.handler.name)
-            text = f"run {short(attempt.run)} has committed"
+            text = f"run {short_run(attempt.run)} has committed"
             self._loop.call_soon_threadsafe(self.tell, "committed", key, attempt, text)
 
     def _tell_begun(self, attempt: Attempt) -> None:
@@ -442,7 +442,7 @@ class Runner:
         loop = self._loops[key]
         loop.state, loop.text = ("running", "") if whom is None else ("waiting", f"for confirmation by {whom}")
         if whom is not None:
-            self.tell("waiting", key, attempt, f"run {short(attempt.run)} waits for confirmation by {whom}")
+            self.tell("waiting", key, attempt, f"run {short_run(attempt.run)} waits for confirmation by {whom}")
         self._activity.set()
 
     def _tell(self, kind: str, key: HandlerKey, run: RunId | None, text: str, events: int) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import pytest
 from handling import publish, run_of, runs, statuses
 
-from node import Applied, Retry, Workflow, effect
+from node import Applied, Retry, Transient, Workflow, effect
 from node.runtime.retry import RetryRule
 
 QUICK = {"retry": RetryRule(first_ms=1_000, most_ms=2_000)}
@@ -509,3 +509,21 @@ def test_the_same_seed_gives_the_same_run(device_lab, outbox):
         return lab.trace
 
     assert story() == story()
+
+
+def test_a_failed_run_whose_work_another_device_did_waits_no_longer(device_lab, mail, inbox):
+    failed = []
+
+    @mail.consumer(inbox)
+    async def count(run):
+        if not failed:
+            failed.append(run.id)
+            raise Transient("the network is down here")
+
+    lab = device_lab(devices=2, workflows=[mail], running={"retry": RetryRule(first_ms=3_600_000, most_ms=3_600_000)})
+    publish(lab[1].node, "one")
+    lab.settle()
+    lab.assert_converged()
+    assert statuses(lab[0].node) == {"one": "consumed"}
+    assert lab[0].node.handler_runs.get(failed[0]).status == "superseded"
+    assert all(device.node.handler_runs.own_incomplete() == [] for device in lab.devices)
