@@ -40,7 +40,7 @@ TRANSITIONS = (
 HOUSEKEEPING_S = 0.1
 
 WITHIN_S = 20
-STALE_MS = 400
+STALE_MS = 150
 """Silence after which these devices take over. It begins only when they are told to run, after the other was killed."""
 
 SHORT = RetryRule(first_ms=20, most_ms=200)

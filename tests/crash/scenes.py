@@ -50,8 +50,7 @@ class Picture:
 
 
 def picture_of(node, handler):
-    """Take a picture of an open file that must be sound."""
-    assert node.query("PRAGMA integrity_check") == [("ok",)]
+    """Take a picture of an open file, whose content must be sound."""
     assert [finding.text for finding in node.doctor() if not finding.healthy] == []
     runs = tuple(reversed(node.handler_runs.list("mail", limit=100)))
     entries = {run.id: node.mutations.get(run.id) for run in runs}

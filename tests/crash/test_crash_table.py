@@ -6,6 +6,7 @@ kill is to fall into a call, while the service that it calls holds back its answ
 """
 
 from dataclasses import replace
+from itertools import cycle
 
 import pytest
 from counting_service import CountingService
@@ -19,13 +20,13 @@ WAYS = {
 """Sync and async functions, with and without a permit."""
 
 OPPOSITE_WAYS = ("sync soft", "async confirmed")
-"""Enough where no function of the user is involved."""
 
 
 def at(functions=(), steps=()):
-    """Kill in each of these functions, in every way, and at each of these steps of the manager."""
+    """Kill in each of these functions, in every way; and at each of these steps, where no function of the user is
+    involved, in one of two opposite ways."""
     cases = [(point, way) for point in functions for way in WAYS]
-    cases += [(point, way) for point in steps for way in OPPOSITE_WAYS]
+    cases += zip(steps, cycle(OPPOSITE_WAYS))
     return pytest.mark.parametrize(("point", "way"), [pytest.param(*case, id=" ".join(case)) for case in cases])
 
 
@@ -234,8 +235,9 @@ def test_a_kill_after_the_commit_leaves_nothing_to_do(scene, way):
 # --- Without an effect ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-@pytest.mark.parametrize("point", ["begin: done", "next", "commit: COMMIT"])
+@pytest.mark.parametrize(
+    ("point", "asynchronous"), [("begin: done", False), ("next", False), ("next", True), ("commit: COMMIT", True)]
+)
 def test_a_consumer_without_an_effect_begins_afresh_until_it_has_committed(scene, asynchronous, point):
     plan = scene.plan(handler="count", prepare=False, asynchronous=asynchronous, stateful=True, kill_at=point)
     left = scene.kill(plan)
@@ -249,8 +251,10 @@ def test_a_consumer_without_an_effect_begins_afresh_until_it_has_committed(scene
 # --- Producers --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-@pytest.mark.parametrize("point", ["begin_producing: done", "polled", "commit: COMMIT"])
+@pytest.mark.parametrize(
+    ("point", "asynchronous"),
+    [("begin_producing: done", False), ("polled", False), ("polled", True), ("commit: COMMIT", True)],
+)
 def test_a_producer_that_was_killed_has_published_nothing_and_polls_again_from_its_old_state(
     scene, asynchronous, point
 ):
