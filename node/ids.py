@@ -23,6 +23,9 @@ ID_BYTES = 16
 SHORT_ID_CHARACTERS = 10
 """What tables show. Among a million events two share ten hexadecimal characters about once in two databases."""
 
+SHORT_RUN_CHARACTERS = 16
+"""A run's id begins with the time: twelve of these are milliseconds, the others tell the runs of one apart."""
+
 RandomBytes = Callable[[int], bytes]
 
 _ID = re.compile(f"[0-9a-f]{{{2 * ID_BYTES}}}")
@@ -128,3 +131,8 @@ def to_blob(identifier: str) -> bytes:
 def short(identifier: str) -> str:
     """Return the short form of an id, as tables show it and the command line accepts it."""
     return identifier[:SHORT_ID_CHARACTERS]
+
+
+def short_run(run: str) -> str:
+    """Return the short form of a run's id."""
+    return run[:SHORT_RUN_CHARACTERS]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from node.boot import boot_id
 from node.database import Database
 from node.errors import IllegalState, NotFound
-from node.ids import RunId, short
+from node.ids import RunId, short, short_run
 from node.leases import StalenessRule, take_over_wait_ms
 from node.stores.base import blob_of
 from node.stores.events import EventStore
@@ -103,7 +103,8 @@ class StalenessWatch:
             raise IllegalState(f"event {short(event)}", found.status, "only a reserved event can be taken over")
         run, node, since_ms, heard_at_ms = rows[0]
         if since_ms is None:
-            raise IllegalState(f"event {short(event)}", "reserved by this node", f"release run {short(run)} instead")
+            wanted = f"release run {short_run(run)} instead"
+            raise IllegalState(f"event {short(event)}", "reserved by this node", wanted)
         wait_ms = take_over_wait_ms(
             rule=self._rule, watched_since_ms=since_ms, heard_at_ms=heard_at_ms, now_ms=self._now_ms()
         )

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from node.cli.app import Session, app, command
-from node.cli.naming import find_node, person, short_run
+from node.cli.naming import find_node, person
 from node.cli.output import ago, clock, count_of, joined, styled
-from node.ids import short
+from node.ids import short, short_run
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -9,10 +9,10 @@ import typer
 
 from node.cli.app import CommandError, Session, app, command
 from node.cli.events import event_document
-from node.cli.naming import find_event, person, short_run, split_handler
+from node.cli.naming import find_event, person, split_handler
 from node.cli.output import Column, ExitCode, ago, styled
 from node.cli.runs import error_of
-from node.ids import short
+from node.ids import short, short_run
 from node.stores import EVERYWHERE, Event, HandlerBlock
 
 if TYPE_CHECKING:

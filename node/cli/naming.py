@@ -16,14 +16,6 @@ if TYPE_CHECKING:
     from node.service import Node
     from node.stores import Event
 
-RUN_CHARACTERS = 16
-"""Twelve of them are milliseconds; the others tell the runs of one millisecond apart."""
-
-
-def short_run(run: str) -> str:
-    """Return the short form of a run's id: it begins with the time, so it takes more characters than other ids do."""
-    return run[:RUN_CHARACTERS]
-
 
 def split_topic(text: str) -> tuple[str, str]:
     """Return workflow and topic of WORKFLOW/TOPIC. The workflow ends at the first slash.

@@ -9,10 +9,11 @@ import typer
 
 from node.cli.app import CommandError, Session, app, command
 from node.cli.authority import waiting_text
-from node.cli.naming import find_run, short_run
+from node.cli.naming import find_run
 from node.cli.output import ExitCode, styled
 from node.cli.runs import permit_document
 from node.cli.work import RunArgument
+from node.ids import short_run
 from node.stores import Permit
 
 

@@ -9,10 +9,9 @@ import typer
 
 from node.cli.app import Session, app, command
 from node.cli.effects import effect_document, resolve_sentence, state_sentence, verdict_text
-from node.cli.naming import short_run
 from node.cli.output import Column, ago, brief, clock, count_of, joined, lasting, status_text, styled
 from node.errors import InvalidInput, NotFound
-from node.ids import short
+from node.ids import short, short_run
 from node.stores import Event, HandlerRun, Permit, ReservationInfo
 from node.stores.runs import STATUSES
 

@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from node.cli.app import Session, app, command
-from node.cli.naming import short_run
 from node.cli.output import Column, ago, count_of, joined, styled
 from node.cli.unknown import count_unknown, silent_permits
-from node.ids import short
+from node.ids import short, short_run
 from node.stores.peers import Peer
 
 if TYPE_CHECKING:

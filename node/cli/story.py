@@ -7,10 +7,9 @@ from typing import Any
 
 from node.cli.app import Session
 from node.cli.effects import effect_document, reason_text, tried_text, verdict_text
-from node.cli.naming import short_run
 from node.cli.output import brief
 from node.cli.runs import holder_of, permit_document, reservation_document, run_document
-from node.ids import short
+from node.ids import short, short_run
 from node.stores import ClaimInfo, Explanation, HandlerRun
 
 PAUSED_FOR_GOOD = "paused:transient"

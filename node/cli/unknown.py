@@ -18,10 +18,10 @@ from node.cli.effects import (
     verdict_document,
     verdict_text,
 )
-from node.cli.naming import find_work, person, short_run
+from node.cli.naming import find_work, person
 from node.cli.output import ExitCode, ago, brief, clock, joined, styled
 from node.errors import IllegalState, NotFound
-from node.ids import WorkId, short
+from node.ids import WorkId, short, short_run
 from node.stores import Mutation, Permit
 from node.stores.mutations import Verdict
 

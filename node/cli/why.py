@@ -10,12 +10,12 @@ from node.cli.app import Session, app, command
 from node.cli.authority import waiting_text
 from node.cli.effects import resolve_sentence
 from node.cli.events import event_document
-from node.cli.naming import find_event, short_run
+from node.cli.naming import find_event
 from node.cli.output import Column, ago, clock, joined, status_text, styled
 from node.cli.story import Chapter, chapters, claim_documents, last_failure
 from node.cli.unknown import silent_permits
 from node.errors import IllegalState
-from node.ids import short
+from node.ids import short, short_run
 from node.stores import Explanation
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ import typer
 
 from node.cli.app import CommandError, Session, app, command
 from node.cli.events import TopicArgument, event_document, event_table
-from node.cli.naming import existing_topic, find_event, find_run, short_run
+from node.cli.naming import existing_topic, find_event, find_run
 from node.cli.output import ExitCode, count_of, styled
 from node.errors import TooEarly
+from node.ids import short_run
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -110,28 +110,37 @@ class HandlerLoop:
 
     async def run(self) -> None:
         """Run the handler whenever it is due, until the runner stops."""
-        await self._read()
-        self._ready = True
         while not self._runner.stopping:
-            if self._failures_changed:
-                self._failures_changed = False
-                await self.count_failures()
-            wait_s = self._seconds_until_due()
-            if self.gate is not None:
-                self.state, self.text = self.gate
-                await self._sleep(None)
-            elif wait_s is None or wait_s > 0:
-                if self._now() >= self._not_before:
-                    self.state, self.text = "idle", self._rests_because
-                await self._sleep(wait_s)
-            else:
-                self.busy = True
-                self.state, self.text = "running", ""
-                try:
-                    await self._once()
-                finally:
-                    self.busy, self.running = False, None
+            try:
+                await self._step()
+            except LeasemeshError as error:
+                self._trouble(error)
+                await self._sleep(self._not_before - self._now())
         self.state, self.text = "stopped", ""
+
+    async def _step(self) -> None:
+        """Run the handler, or wait until it may be due."""
+        if not self._ready:
+            await self._read()
+            self._ready = True
+        if self._failures_changed:
+            self._failures_changed = False
+            await self.count_failures()
+        wait_s = self._seconds_until_due()
+        if self.gate is not None:
+            self.state, self.text = self.gate
+            await self._sleep(None)
+        elif wait_s is None or wait_s > 0:
+            if self._now() >= self._not_before:
+                self.state, self.text = "idle", self._rests_because
+            await self._sleep(wait_s)
+        else:
+            self.busy = True
+            self.state, self.text = "running", ""
+            try:
+                await self._once()
+            finally:
+                self.busy, self.running = False, None
 
     def nudge(self) -> None:
         """Something that the loop waits for may have changed."""
@@ -150,14 +159,12 @@ class HandlerLoop:
         workflow, name = self.key
         return HandlerStatus(workflow, name, self.state, self.text, self.running, self._next_at())
 
-    async def set_gate(self, gate: tuple[LoopState, str] | None) -> None:
+    def set_gate(self, gate: tuple[LoopState, str] | None) -> None:
         """Say what keeps the handler from running, None for nothing."""
-        opened = self.gate is not None and gate is None
         if gate is not None and gate != self.gate:
             self._runner.tell("blocked", self.key, None, gate[1])
+        self._failures_changed |= self.gate is not None and gate is None
         self.gate = gate
-        if opened:
-            await self.count_failures()
         self.nudge()
 
     def failures_changed(self) -> None:

@@ -302,13 +302,16 @@ class Runner:
         await self.in_thread(
             lambda: store.block(*key, reason=reason[:BLOCK_REASON_CHARACTERS_MAX], node=node.site_id, run=run)
         )
-        await self._loops[key].set_gate(("blocked", reason))
+        self._loops[key].set_gate(("blocked", reason))
 
     # --- What happened ------------------------------------------------------------------------------------------------
 
     async def _watch(self, changes: Subscription) -> None:
         async for change in changes:
-            await self._changed(change)
+            try:
+                await self._changed(change)
+            except LeasemeshError as error:  # housekeeping looks again
+                log.warning("what a change means is seen later: %s", error)
 
     async def _changed(self, change: Changed) -> None:
         outside = change.source != "local"
@@ -367,7 +370,7 @@ class Runner:
         for key, gate in gates.items():
             loop = self._loops[key]
             if loop.gate != gate:
-                await loop.set_gate(gate)
+                loop.set_gate(gate)
 
     def _gate(self, key: HandlerKey) -> tuple[LoopState, str] | None:
         block = self.node.handler_blocks.get(*key)

@@ -319,7 +319,7 @@ class Leasing(EventReader):
             (json.dumps([event.id for event in events]),),
         )
         if rows:
-            raise NotAvailable({event: f"in the permit of run {ids.short(run)}" for event, run in rows})
+            raise NotAvailable({event: f"in the permit of run {ids.short_run(run)}" for event, run in rows})
 
     def _claim(
         self,
@@ -445,4 +445,4 @@ def _state_of(stored: str) -> str:
 
 
 def _holder(event: Event) -> str:
-    return event.status + (f" by run {ids.short(event.run)}" if event.run else "")
+    return event.status + (f" by run {ids.short_run(event.run)}" if event.run else "")
