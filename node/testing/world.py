@@ -152,7 +152,7 @@ class World:
                 return False
             if mine.version and mine.knowledge.point(mine.site).era == NO_ERA:
                 return False
-            if not self._has_its_links(process, by_number):
+            if not self.is_linked(process):
                 return False
             if any(status.ahead or status.behind for status in sync.loop.peers() if status.state == "open"):
                 return False
@@ -166,7 +166,7 @@ class World:
                 return False
         return True
 
-    def _has_its_links(self, process: Process, by_number: dict[int, Process]) -> bool:
+    def is_linked(self, process: Process) -> bool:
         """Whether it has a link to each device that it is to dial and that can be reached."""
         assert process.node.sync is not None, "only a process that has started is asked"
         number = process.device.number
@@ -174,7 +174,7 @@ class World:
         return all(
             url(target) in linked
             for target in process.device.dials
-            if target in by_number
+            if self.devices[target].process is not None
             and not self.network.is_blocked(number, target)
             and not self.network.is_blocked(target, number)
         )

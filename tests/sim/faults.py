@@ -157,7 +157,25 @@ def upgrade(world, device, random: Random) -> bool:
     return True
 
 
+def reboot(world, device, random: Random) -> bool:
+    """Let a machine lose its power: the process dies, and its monotonic clock begins anew."""
+    if device.process is None:
+        return False
+    world.fired["reboot"] += 1
+    device.reboot()
+    device.start_later(random.randint(500, 20_000))
+    return True
+
+
+def lying_service(world, device, random: Random) -> bool:
+    """Let the service outside lie about what became of calls, from now on."""
+    world.lying = True
+    return True
+
+
 FAULTS = {
+    "reboot": reboot,
+    "lying service": lying_service,
     "partition": partition,
     "one-way partition": one_way_partition,
     "cut": cut,

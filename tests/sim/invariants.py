@@ -14,13 +14,16 @@ from dataclasses import dataclass
 
 from node.ids import event_ids, topic_id
 from node.leases import Claim, ClaimState, EventStatus, Ownership, decide
+from sim.effects import EffectChecks, unknown_runs
 
 _FOREIGN_ROWS = """
-SELECT lower(hex(t.id)), c.col_name, lower(hex(s.site_id)) FROM reservations AS t
-JOIN reservations__crsql_pks AS k ON k.id = t.id JOIN reservations__crsql_clock AS c ON c.key = k.__crsql_key
+SELECT '{table}', lower(hex(t.id)), c.col_name, lower(hex(s.site_id)) FROM {table} AS t
+JOIN {table}__crsql_pks AS k ON k.id = t.id JOIN {table}__crsql_clock AS c ON c.key = k.__crsql_key
 JOIN crsql_site_id AS s ON s.ordinal = c.site_id
-WHERE t.body <> '{}' AND lower(hex(s.site_id)) <> t.body ->> '$.node' ORDER BY 1, 2
+WHERE t.body <> '{{}}' AND lower(hex(s.site_id)) <> t.body ->> '$.node' ORDER BY 2, 3
 """
+OWN_ROWS = ("reservations", "handler_runs", "mutations")
+"""Tables whose rows one node alone writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,9 @@ class Reservation:
 class Facts:
     """The claims of one file, read from the facts themselves."""
 
-    def __init__(self, database) -> None:
+    def __init__(self, database, *, besides: str | None = None) -> None:
+        """Args: `besides`: a run whose effect is not looked at."""
+        unknown = unknown_runs(database, besides=besides)
         self.reservations: dict[str, Reservation] = {}
         self.claims: dict[str, list[Claim]] = {}
         rows = database.query("SELECT lower(hex(id)), body, state FROM reservations WHERE body <> '{}' ORDER BY id")
@@ -48,7 +53,8 @@ class Facts:
             found = Reservation(run, body["node"], body["incarnation"], body["at"], state, claims)
             self.reservations[run] = found
             for event, epoch in claims.items():
-                claim = Claim(run, epoch, found.at, ClaimState[state.rpartition(" ")[2].upper()])
+                stands = ClaimState[state.rpartition(" ")[2].upper()]
+                claim = Claim(run, epoch, found.at, stands, run in unknown)
                 self.claims.setdefault(event, []).append(claim)
 
     def owner(self, event: str) -> Ownership:
@@ -74,6 +80,10 @@ class Checks:
         self._commits: dict[int, int] = {}
         self._event_of: dict[tuple[str, str, str], str] = {}
         self._durable: set[str] = set()
+        self.effects = EffectChecks(world, self.demand)
+
+    def facts(self, database, *, besides: str) -> Facts:
+        return Facts(database, besides=besides)
 
     def demand(self, invariant: str, holds: bool, text: str) -> None:
         self.checked[invariant] = self.checked.get(invariant, 0) + 1
@@ -86,6 +96,7 @@ class Checks:
         number = app.device.number
         self._stays_terminal(app)
         self._batches_are_whole(app)
+        self.effects.after_commit(app)
         self._commits[number] = self._commits.get(number, 0) + 1
         if self._commits[number] % self._world.params.check_every == 0:
             self._follows_from_facts(app)
@@ -95,6 +106,7 @@ class Checks:
     def forget_file(self, device) -> None:
         """Another file is in the place of this device's."""
         self._terminal.pop(device.number, None)
+        self.effects.forget_file(device)
 
     def _stays_terminal(self, app) -> None:
         rows = app.database.query("SELECT lower(hex(id)) FROM event_index WHERE status >= 3")
@@ -128,8 +140,9 @@ class Checks:
                 self.demand("S10", identifier == known == expected, found)
 
     def _one_writer(self, app) -> None:
-        rows = app.database.query(_FOREIGN_ROWS)
-        self.demand("S14", not rows, f"{app.device.name}: (run, column, site that wrote it) {rows[:3]}")
+        tables = OWN_ROWS if self._world.handled else OWN_ROWS[:1]
+        rows = [row for table in tables for row in app.database.query(_FOREIGN_ROWS.format(table=table))]
+        self.demand("S14", not rows, f"{app.device.name}: (table, run, column, site that wrote it) {rows[:3]}")
 
     # --- Around what the stores do ------------------------------------------------------------------------------------
 
@@ -200,6 +213,8 @@ class Checks:
             self._follows_from_facts(app)
             self._one_event_per_message(app)
             self._one_writer(app)
+            if self._world.handled:
+                self.effects.committed_runs_are_done(app)
             differing = [pair for pair in zip(found, standing[0], strict=False) if pair[0] != pair[1]]
             same = found == standing[0]
             self.demand("S1", same, f"{app.device.name} and {apps[0].device.name} differ: {differing[:1]}")

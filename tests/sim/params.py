@@ -18,8 +18,13 @@ WORK_KINDS = {
     "edit notes": 3,
     "write batch": 2,
     "delete topic": 1,
+    "start": 1,
+    "race": 2,
 }
 """What apps do, and how often."""
+
+HANDLED_WORK_KINDS = {"hand over": 14, "move authority": 2, "give verdict": 2}
+"""What comes on top where handlers run."""
 
 FAULT_KINDS = (
     "partition",
@@ -37,8 +42,13 @@ FAULT_KINDS = (
     "slow link",
     "kill",
     "upgrade",
+    "reboot",
 )
 """What happens to devices and networks. A seed draws the kinds that it uses, so that rare ones meet often."""
+
+
+HANDLED_FAULT_KINDS = ("lying service",)
+"""What comes on top where handlers run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,7 @@ class Params:
 
     Attributes:
         nodes: devices at the start; clones come on top.
+        one_less_in_odd_seeds: every other run has one device less: two find most that three find, in half the time.
         work_steps: how many things the apps do in the first phase.
         fault_steps: how many faults are tried in the first phase.
         faulty_ms: length of the first phase, in world time.
@@ -57,12 +68,14 @@ class Params:
         slow_bytes_per_ms: bandwidth of a link made slow.
         drift_ppm_max: how much faster or slower than the world a monotonic clock may run.
         skew_ms_max: how far a wall clock may be set wrong.
+        handlers_every: in every so many-th seed devices run handlers, with effects; 0: in none.
         batch_rows_max: rows of a transaction that must become visible as a whole.
         check_every: every so many commits of a device its facts are compared with what was derived from them.
         devices_max: no clone is made beyond.
     """
 
     nodes: int = 3
+    one_less_in_odd_seeds: bool = False
     work_steps: int = 15
     fault_steps: int = 5
     faulty_ms: int = 20_000
@@ -73,16 +86,22 @@ class Params:
     slow_bytes_per_ms: int = 1
     drift_ppm_max: int = 20_000
     skew_ms_max: int = 10 * 24 * 3600 * 1000
+    handlers_every: int = 0
     batch_rows_max: int = 12
     check_every: int = 12
     devices_max: int = 6
 
+    def handled(self, seed: int) -> bool:
+        """Whether devices run handlers in the run of a seed."""
+        return self.handlers_every > 0 and seed % self.handlers_every == 0
 
-LITE = Params()
+
+LITE = Params(one_less_in_odd_seeds=True, handlers_every=4)
 """Many short runs: a few devices, half a minute of world time, a time to live of eight seconds."""
 
 SWARM = Params(
     nodes=5,
+    handlers_every=2,
     work_steps=80,
     fault_steps=24,
     faulty_ms=240_000,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from sim.params import FAULT_KINDS, WORK_KINDS, Params
+from sim.params import FAULT_KINDS, HANDLED_FAULT_KINDS, HANDLED_WORK_KINDS, WORK_KINDS, Params
 
 EARLY_MS = 1_500
 EARLY_PUBLICATIONS = 3
@@ -29,11 +29,13 @@ class Step:
 def draw(seed: int, params: Params) -> list[Step]:
     """Draw a schedule. Each seed uses some kinds of faults only, so that those it uses meet each other."""
     random = Random(f"{seed} schedule")
-    faults = [kind for kind in FAULT_KINDS if random.random() < 0.5] or [random.choice(FAULT_KINDS)]
+    handled = params.handled(seed)
+    possible = FAULT_KINDS + HANDLED_FAULT_KINDS if handled else FAULT_KINDS
+    faults = [kind for kind in possible if random.random() < 0.5] or [random.choice(possible)]
     if {"restore", "clone"} & set(faults):
         faults.append("back up")
-    work = list(WORK_KINDS)
-    kinds = random.choices(work, [WORK_KINDS[kind] for kind in work], k=params.work_steps)
+    work = WORK_KINDS | HANDLED_WORK_KINDS if handled else WORK_KINDS
+    kinds = random.choices(list(work), list(work.values()), k=params.work_steps)
     kinds += random.choices(faults, k=params.fault_steps)
     times = [random.randrange(EARLY_MS, params.faulty_ms) for _ in kinds]
     kinds += ["publish"] * EARLY_PUBLICATIONS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from random import Random
 
@@ -10,6 +11,7 @@ from node.errors import IllegalState, LeaseLost, NotAvailable, NotFound, NotOwne
 from node.stores import NewEvent
 from node.testing.device import CrashPlan
 from sim import files
+from sync.errors import LocalProtocolError
 
 WORKFLOW = "inbox"
 TOPICS = ("mail", "bills")
@@ -72,6 +74,33 @@ def reserve(app, random: Random) -> str:
     some = random.random() < 0.3
     work = partial(app.events.reserve, run, WORKFLOW, [(topic, wanted)], partial=some)
     return _claim(app, run, None if some else len(wanted), work)
+
+
+def start(app, random: Random) -> str:
+    """Begin work behind the barrier, take some time for it, and settle it."""
+    app.process.spawn(_start(app, random.choice(TOPICS), random.uniform(0.1, 3)))
+    return "begun"
+
+
+async def _start(app, topic: str, takes_s: float) -> None:
+    did, effects = app.world.did, app.world.checks.effects
+    try:
+        async with app.node.start(WORKFLOW, topic, limit=2) as work:
+            if work.lost:
+                did["start: lost some to others"] += 1
+            if not work.events:
+                return
+            effects.work_begins(app, work.run, [event.id for event in work.events])
+            try:
+                await asyncio.sleep(takes_s)
+                work.consume()
+            finally:
+                effects.work_ends(work.run)
+            did["start: done"] += 1
+    except (LeaseLost, NotFound, NotOwner, IllegalState, NotAvailable) as error:
+        did[f"start: {type(error).__name__}"] += 1
+    except LocalProtocolError:  # The process ends in order, and takes leave of its peers.
+        did["start: stopped"] += 1
 
 
 def take_over(app, random: Random) -> str:
@@ -196,6 +225,8 @@ def delete_topic(app, random: Random) -> str:
 
 
 WORK = {
+    "start": start,
+    "race": start,
     "publish": publish,
     "reserve": reserve,
     "settle": settle,
@@ -216,15 +247,21 @@ def stale_events(app) -> list[str]:
     """The events that others hold and have been silent about for long enough."""
     rows = app.database.query(
         "SELECT lower(hex(e.id)) FROM event_index AS e JOIN run_index AS r ON r.n = e.run "
-        "WHERE e.status = 1 AND e.publication IS NOT NULL AND r.node <> ? ORDER BY e.id",
-        (app.database.site_id,),
+        "JOIN publications AS p ON p.id = e.publication "
+        "WHERE e.status = 1 AND r.node <> ? AND p.body ->> '$.workflow' = ? ORDER BY e.id",
+        (app.database.site_id, WORKFLOW),
     )
     return [event for (event,) in rows if app.staleness.holder(event).wait_ms == 0]
 
 
+def held_by_hand(app) -> list[str]:
+    """The held runs of this node that are no handler's."""
+    return [run for run in app.events.held_runs(own=True) if app.node.handler_runs.get(run) is None]
+
+
 def finish_work(app) -> bool:
     """Do what is left to do, a round of it; return whether there was anything."""
-    held = app.events.held_runs(own=True)
+    held = held_by_hand(app)
     for run in held:
         settle_run(app, run, app.events.consume)
     claimed = 0
