@@ -35,9 +35,9 @@ def test_reserving_is_all_or_nothing(device):
     device.publish("a", "b")
     first = device.reserve("b")
     with device.unchanged():
-        with pytest.raises(NotAvailable, match=f"inbox/b is reserved by run {first[:10]}") as caught:
+        with pytest.raises(NotAvailable, match=f"inbox/b is reserved by run {first[:16]}") as caught:
             device.reserve("a", "b")
-        assert caught.value.holders == {"inbox/b": f"reserved by run {first[:10]}"}
+        assert caught.value.holders == {"inbox/b": f"reserved by run {first[:16]}"}
 
 
 def test_a_partial_reservation_takes_exactly_what_is_free(device):
