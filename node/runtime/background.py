@@ -162,3 +162,7 @@ class Housekeeping:
             self._driver.sleep.look()
             self._runner.look(silent=True)
             self._runner.look_for_events()
+            try:
+                await self._runner.read_gates()
+            except LeasemeshError as error:
+                log.warning("what is blocked is seen later: %s", error)

@@ -125,7 +125,11 @@ class HandlerLoop:
             self._ready = True
         if self._failures_changed:
             self._failures_changed = False
-            await self.count_failures()
+            try:
+                await self.count_failures()
+            except LeasemeshError:
+                self._failures_changed = True
+                raise
         wait_s = self._seconds_until_due()
         if self.gate is not None:
             self.state, self.text = self.gate

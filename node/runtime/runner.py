@@ -143,7 +143,7 @@ class Runner:
             await self.in_thread(self._register)
             changes = stack.enter_context(closing(self.node.changes()))
             self._take_up(await self.in_thread(self._recovery.look))
-            await self._read_gates()
+            await self.read_gates()
             self._begin(self._watch(changes), "changes")
             self._begin(self._reconciliation.run(), "reconciliation")
             self._begin(Housekeeping(self, self.driver).run(), "housekeeping")
@@ -318,7 +318,7 @@ class Runner:
         tables = change.tables
         self.driver.changed.set()
         if tables & GATE_TABLES:
-            await self._read_gates()
+            await self.read_gates()
         if tables & EVENT_TABLES:
             self.look_for_events(from_outside=outside)
         if "verdicts" in tables or (outside and tables & DECISION_TABLES):
@@ -365,7 +365,8 @@ class Runner:
         for loop in pending:
             loop.look_for_events(from_outside=from_outside)
 
-    async def _read_gates(self) -> None:
+    async def read_gates(self) -> None:
+        """Find out which handlers are blocked or disabled."""
         gates = await self.in_thread(lambda: {key: self._gate(key) for key in self._handlers})
         for key, gate in gates.items():
             loop = self._loops[key]
