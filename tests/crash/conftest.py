@@ -1,13 +1,24 @@
 """Processes to be killed. They come from a server that has imported everything, so that one takes milliseconds."""
 
 import multiprocessing
+import multiprocessing.forkserver
+import os
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 WITHIN_S = 60
 
-PRELOADED = ["node", "node.syncing", "node.changes", "node.runtime.runner", "apsw", "socketserver"]
+PRELOADED = [
+    "node.syncing",
+    "node.runtime.runner",
+    "websockets.asyncio.client",
+    "websockets.asyncio.server",
+    "confirmed_child",
+    "handled_child",
+    "staged_child",
+]
 
 
 class Child:
@@ -48,6 +59,9 @@ class Child:
 def context():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:  # the server does not get this process's path for modules
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        multiprocessing.forkserver.ensure_running()
     return context
 
 

@@ -123,6 +123,20 @@ class RunSteps(Steps):
         setattr(owner, name, watched)
 
 
+class NoSteps:
+    """Stands for them in a process that is not to be killed at one."""
+
+    armed = False
+    kill_at = ""
+    tell_peers = None
+
+    def take(self, name):
+        pass
+
+    def watch(self, owner, name):
+        pass
+
+
 # --- Handlers ---------------------------------------------------------------------------------------------------------
 
 
@@ -271,7 +285,7 @@ class Hold:
 def device(path, plan, pipe):
     """Be a device, until its pipe says that it is enough, or SIGTERM does."""
     background.HOUSEKEEPING_S = syncing.HOUSEKEEPING_EVERY_S = HOUSEKEEPING_S
-    steps = RunSteps(pipe, plan.kill_at)
+    steps = RunSteps(pipe, plan.kill_at) if plan.kill_at else NoSteps()
     for name in TRANSITIONS:
         steps.watch(Manager, name)
     if plan.broken:
