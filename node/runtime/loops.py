@@ -231,6 +231,8 @@ class HandlerLoop:
         match result.kind:
             case "committed":
                 runner.tell("committed", self.key, attempt, f"{name} has committed")
+            case "skipped":
+                runner.tell("released", self.key, attempt, f"{name}: its events are skipped, as a person decided")
             case "failed":
                 await self._failed(result)
             case "lost":

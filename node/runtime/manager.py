@@ -43,6 +43,7 @@ SESSION_LOG_CHARACTERS_MAX = 4_000
 """What a session shows of its runs' logs; it is one cell, rewritten with each of them."""
 
 Failure = Literal["transient", "logic", "internal"]
+Intent = Literal["call", "applied", "skipped"]
 Settling = Literal["leave", "release", "skip"]
 _STATUS: dict[Failure, RunStatus] = {
     "transient": "paused:transient",
@@ -83,18 +84,33 @@ class Manager(Beginnings):
             return "the authority, which a person must appoint (`leasemesh authority set`)"
         return self.node.devices.name_of(node) or f"node {short(node)}"
 
-    def intend(self, attempt: Attempt, call: EffectCall) -> None:
-        """Record, on the disk, that the effect may happen from now on. The call may leave when this has returned.
+    def intend(self, attempt: Attempt, call: EffectCall) -> Intent:
+        """Record, on the disk, that the effect may happen from now on. The call may leave when this has returned
+        "call".
+
+        Or it must not: the work is known to have happened by now, or a person has said to skip it, on whichever device.
 
         Raises:
             LeaseLost, PermitRefused, IllegalState: the run must not begin it.
         """
         with self._transaction(durable=True):
             self.require_owned(attempt)
-            work = self.node.mutations.work_for(attempt.run)
+            work = attempt.work = self.node.mutations.work_for(attempt.run)
+            outcome = self.node.mutations.outcome(work)
+            if outcome == "skipped":
+                self._events.skip(attempt.run)
+                details = self._told(attempt) | {"ended_because": "a person decided to skip its events"}
+                self._runs.set_status(attempt.run, "superseded", details=details)
+                self._count(attempt)
+                return "skipped"
+            if outcome == "applied":
+                attempt.outcome = "applied"
+                attempt.result = self.node.mutations.result_of(work)
+                self._runs.advance(attempt.run, "mutating", "mutated", "emitting")
+                return "applied"
             self._runs.advance(attempt.run, "mutating")
             self.node.mutations.intend(attempt.run, work, tool=call.effect.name, params=call.params)
-        attempt.work = work
+        return "call"
 
     def applied(self, attempt: Attempt, result: Json) -> None:
         """Record that the effect happened: from here on the work goes forward."""

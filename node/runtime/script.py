@@ -79,7 +79,7 @@ class FindOut:
 
 Request = Barrier | AwaitPermit | AwaitFunction | Perform | FindOut
 
-ResultKind = Literal["nothing", "committed", "failed", "lost", "unknown", "stopped"]
+ResultKind = Literal["nothing", "committed", "skipped", "failed", "lost", "unknown", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +300,11 @@ def _recheck(by: Surrounding, attempt: Attempt) -> Generator[Request, Any, None]
 def _effect(by: Surrounding, attempt: Attempt, call: EffectCall) -> Generator[Request, Any, Result | None]:
     """Perform the effect; None when it happened, and the phase `next` comes."""
     manager = by.manager
-    manager.intend(attempt, call)
+    intent = manager.intend(attempt, call)
+    if intent == "skipped":
+        return Result("skipped", attempt)
+    if intent == "applied":
+        return None
     assert attempt.work is not None, "an intent has a work"
     outcome: Outcome = yield Perform(call.effect, attempt.work, call.params, attempt.run)
     if isinstance(outcome, Unknown) and outcome.may_ask and call.effect.reconciler is not None:
