@@ -51,7 +51,7 @@ Exit codes:
   0  done
   1  failed; the sentence on standard error says why
   2  wrong usage or input
-  3  no such database, event, topic or run
+  3  no such database, event, topic, run, work or app
   4  not available: held by somebody else, lease lost, settled, too early
   5  the peer cannot be reached, or refuses
   6  the peer differs (verify), or the database is damaged (doctor)"""
@@ -182,8 +182,11 @@ def command(
         run_command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run_command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         epilog = "\b\n" + "\n".join(["Examples:", *(f"  {example}" for example in examples)])
-        summary = inspect.cleandoc(function.__doc__ or "").partition(". ")[0].partition("\n\n")[0].rstrip(".")
-        group.command(name, epilog=epilog, short_help=summary, rich_help_panel=panel)(run_command)
+        # One line for each paragraph: Typer keeps the line ends of all but the first.
+        paragraphs = [" ".join(one.split()) for one in inspect.cleandoc(function.__doc__ or "").split("\n\n")]
+        summary = paragraphs[0].partition(". ")[0].rstrip(".")
+        explained = "\n\n".join(paragraphs)
+        group.command(name, help=explained, epilog=epilog, short_help=summary, rich_help_panel=panel)(run_command)
         return run_command
 
     return register

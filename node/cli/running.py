@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 SHOW = "show"
 
+TOLD_AFTER_S = 0.3
+"""Stopping is not worth a word when it takes no longer."""
+
 LAST_WORDS_S = 2.0
 """How long it takes at the most to send what the last runs came to; whoever is away gets it another time."""
 
@@ -117,7 +120,7 @@ async def _run(session: Session, workflows: list[Workflow], options: Options) ->
     async with AsyncExitStack() as stack:
         screen = stack.enter_context(RunScreen(session.screen, drain_s=options.drain_s))
         stack.enter_context(stopping_on_signals(stop, screen.at_once))
-        teller = stack.enter_context(Teller(session.screen, bars=False))
+        teller = stack.enter_context(Teller(session.screen, transfers=False))
         sync = None
         if options.listen is not None or options.peers:
             sync = await stack.enter_async_context(
@@ -134,9 +137,11 @@ async def _run(session: Session, workflows: list[Workflow], options: Options) ->
             telling = tasks.create_task(tell_all(teller, sync.loop.observe())) if sync is not None else None
             idle = asyncio.create_task(_idle(node, runner, sync)) if options.until_idle else None
             await _until_asked_or_ended(stop, runner, sync, idle)
-            screen.stopping()
             teller.stopping = True
-            await runner.stop()
+            ending = asyncio.create_task(runner.stop())
+            if not (await asyncio.wait([ending], timeout=TOLD_AFTER_S))[0]:
+                screen.stopping()
+            await ending
             for task in (drawing, telling):
                 if task is not None:
                     task.cancel()

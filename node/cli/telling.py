@@ -124,10 +124,10 @@ class Teller:
         stopping: this node was asked to stop; that its links end now is no news.
     """
 
-    def __init__(self, screen: Screen, *, bars: bool = True) -> None:
-        """Args: where to print, and whether to show bars (of live displays a terminal has one)."""
+    def __init__(self, screen: Screen, *, transfers: bool = True) -> None:
+        """Args: where to print, and whether people are told of transfers, too, and shown bars."""
         self._screen = screen
-        self._with_bars = bars
+        self._transfers = transfers
         self.stopping = False
         self._level: set[str] = set()
         self._bars: Progress | None = None
@@ -174,7 +174,7 @@ class Teller:
         if tell.kind in PROGRESS_KINDS or tell.kind == "digest" or (self.stopping and tell.kind == "disconnected"):
             return False
         if tell.kind in ("sent", "received"):
-            return tell.rows > 0
+            return self._transfers and tell.rows > 0
         if tell.kind == "disconnected":
             self._level.discard(tell.name)
         if tell.kind == "caught_up":
@@ -184,7 +184,7 @@ class Teller:
         return True
 
     def _show_progress(self, tell: Tell) -> None:
-        if not self._with_bars or not self._screen.console().is_terminal:
+        if not self._transfers or not self._screen.console().is_terminal:
             return
         if tell.kind in PROGRESS_KINDS:
             bars = self._opened_bars()

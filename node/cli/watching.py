@@ -161,7 +161,7 @@ class RunScreen:
             tally.last, tally.committed_at = "", progress.at
         self._changed.set()
         if self._screen.as_json:
-            self._screen.document(_document(progress))
+            self._screen.event(_document(progress), "")
         elif progress.kind not in COUNTED or (progress.events and progress.kind == "committed" and not self.is_live):
             at = time.strftime("%H:%M:%S", time.localtime(progress.at / 1000))
             events = f", {count_of(progress.events, 'event')}" if progress.kind == "committed" else ""
