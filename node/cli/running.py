@@ -127,6 +127,8 @@ async def _run(session: Session, workflows: list[Workflow], options: Options) ->
                 node.syncing(listen=options.listen, peers=options.peers, token=options.token)
             )
             stack.push_async_callback(_pass_on, node)
+        else:
+            await _refuse_when_synced_elsewhere(node)
         runner = await stack.enter_async_context(
             node.running(workflows, concurrency=options.concurrency, drain_s=options.drain_s)
         )
@@ -146,6 +148,17 @@ async def _run(session: Session, workflows: list[Workflow], options: Options) ->
                 if task is not None:
                     task.cancel()
     screen.ended()
+
+
+async def _refuse_when_synced_elsewhere(node: Node) -> None:
+    """Only the process that syncs a file knows who is within reach, so only that one may begin work."""
+    try:
+        await node.barrier()
+    except SyncRefused as error:
+        wanted = "stop it, and give its --listen or --peer to `leasemesh run`, which syncs as well"
+        raise CommandError(
+            f"another process syncs {node.path}, and would not know what is done here: {wanted}", ExitCode.NOT_AVAILABLE
+        ) from error
 
 
 async def _idle(node: Node, runner: Runner, sync: Syncing | None) -> None:

@@ -44,7 +44,7 @@ def _claim_document(session: Session, claim: ClaimInfo) -> dict[str, Any]:
     entry = node.mutations.get(claim.run)
     permit = node.permits.get(claim.run)
     reservation = node.events.reservation(claim.run)
-    following = node.handler_runs.retry_chain(claim.run)
+    following = node.handler_runs.retry_chain(claim.run) if entry is not None else []  # beyond an effect only
     return {
         "run": claim.run,
         "device": session.device_name(claim.node),

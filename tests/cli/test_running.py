@@ -255,6 +255,17 @@ def test_one_process_runs_handlers_on_a_file(leasemesh, database, app):
         assert first.stop() == 0
 
 
+def test_work_is_left_to_the_process_that_syncs(leasemesh, database, app):
+    with running("serve", "--db", database, "--listen", "127.0.0.1:0") as first:
+        first.wait_for("started")
+        for options in ([], ["--listen", "127.0.0.1:0"]):
+            refused = leasemesh("run", app(PACKING), *options)
+            assert (refused.code, refused.out) == (4, "")
+            assert "another process syncs" in refused.err and len(refused.err.splitlines()) == 1
+        assert first.stop() == 0
+    assert statuses(database) == {"pending": 10}
+
+
 def test_an_app_finds_what_lies_beside_it(leasemesh, database, app, folder):
     (folder / "apps").mkdir()
     app("topic = 'orders'", "apps/beside.py")
