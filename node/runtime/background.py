@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from node.errors import IllegalState, LeasemeshError
 from node.ids import short_run
 from node.runtime.driving import Driver, Signal
+from node.runtime.errors import message_of
 from node.runtime.performing import DidNot, Happened, Outcome, Unknown, find_out, in_thread, judge
 from node.runtime.recovery import HandlerKey
 from node.runtime.workflow import Consumer, Handler
@@ -133,8 +134,10 @@ class Reconciliation:
                 manager.found_applied(run, result)
                 self._runner.tell_from_thread("reconciled", key, run.id, f"{name} had happened")
             case DidNot(error):
-                manager.found_not_applied(run, str(error))
-                self._runner.tell_from_thread("reconciled", key, run.id, f"{name} had not happened: {error}")
+                manager.found_not_applied(run, message_of(error))
+                self._runner.tell_from_thread(
+                    "reconciled", key, run.id, f"{name} had not happened: {message_of(error)}"
+                )
             case Unknown(reason):
                 tries = entry.reconcile_attempts + 1
                 if tries >= rule.tries:

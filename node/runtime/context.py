@@ -20,7 +20,7 @@ from typing import Literal
 from node.errors import InvalidInput
 from node.ids import RunId
 from node.jsonvalue import TIME_MS_MAX, Json, check_whole
-from node.runtime.errors import PhaseViolation
+from node.runtime.errors import PhaseViolation, storable
 from node.runtime.workflow import Handler, Producer, Topic
 from node.stores import Event, EventStore, NewEvent
 from node.stores.publications import encode_event
@@ -220,11 +220,6 @@ class Run:
         if call in _RULES and call not in _ALLOWED[self.phase]:
             what = "a producer" if isinstance(self._declared, Producer) else self.phase
             raise PhaseViolation(call, what, _RULES[call])
-
-
-def storable(text: str) -> str:
-    """Return text without what cannot be stored: NUL characters and halves of surrogate pairs."""
-    return text.replace("\x00", "").encode(errors="replace").decode()
 
 
 def _name(topic: Topic | str) -> str:

@@ -16,7 +16,7 @@ from node.ids import RunId, short_run
 from node.runtime.attempt import Attempt
 from node.runtime.clocks import SleepWatch
 from node.runtime.manager import Manager
-from node.runtime.performing import Outcome, Unknown, find_out, in_thread, perform
+from node.runtime.performing import Outcome, Unknown, find_out, in_thread, no_exit, perform
 from node.runtime.reach import hear_after_sleep
 from node.runtime.script import (
     AwaitFunction,
@@ -175,10 +175,16 @@ class Driver:
         if task.cancelled() and outside:  # it had not even begun, but the intent stands
             return Unknown("the node stopped before the call", may_ask=False), None
         if task.cancelled():
-            taken = run in self._taken
-            self._taken.discard(run)
-            return None, LeaseTaken("another device's claim won its events") if taken else Stopped()
+            return None, self._why_cancelled(request, run)
         return (None, error) if (error := task.exception()) is not None else (task.result(), None)
+
+    def _why_cancelled(self, request: Request, run: RunId) -> BaseException:
+        if run in self._taken:
+            self._taken.discard(run)
+            return LeaseTaken("another device's claim won its events")
+        if self._all_end or not isinstance(request, AwaitFunction):
+            return Stopped()
+        return asyncio.CancelledError("something in the function was cancelled, and not by the node")
 
     def _awaited(self, request: Request) -> Coroutine[Any, Any, Any]:
         match request:
@@ -250,7 +256,8 @@ def _run_of(request: Request) -> RunId:
 
 
 async def _await(awaitable: Any) -> Any:
-    return await awaitable
+    with no_exit():
+        return await awaitable
 
 
 async def _unless_stopped(finding: Coroutine[Any, Any, Outcome]) -> Outcome:

@@ -52,3 +52,27 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, DidNotHappen):
         return error.transient or isinstance(error.__cause__, TRANSIENT)
     return isinstance(error, TRANSIENT)
+
+
+ERROR_CHARACTERS_MAX = 2_000
+"""Of an error as it is kept in rows and told to people."""
+
+
+def message_of(error: BaseException) -> str:
+    """Return what an error says as a text that can be stored; its kind when it says nothing."""
+    try:
+        text = str(error)
+    except Exception:  # of somebody's own class, whose fault must not hide the error that it stands for
+        text = ""
+    return storable(text)[:ERROR_CHARACTERS_MAX] or type(error).__name__
+
+
+def text_of(error: BaseException) -> str:
+    """Return an error's kind and what it says, as a text that can be stored."""
+    name, message = type(error).__name__, message_of(error)
+    return name if message == name else f"{name}: {message}"[:ERROR_CHARACTERS_MAX]
+
+
+def storable(text: str) -> str:
+    """Return text without what cannot be stored: NUL characters and halves of surrogate pairs."""
+    return text.replace("\x00", "").encode(errors="replace").decode()

@@ -30,15 +30,13 @@ from node.jsonvalue import Json
 from node.runtime.attempt import Attempt
 from node.runtime.beginning import Beginnings
 from node.runtime.choosing import failed_claims
-from node.runtime.context import storable
 from node.runtime.effects import EffectCall
-from node.runtime.errors import is_transient
+from node.runtime.errors import is_transient, text_of
 from node.runtime.retry import CLAIMS_THAT_FAIL_MAX
 from node.runtime.workflow import Consumer, Producer
 from node.stores import HandlerRun
 from node.stores.runs import ENDED, Phase, RunStatus
 
-ERROR_CHARACTERS_MAX = 2_000
 SESSION_LOG_CHARACTERS_MAX = 4_000
 """What a session shows of its runs' logs; it is one cell, rewritten with each of them."""
 
@@ -129,7 +127,7 @@ class Manager(Beginnings):
     def did_not_happen(self, attempt: Attempt, error: BaseException) -> int:
         """Record that the effect certainly did not happen, and give the run up; returns as `fail`."""
         with self._transaction():
-            self.node.mutations.mark_failed(attempt.run, _text(error))
+            self.node.mutations.mark_failed(attempt.run, text_of(error))
             return self.fail(attempt, error)
 
     def unknown(self, attempt: Attempt, reason: str, *, reconcile_at: int | None) -> None:
@@ -184,10 +182,10 @@ class Manager(Beginnings):
         failure = classify(error)
         details = self._told(attempt) | {
             "failure": failure,
-            "error": _text(error),
+            "error": text_of(error),
             "failed_at": self._database.clock_ms(),
         }
-        attempt.session.error = _text(error)
+        attempt.session.error = text_of(error)
         with self._transaction():
             buried = 0
             if attempt.holder is not None and attempt.outcome == "none":
@@ -342,9 +340,3 @@ def _way_to_commit(attempt: Attempt) -> tuple[Phase, ...]:
     if attempt.holder is None:
         return ("emitting", "committed")
     return ("mutating", "mutated", "emitting", "committed")
-
-
-def _text(error: BaseException) -> str:
-    name = type(error).__name__
-    text = str(error)
-    return storable(f"{name}: {text}" if text else name)[:ERROR_CHARACTERS_MAX]

@@ -10,15 +10,16 @@ import asyncio
 import contextvars
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from node.errors import InvalidInput
 from node.jsonvalue import Json
 from node.runtime.effects import Answer, Applied, Effect, NotApplied, Retry, as_json
-from node.runtime.errors import DidNotHappen
+from node.runtime.errors import ERROR_CHARACTERS_MAX, DidNotHappen, storable, text_of
 
 T = TypeVar("T")
 
@@ -77,14 +78,20 @@ async def perform(effect: Effect[...], key: str, params: Mapping[str, Json], exe
 async def find_out(effect: Effect[...], key: str, params: Mapping[str, Json], executor: Executor | None) -> Outcome:
     """Ask the effect's reconcile function what became of the call. Whatever goes wrong is "not known yet"."""
     assert effect.reconciler is not None
+    call = asyncio.ensure_future(_call(effect.reconciler, key, params, executor))
+    call.add_done_callback(_look_at)
     try:
-        async with asyncio.timeout(effect.timeout_s):
-            answer = await _call(effect.reconciler, key, params, executor)
-    except TimeoutError:
+        await asyncio.wait([call], timeout=effect.timeout_s)
+    finally:
+        if not (answered := call.done()):
+            call.cancel()
+    if not answered:
         return Unknown(f"reconciliation did not answer within {effect.timeout_s:g} s")
-    except Exception as error:
-        return Unknown(f"reconciliation failed: {_text(error)}")
-    return _outcome_of(effect, answer)
+    if call.cancelled():
+        return Unknown("reconciliation was cut off")
+    if (error := call.exception()) is not None:
+        return Unknown(f"reconciliation failed: {text_of(error)}")
+    return _outcome_of(effect, call.result())
 
 
 def judge(effect: Effect[...], call: asyncio.Future[Any]) -> Outcome:
@@ -95,7 +102,7 @@ def judge(effect: Effect[...], call: asyncio.Future[Any]) -> Outcome:
     if isinstance(error, DidNotHappen):
         return DidNot(error)
     if error is not None:
-        return Unknown(_text(error))
+        return Unknown(text_of(error))
     try:
         return Happened(as_json(f"result of effect {effect.name}", call.result()))
     except InvalidInput as problem:
@@ -127,10 +134,30 @@ async def _within(effect: Effect[...], call: asyncio.Future[Any]) -> Outcome:
 
 
 async def _call(function: Callable[..., Any], key: str, params: Mapping[str, Json], executor: Executor | None) -> Any:
-    if _is_async(function):
-        return await function(key, **params)
-    result = await in_thread(executor, function, key, **params)
-    return await result if isinstance(result, Awaitable) else result
+    with no_exit():
+        if _is_async(function):
+            return await function(key, **params)
+        result = await in_thread(executor, function, key, **params)
+        return await result if isinstance(result, Awaitable) else result
+
+
+@contextmanager
+def no_exit() -> Iterator[None]:
+    """Let what leaves a program be an error like others: it is not for a handler to end the app that it is a part of.
+
+    Raises:
+        RuntimeError: in place of SystemExit.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        raise RuntimeError(f"it called sys.exit({error.code!r})") from error
+
+
+def _look_at(call: asyncio.Future[Any]) -> None:
+    """What a call says that nobody waits for any more is no trouble worth a warning."""
+    if not call.cancelled():
+        call.exception()
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
@@ -147,9 +174,5 @@ def _outcome_of(effect: Effect[...], answer: Answer | object) -> Outcome:
         case NotApplied():
             return DidNot(DidNotHappen("reconciliation found that it did not happen", transient=True))
         case Retry(reason):
-            return Unknown(reason or "reconciliation could not find out yet")
+            return Unknown(storable(str(reason))[:ERROR_CHARACTERS_MAX] or "reconciliation could not find out yet")
     return Unknown(f"reconciliation answered {type(answer).__name__}; it must be Applied(...), NotApplied() or Retry()")
-
-
-def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -11,6 +11,7 @@ file; the run is then ended by whoever looks after what was left behind (`recove
 from __future__ import annotations
 
 import inspect
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from node.runtime.attempt import Attempt, Session
 from node.runtime.choosing import PendingMark, pending_mark
 from node.runtime.context import FunctionPhase, Run
 from node.runtime.effects import Effect, EffectCall, as_json
-from node.runtime.errors import PhaseViolation
+from node.runtime.errors import PhaseViolation, message_of
 from node.runtime.manager import Manager
 from node.runtime.performing import DidNot, Happened, Outcome, Unknown
 from node.runtime.workflow import Consumer, Producer
@@ -252,7 +253,7 @@ def _guarded(by: Surrounding, attempt: Attempt, steps: Generator[Request, Any, R
         return Result("lost", attempt, str(error))
     except _UserFailed as failed:
         cause = failed.__cause__ or failed
-        return Result("failed", attempt, str(cause) or type(cause).__name__, manager.fail(attempt, cause))
+        return Result("failed", attempt, message_of(cause), manager.fail(attempt, cause))
     finally:
         manager.over(attempt)
 
@@ -317,7 +318,7 @@ def _effect(by: Surrounding, attempt: Attempt, call: EffectCall) -> Generator[Re
         manager.applied(attempt, outcome.result)
         return None
     if isinstance(outcome, DidNot):
-        return Result("failed", attempt, str(outcome.error), manager.did_not_happen(attempt, outcome.error))
+        return Result("failed", attempt, message_of(outcome.error), manager.did_not_happen(attempt, outcome.error))
     at = None
     if call.effect.reconciler is not None:
         at = manager.node.database.clock_ms() + manager.retry.delay_ms(1)
@@ -373,7 +374,7 @@ def _call(
         return result
     except (Stopped, LeaseTaken):
         raise
-    except Exception as error:
+    except (Exception, CancelledError, SystemExit) as error:  # the last two are nobody's but the function's own here
         raise _UserFailed from error
     finally:
         context._end()
