@@ -126,6 +126,7 @@ class Database:
         self._durable = False
         self._parts = True
         self._failed = False
+        self._site: SiteId | None = None
         self._snapshot_owner: int | None = None
         self._versions = StoredVersions()
         self._data_version = 0
@@ -193,10 +194,16 @@ class Database:
     def site_id(self) -> SiteId:
         """The id under which cr-sqlite records this file's changes; changes only when the file is re-identified.
 
-        Read from the file each time, because another process may have re-identified it.
+        Read from the file, because another process may have re-identified it; once in a transaction, because nobody
+        does that meanwhile.
         """
+        inside = self._owner == threading.get_ident()
+        if inside and self._site is not None:
+            return self._site
         ((site,),) = self.query("SELECT site_id FROM crsql_site_id WHERE ordinal = 0")
         assert isinstance(site, bytes)
+        if inside:
+            self._site = SiteId(site)
         return SiteId(site)
 
     @contextmanager
@@ -379,6 +386,7 @@ class Database:
         committed = False
         try:
             connection.execute("BEGIN IMMEDIATE")
+            self._site = None
             self._owner = threading.get_ident()
             if replicated:
                 self._begin_era()

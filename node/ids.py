@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NewType
 
@@ -26,6 +27,9 @@ SHORT_ID_CHARACTERS = 10
 SHORT_RUN_CHARACTERS = 16
 """A run's id begins with the time: twelve of these are milliseconds, the others tell the runs of one apart."""
 
+NAMES_KEPT = 4_096
+"""Ids of topics, handlers and modes that are remembered: an app asks for the same few hundred again and again."""
+
 RandomBytes = Callable[[int], bytes]
 
 _ID = re.compile(f"[0-9a-f]{{{2 * ID_BYTES}}}")
@@ -41,6 +45,7 @@ def _key_hash(kind: bytes, parts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+@lru_cache(NAMES_KEPT)
 def topic_id(workflow: str, name: str) -> TopicId:
     """Return the id of the topic `name` of `workflow`, the same on every device."""
     return TopicId(_key_hash(b"topic", (workflow, name)))
@@ -64,6 +69,7 @@ def event_id(topic: TopicId, message_id: str, generation: int = 0) -> EventId:
     return event_ids(topic, (message_id,), generation)[0]
 
 
+@lru_cache(NAMES_KEPT)
 def handler_id(workflow: str, handler: str) -> HandlerId:
     """Return the id of a handler of a workflow."""
     return HandlerId(_key_hash(b"handler", (workflow, handler)))
@@ -84,6 +90,7 @@ def verdict_id(work: WorkId, node: NodeId) -> str:
     return _key_hash(b"verdict", (work, node))
 
 
+@lru_cache(NAMES_KEPT)
 def mode_id(workflow: str, kind: str, name: str) -> str:
     """Return the key of the row that says how a topic's events or a handler's work are claimed."""
     return _key_hash(b"mode", (workflow, kind, name))

@@ -286,7 +286,6 @@ class Beginnings:
         now = self._database.clock_ms()
         at = min(max(attempt.told.wake_at, now + WAKE_LEAST_MS), now + WAKE_MOST_MS)
         self.node.handler_states.set_wake_at(attempt.handler.workflow, attempt.handler.name, at)
-        attempt.told.wake_at = None
         attempt.planned_at = at
 
     def _supersede(self, run: RunId, reason: str) -> None:

@@ -36,8 +36,10 @@ from sync.errors import SyncError
 
 log = logging.getLogger("leasemesh.runtime")
 
-RUNS_IN_ONE_GO = 16
-"""Of one consumer, before others get its place: about ten milliseconds, if its functions take none."""
+RUNS_IN_ONE_GO = 32
+ONE_GO_S = 0.03
+"""So many runs of one consumer, and so long, before others get its place. A change of mind (it is blocked, its
+workflow is disabled) is heeded then."""
 
 THREADS_MORE = 16
 """Threads beyond one for each place: for sync effects, some of which may hang beyond their time."""
@@ -88,6 +90,7 @@ class Driver:
         self.on_late_end: Callable[[], None] = _ignore
         self.on_waiting: Callable[[Attempt, str | None], None] = _ignore
         self.executor = ThreadPoolExecutor(concurrency + THREADS_MORE, thread_name_prefix="leasemesh-run")
+        self._time_s = asyncio.get_running_loop().time
         self._waits: dict[RunId, tuple[Request, asyncio.Task[Any]]] = {}
         self._permits_end = False
         self._all_end = False
@@ -111,9 +114,13 @@ class Driver:
         """See `script.Surrounding`."""
         self.on_committed(attempt)
 
-    def may_go_on(self, runs: int) -> bool:
+    def time_s(self) -> float:
+        """See `script.Surrounding`."""
+        return self._time_s()
+
+    def may_go_on(self, runs: int, since_s: float) -> bool:
         """See `script.Surrounding`. When more want to run than there are places, each gets its turn."""
-        return not self._permits_end and runs < RUNS_IN_ONE_GO
+        return not self._permits_end and runs < RUNS_IN_ONE_GO and self._time_s() - since_s < ONE_GO_S
 
     async def drive(self, script: Script) -> Result:
         """Take a script to its end. Raises what it raises: trouble with the node's file."""

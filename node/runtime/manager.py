@@ -20,16 +20,17 @@ with the same prepare result and the same effect result, on the reservation of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import groupby
 from typing import Literal
 
 from node.connection import DatabaseError
-from node.errors import LeaseLost, StaleVersion
+from node.errors import LeaseLost, LeasemeshError, StaleVersion
 from node.ids import RunId, short
 from node.jsonvalue import Json
 from node.runtime.attempt import Attempt
-from node.runtime.beginning import Beginnings
-from node.runtime.choosing import failed_claims
+from node.runtime.beginning import Beginnings, consumer_of
+from node.runtime.choosing import FailedBefore, failed_claims
 from node.runtime.effects import EffectCall
 from node.runtime.errors import is_transient, text_of
 from node.runtime.retry import CLAIMS_THAT_FAIL_MAX
@@ -118,11 +119,17 @@ class Manager(Beginnings):
         attempt.result = result
         attempt.outcome = "applied"
 
-    def applied_and_committed(self, attempt: Attempt, result: Json) -> None:
-        """Record that the effect happened, and end the run with it: nothing of the user's comes between."""
+    def applied_and_committed(self, attempt: Attempt, result: Json, *, and_begin: bool) -> Attempt | None:
+        """Record that the effect happened, and end the run with it: nothing of the user's comes between.
+
+        With `and_begin` as `commit_and_begin`: returns the next run.
+        """
+        if and_begin:
+            return self._and_begin(attempt, lambda: self.applied_and_committed(attempt, result, and_begin=False))
         with self._transaction():
             self.applied(attempt, result)
             self.commit(attempt, None)
+        return None
 
     def did_not_happen(self, attempt: Attempt, error: BaseException) -> int:
         """Record that the effect certainly did not happen, and give the run up; returns as `fail`."""
@@ -172,6 +179,13 @@ class Manager(Beginnings):
                 self._set_wake_at(attempt)
             self._runs.advance(attempt.run, *_way_to_commit(attempt), details=self._told(attempt) | details)
             self._count(attempt)
+
+    def commit_and_begin(self, attempt: Attempt, state: Json) -> Attempt | None:
+        """End a run as `commit` does, and begin its consumer's next one in the same transaction: half the commits.
+
+        Returns the next run; None when there is nothing for it to do. Raises as `commit`.
+        """
+        return self._and_begin(attempt, lambda: self.commit(attempt, state))
 
     def fail(self, attempt: Attempt, error: BaseException) -> int:
         """End a run whose code failed; before the boundary its events are given back, or buried after three such runs.
@@ -273,6 +287,17 @@ class Manager(Beginnings):
             self._runs.set_status(run.id, "paused:reconciliation", details={"error": reason})
 
     # --- Parts --------------------------------------------------------------------------------------------------------
+
+    def _and_begin(self, attempt: Attempt, end: Callable[[], object]) -> Attempt | None:
+        try:
+            with self._transaction():
+                end()
+                return self._begin(consumer_of(attempt), attempt.session, None, wary=False)
+        except (LeasemeshError, FailedBefore) as error:
+            if isinstance(error, DatabaseError):
+                raise
+            end()  # by itself: what stood in the way of the other is no business of this one
+            return None
 
     def _publish(self, attempt: Attempt) -> None:
         for (topic, cause), told in groupby(attempt.told.publications, key=lambda one: (one[0].name, one[2])):

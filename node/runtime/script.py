@@ -15,6 +15,7 @@ from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from node.errors import HomeElsewhere, IllegalState, InvalidInput, LeaseLost, NotAvailable, PermitRefused, StaleVersion
@@ -93,6 +94,8 @@ class Result:
         error: what failed, or why the run was lost.
         buried: events that were given up for good.
         before: runs that have committed before it, in one go.
+        following: the next run, which has begun with the end of this one.
+        looked: whether a next one was looked for.
     """
 
     kind: ResultKind
@@ -100,8 +103,11 @@ class Result:
     error: str = ""
     buried: int = 0
     before: int = 0
+    following: Attempt | None = None
+    looked: bool = False
 
 
+Follow = Callable[[], bool]
 Script = Generator[Request, Any, Result]
 
 
@@ -136,8 +142,11 @@ class Surrounding(Protocol):
     def committed(self, attempt: Attempt) -> None:
         """A run has committed, and another one follows at once."""
 
-    def may_go_on(self, runs: int) -> bool:
-        """Whether another run may follow at once, after so many."""
+    def time_s(self) -> float:
+        """Seconds by the event loop's clock."""
+
+    def may_go_on(self, runs: int, since_s: float) -> bool:
+        """Whether another run may follow at once, after so many since then."""
 
 
 _LOST = (
@@ -162,6 +171,10 @@ class Wake:
     declined: PendingMark | None = None
 
 
+def _never() -> bool:
+    return False
+
+
 # --- Whole runs -------------------------------------------------------------------------------------------------------
 
 
@@ -172,23 +185,37 @@ def work_off(
 
     Between two runs of a few hundred microseconds the way through the event loop would cost as much again.
     """
-    result = yield from consume(by, consumer, session, retry_of, wake=wake)
-    runs = 0
-    while _leaves_more(result) and by.may_go_on(runs + 1):
+    runs, since_s = 0, by.time_s()
+    follow = partial(by.may_go_on, 1, since_s)
+    result = yield from consume(by, consumer, session, retry_of, wake=wake, follow=follow)
+    while result.following is not None or (_leaves_more(result) and by.may_go_on(runs + 1, since_s)):
         assert result.attempt is not None
         runs += 1
         by.committed(result.attempt)
-        result = yield from consume(by, consumer, session, None)
+        if result.following is not None:
+            follow = partial(by.may_go_on, runs + 1, since_s)
+            result = yield from _guarded(by, result.following, _consume(by, result.following, follow))
+        else:
+            result = yield from consume(by, consumer, session, None)
     return replace(result, before=runs)
 
 
 def _leaves_more(result: Result) -> bool:
+    """Whether there may be more to do, and nobody has looked yet."""
     attempt = result.attempt
-    return result.kind == "committed" and attempt is not None and attempt.holder is not None and not attempt.planned_at
+    if result.kind != "committed" or result.looked or attempt is None:
+        return False
+    return attempt.holder is not None and not attempt.planned_at
 
 
 def consume(
-    by: Surrounding, consumer: Consumer, session: Session, retry_of: RunId | None, *, wake: Wake = Wake()
+    by: Surrounding,
+    consumer: Consumer,
+    session: Session,
+    retry_of: RunId | None,
+    *,
+    wake: Wake = Wake(),
+    follow: Follow = _never,
 ) -> Script:
     """A run of a consumer, from choosing events to committed.
 
@@ -198,6 +225,7 @@ def consume(
         session: what it belongs to.
         retry_of: the run that it tries again.
         wake: why it is run now.
+        follow: asked at its end: whether to begin the next run with its last transaction.
     """
     manager = by.manager
     try:
@@ -216,7 +244,7 @@ def consume(
             attempt = found
     except (HomeElsewhere, NotAvailable, IllegalState) as error:
         return Result("nothing", error=str(error))
-    return (yield from _guarded(by, attempt, _consume(by, attempt)))
+    return (yield from _guarded(by, attempt, _consume(by, attempt, follow)))
 
 
 def go_on(by: Surrounding, consumer: Consumer, session: Session, of: RunId, *, taken: bool) -> Script:
@@ -261,7 +289,7 @@ def _guarded(by: Surrounding, attempt: Attempt, steps: Generator[Request, Any, R
 # --- Phases -----------------------------------------------------------------------------------------------------------
 
 
-def _consume(by: Surrounding, attempt: Attempt) -> Script:
+def _consume(by: Surrounding, attempt: Attempt, follow: Follow) -> Script:
     consumer, manager = _consumer(attempt), by.manager
     if consumer.prepare_function is not None:
         result = yield from _call(by, attempt, "prepare", consumer.prepare_function)
@@ -273,10 +301,10 @@ def _consume(by: Surrounding, attempt: Attempt) -> Script:
             call = yield from _call(by, attempt, "mutate", consumer.mutate_function)
             if call is not None:
                 yield from _recheck(by, attempt)
-                outcome = yield from _effect(by, attempt, _checked_call(attempt, call))
+                outcome = yield from _effect(by, attempt, _checked_call(attempt, call), follow)
                 if outcome is not None:
                     return outcome
-    return (yield from _emit(by, attempt))
+    return (yield from _emit(by, attempt, follow))
 
 
 def _begin_work(by: Surrounding, attempt: Attempt) -> Generator[Request, Any, None]:
@@ -298,7 +326,9 @@ def _recheck(by: Surrounding, attempt: Attempt) -> Generator[Request, Any, None]
     by.manager.require_owned(attempt)
 
 
-def _effect(by: Surrounding, attempt: Attempt, call: EffectCall) -> Generator[Request, Any, Result | None]:
+def _effect(
+    by: Surrounding, attempt: Attempt, call: EffectCall, follow: Follow
+) -> Generator[Request, Any, Result | None]:
     """Perform the effect; None when it happened, and the phase `next` comes."""
     manager = by.manager
     intent = manager.intend(attempt, call)
@@ -313,8 +343,9 @@ def _effect(by: Surrounding, attempt: Attempt, call: EffectCall) -> Generator[Re
     if isinstance(outcome, Happened):
         attempt.told.logs += outcome.notes
         if _consumer(attempt).next_function is None:
-            manager.applied_and_committed(attempt, outcome.result)
-            return Result("committed", attempt)
+            goes_on = _may_be_followed(attempt) and follow()
+            following = manager.applied_and_committed(attempt, outcome.result, and_begin=goes_on)
+            return Result("committed", attempt, following=following, looked=goes_on)
         manager.applied(attempt, outcome.result)
         return None
     if isinstance(outcome, DidNot):
@@ -326,7 +357,7 @@ def _effect(by: Surrounding, attempt: Attempt, call: EffectCall) -> Generator[Re
     return Result("unknown", attempt, outcome.reason)
 
 
-def _emit(by: Surrounding, attempt: Attempt) -> Script:
+def _emit(by: Surrounding, attempt: Attempt, follow: Follow = _never) -> Script:
     """The phase `next`, and the end."""
     consumer = _consumer(attempt)
     state: Json = None
@@ -337,8 +368,15 @@ def _emit(by: Surrounding, attempt: Attempt) -> Script:
             rule = f"{consumer.name} returns a state, which would be lost; declare consumer(..., stateful=True)"
             raise _UserFailed from PhaseViolation("return", "next", rule)
     with _user_errors():
-        by.manager.commit(attempt, as_json("state", state))
-    return Result("committed", attempt)
+        kept = as_json("state", state)
+        if not _may_be_followed(attempt) or not follow():
+            by.manager.commit(attempt, kept)
+            return Result("committed", attempt)
+        return Result("committed", attempt, following=by.manager.commit_and_begin(attempt, kept), looked=True)
+
+
+def _may_be_followed(attempt: Attempt) -> bool:
+    return attempt.holder is not None and _consumer(attempt).prepare_function is None and attempt.told.wake_at is None
 
 
 def _produce(by: Surrounding, attempt: Attempt) -> Script:

@@ -117,7 +117,7 @@ def topic_of(workflow: str, topic: str) -> TopicId:
     """
     try:
         return ids.topic_id(workflow, topic)
-    except (AttributeError, UnicodeEncodeError) as error:
+    except (AttributeError, TypeError, UnicodeEncodeError) as error:
         raise InvalidInput("topic", f"{workflow!r}, {topic!r} are not the names of a workflow and its topic") from error
 
 

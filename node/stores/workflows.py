@@ -189,16 +189,15 @@ class ScriptRunStore(Store):
         check_whole("cost", cost, least=0, most=2**53)
         check_text("logs", logs, characters_max=LOGS_CHARACTERS_MAX, empty=True)
         with self._database.transaction() as transaction:
-            found = self._existing(script_run)
+            # One statement, and of the logs nothing when there are none: this is a part of every run.
+            added = ", logs = substr(logs || ?, ?)" if logs else ""
+            counted = "handler_run_count = handler_run_count + 1, cost = cost + ?"
             transaction.execute(
-                "UPDATE script_runs SET handler_run_count = handler_run_count + 1, cost = cost + ?, logs = ? "
-                "WHERE id = ?",
-                (
-                    cost,
-                    (found.logs + logs)[-LOGS_CHARACTERS_MAX:],
-                    script_run,
-                ),
+                f"UPDATE script_runs SET {counted}{added} WHERE id = ?",
+                (cost, *((logs, -LOGS_CHARACTERS_MAX) if logs else ()), script_run),
             )
+            if transaction.changes == 0:
+                raise NotFound("session", [script_run])
 
     def end(self, script_run: str, *, result: str = "", error: str = "") -> ScriptRun:
         """End a session.

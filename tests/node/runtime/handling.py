@@ -22,7 +22,10 @@ class Hands:
     def committed(self, attempt):
         pass
 
-    def may_go_on(self, runs):
+    def time_s(self):
+        return 0.0
+
+    def may_go_on(self, runs, since_s):
         return False
 
     def consume(self, consumer, **options):
