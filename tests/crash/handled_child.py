@@ -32,8 +32,8 @@ from node.runtime.workflow import Workflow
 from node.surroundings import Surroundings
 
 TRANSITIONS = (
-    "begin", "begin_preparing", "begin_producing", "prepared", "intend", "applied", "did_not_happen", "unknown",
-    "commit", "fail", "lose", "stop", "found_applied", "found_not_applied", "ask_again", "leave_to_a_person",
+    "begin", "begin_preparing", "begin_producing", "prepared", "intend", "applied", "applied_and_committed",
+    "did_not_happen", "unknown", "commit", "fail", "lose", "stop", "found_applied", "found_not_applied", "ask_again", "leave_to_a_person",
     "call_was_cut_off", "end_earlier", "go_on", "take_over_to_go_on", "take_over_to_free",
 )  # fmt: skip
 
@@ -56,6 +56,7 @@ class Plan:
         asynchronous: whether its functions are.
         mode: soft or confirmed.
         prepare: whether the consumer chooses its events itself.
+        has_next: whether it does anything after its effect.
         reconcile: whether the effect has a reconcile function.
         stateful: whether the consumer keeps a state.
         effect_timeout_s: of the effect.
@@ -74,6 +75,7 @@ class Plan:
     asynchronous: bool = False
     mode: str = "soft"
     prepare: bool = True
+    has_next: bool = True
     reconcile: bool = True
     stateful: bool = False
     effect_timeout_s: float = 20
@@ -209,7 +211,8 @@ def workflow_of(plan, steps, hold):
         consumer.prepare(function(prepare))
     if plan.handler == "send":
         consumer.mutate(function(mutate))
-    consumer.next(function(next_))
+    if plan.has_next:
+        consumer.next(function(next_))
     return mail
 
 

@@ -74,7 +74,7 @@ def check_went_on(picture):
 # --- Consumers, up to the boundary ------------------------------------------------------------------------------------
 
 
-@at(functions=["prepare"], steps=["begin_preparing: done", "prepared: COMMIT"])
+@at(functions=["prepare"], steps=["begin_preparing: done", "prepared: UPDATE handler_runs SET"])
 def test_a_kill_in_preparing_leaves_nothing_reserved_and_a_fresh_run_begins(scene, point, way):
     plan = plan_of(scene, way, kill_at=point)
     left = scene.kill(plan)
@@ -88,7 +88,7 @@ def test_a_kill_in_preparing_leaves_nothing_reserved_and_a_fresh_run_begins(scen
     check_done_once(scene, plan, found)
 
 
-@at(functions=["mutate"], steps=["prepared: done", "intend: write log"])
+@at(functions=["mutate"], steps=["prepared: done", "intend: INSERT INTO mutations", "intend: write log"])
 def test_a_kill_between_prepared_and_the_intent_leaves_a_reservation_that_is_released(scene, point, way):
     plan = plan_of(scene, way, kill_at=point)
     left = scene.kill(plan)
@@ -117,8 +117,7 @@ def test_a_kill_while_the_oldest_events_are_taken_leaves_no_run_or_one_that_is_r
 # --- The call ---------------------------------------------------------------------------------------------------------
 
 
-BEFORE_IT_HAPPENED = ("intend: done", "call", "held before")
-AFTER_IT_HAPPENED = ("held after", "answered", "applied: COMMIT")
+AFTER_IT_HAPPENED = ("held after", "answered", "applied: UPDATE handler_runs SET")
 
 
 def kill_around_the_call(scene, plan, point):
@@ -137,7 +136,7 @@ def kill_around_the_call(scene, plan, point):
     return left
 
 
-@at(functions=["held before"], steps=["intend: done", "call"])
+@at(functions=["held before"], steps=["intend: sync log", "call"])
 def test_a_call_that_was_cut_off_before_it_happened_is_found_out_and_made_again_under_the_same_key(scene, point, way):
     plan = plan_of(scene, way)
     left = kill_around_the_call(scene, plan, point)
@@ -151,7 +150,7 @@ def test_a_call_that_was_cut_off_before_it_happened_is_found_out_and_made_again_
     check_done_once(scene, plan, found, calls=calls + 1)
 
 
-@at(functions=["held after"], steps=["answered", "applied: COMMIT"])
+@at(functions=["held after"], steps=["answered", "applied: UPDATE handler_runs SET"])
 def test_an_effect_whose_answer_was_not_written_is_found_out_and_not_repeated(scene, point, way):
     plan = plan_of(scene, way)
     left = kill_around_the_call(scene, plan, point)
@@ -207,7 +206,7 @@ def test_a_person_may_let_events_of_unknown_outcome_be_skipped(scene, way):
 # --- Beyond the boundary ----------------------------------------------------------------------------------------------
 
 
-@at(functions=["next"], steps=["applied: done", "commit: COMMIT", "commit: write log"])
+@at(functions=["next"], steps=["applied: done", "commit: UPDATE script_runs SET", "commit: write log"])
 def test_a_kill_beyond_the_effect_lets_another_run_go_on_with_its_results(scene, point, way):
     plan = plan_of(scene, way, kill_at=point, reconcile=point == "next")
     left = scene.kill(plan)
@@ -232,11 +231,24 @@ def test_a_kill_after_the_commit_leaves_nothing_to_do(scene, way):
     check_done_once(scene, plan, found)
 
 
+@pytest.mark.parametrize("way", OPPOSITE_WAYS)
+def test_without_a_next_phase_the_record_of_the_effect_ends_the_run(scene, way):
+    plan = scene.plan(**WAYS[way], has_next=False)
+    left = scene.kill(replace(plan, kill_at="applied_and_committed: COMMIT"))
+    assert (left.stages(), left.effects(), left.events) == ([("mutating", "active")], ["in_flight"], {"a": "unknown"})
+    left = scene.kill(replace(plan, kill_at="commit: done"))
+    assert left.stages() == [("mutated", "superseded"), ("committed", "committed")]
+    found = scene.run(plan)
+    assert (found.runs, found.events) == (left.runs, {"a": "consumed"})
+    assert scene.service.texts() == {"a": 1}
+
+
 # --- Without an effect ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("point", "asynchronous"), [("begin: done", False), ("next", False), ("next", True), ("commit: COMMIT", True)]
+    ("point", "asynchronous"),
+    [("begin: done", False), ("next", False), ("next", True), ("commit: UPDATE script_runs SET", True)],
 )
 def test_a_consumer_without_an_effect_begins_afresh_until_it_has_committed(scene, asynchronous, point):
     plan = scene.plan(handler="count", prepare=False, asynchronous=asynchronous, stateful=True, kill_at=point)
@@ -253,7 +265,7 @@ def test_a_consumer_without_an_effect_begins_afresh_until_it_has_committed(scene
 
 @pytest.mark.parametrize(
     ("point", "asynchronous"),
-    [("begin_producing: done", False), ("polled", False), ("polled", True), ("commit: COMMIT", True)],
+    [("begin_producing: done", False), ("polled", False), ("polled", True), ("commit: UPDATE script_runs SET", True)],
 )
 def test_a_producer_that_was_killed_has_published_nothing_and_polls_again_from_its_old_state(
     scene, asynchronous, point

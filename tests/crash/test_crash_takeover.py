@@ -63,6 +63,17 @@ class TwoDevices(Scene):
         self.second.do("outwait" if status in ("unknown", "reserved") else "idle")
         return self.at("second")
 
+    def restart_first(self):
+        """Start the first device again, while the second one runs no handlers, until its work is done. Returns its
+        picture."""
+        first = self.connect_first()
+        assert first.do("run") is None
+        first.do("until", "inbox", "consumed", 1)
+        first.do("idle")
+        first.stop()
+        self.second.stop()
+        return self.at("first")
+
     def come_back(self, status="consumed"):
         """Let the first device come back late; both then agree, and have nothing to do. Returns the picture."""
         self.second.do("be_patient")
@@ -180,6 +191,34 @@ def test_after_the_commit_there_is_nothing_to_take_over(start_two):
     check_done_once(two, found)
 
 
+@pytest.mark.parametrize(
+    ("way", "point", "tells_peers"),
+    [
+        ("sync confirmed", "prepared: done", False),
+        ("async confirmed", "prepare", True),
+        ("sync confirmed", "mutate", True),
+        ("async confirmed", "held before", True),
+        ("sync confirmed", "held after", True),
+        ("async confirmed", "applied: done", True),
+        ("sync confirmed", "next", True),
+        ("async confirmed", "commit: done", True),
+    ],
+)
+def test_with_the_authority_on_a_hub_the_next_start_of_the_same_device_does_what_the_table_says(
+    start_two, way, point, tells_peers
+):
+    two = start_two(way)
+    two.kill_first(point, tells_peers=tells_peers)
+    found = two.restart_first()
+    released = point in ("prepare", "prepared: done", "mutate")
+    assert [status for _, status in found.stages()] == [
+        *([] if point == "commit: done" else ["crashed"] if released else ["superseded"]),
+        "committed",
+    ]
+    check_done_once(two, found, calls=2 if point == "held before" else 1)
+    assert len(set(two.service.calls)) == 1
+
+
 # --- What only a person can decide ------------------------------------------------------------------------------------
 
 
@@ -248,6 +287,18 @@ def test_what_a_person_skips_while_its_device_is_dead_is_never_done(start_two, w
     two.second.do("until", "inbox", "skipped", 1)
     found = two.come_back("skipped")
     assert (found.sent, two.service.calls, found.duplicates) == ({}, [], ())
+
+
+def test_what_a_dead_home_alone_may_do_waits_until_it_comes_back(start_two):
+    two = start_two("sync soft")
+    with two.opened("first") as node:
+        node.modes.set("mail", "home", topic="inbox")
+    left = two.kill_first("mutate")
+    found = two.take_over("reserved")
+    assert found.stages() == left.stages() == [("prepared", "active")]
+    found = two.come_back()
+    assert found.stages() == [("prepared", "crashed"), ("committed", "committed")]
+    check_done_once(two, found)
 
 
 # --- The second device is killed, too ---------------------------------------------------------------------------------
