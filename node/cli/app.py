@@ -113,16 +113,23 @@ class Session:
         Raises:
             CommandError: there is no such file.
         """
-        if self._node is None:
-            from node.service import Node
+        return self._node or self.open()
 
-            if not self.path.exists():
-                raise CommandError(
-                    f"there is no database {self.path}; make one with `leasemesh init`, or name another with --db or "
-                    f"{DATABASE_VARIABLE}",
-                    ExitCode.NOT_FOUND,
-                )
-            self._node = self._resources.enter_context(Node.open(self.path))
+    def open(self, migrations: Path | None = None) -> Node:
+        """Open the node of the database, with the folder of the app's own migrations if there is one.
+
+        Raises:
+            CommandError: there is no such file.
+        """
+        from node.service import Node
+
+        if not self.path.exists():
+            raise CommandError(
+                f"there is no database {self.path}; make one with `leasemesh init`, or name another with --db or "
+                f"{DATABASE_VARIABLE}",
+                ExitCode.NOT_FOUND,
+            )
+        self._node = self._resources.enter_context(Node.open(self.path, migrations=migrations))
         return self._node
 
     def device_name(self, node: str) -> str:

@@ -67,6 +67,7 @@ class Options:
         "leasemesh run app.py --listen 0.0.0.0:8787 --token-file secret",
         "leasemesh run app.py --drain 60 --json",
         "leasemesh run app.py --until-idle",
+        "leasemesh run app.py --migrations migrations",
     ],
 )
 def run(
@@ -81,6 +82,15 @@ def run(
         bool,
         typer.Option("--until-idle", help="Stop when nothing is left to do here, and peers have what was done."),
     ] = False,
+    migrations: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            exists=True,
+            file_okay=False,
+            help="The app's own tables: 0001_name.sql, 0002_name.sql, ...",
+        ),
+    ] = None,
     token_file: TokenFileOption = None,
     token: TokenVariable = None,
 ) -> None:
@@ -102,7 +112,7 @@ def run(
         drain_s=drain,
         until_idle=until_idle,
     )
-    node = session.node  # first of all: without a file nothing of the app needs to be imported
+    node = session.open(migrations)  # first of all: without a file nothing of the app needs to be imported
     workflows = load_workflows(file)
     print_warnings(session)
     printed = WholeLines(sys.stderr if session.screen.as_json else sys.stdout)

@@ -284,12 +284,24 @@ def test_a_run_until_idle_ends_by_itself_and_passes_on_what_was_done(leasemesh, 
         assert desktop.stop() == 0
 
 
+def test_an_apps_own_tables_are_made_before_its_handlers_run(leasemesh, database, app, folder):
+    (folder / "tables").mkdir()
+    (folder / "tables" / "0001_notes.sql").write_text(
+        "CREATE TABLE notes (id TEXT PRIMARY KEY NOT NULL); SELECT crsql_as_crr('main', 'notes');"
+    )
+    done = leasemesh("run", app(PACKING), "--migrations", "tables", "--until-idle")
+    assert done.code == 0
+    with Node.open(database) as node:
+        assert node.query("SELECT count(*) FROM notes") == [(0,)]
+
+
 def test_the_examples_of_run_work(leasemesh, database, app, folder):
     app(PACKING)
     (folder / "secret").write_text("a secret\n")
+    (folder / "migrations").mkdir()
     shown = leasemesh("run", "--help").out.partition("Examples:")[2]
     examples = [line.strip() for line in shown.splitlines() if line.strip()]
-    assert len(examples) == 5
+    assert len(examples) == 6
     for example in examples:
         arguments = shlex.split(example.replace(":8787", ":0") if "--listen" in example else example)[2:]
         with running("run", *arguments) as process:
