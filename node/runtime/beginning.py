@@ -4,7 +4,7 @@ reserved with that. See `node.runtime.manager` for the rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -31,7 +31,11 @@ WAKE_LEAST_MS, WAKE_MOST_MS = 30_000, 24 * 3600 * 1000
 
 
 class Beginnings:
-    """The part of the manager that begins runs."""
+    """The part of the manager that begins runs.
+
+    Attributes:
+        calls_hang: whether so many calls to the outside hang beyond their time that no further one is to be begun.
+    """
 
     def __init__(self, node: Node, retry: RetryRule) -> None:
         self.node = node
@@ -40,6 +44,7 @@ class Beginnings:
         self._events = node.events
         self._runs = node.handler_runs
         self._under_way: dict[RunId, Attempt] = {}
+        self.calls_hang: Callable[[], bool] = lambda: False
 
     # --- What is under way --------------------------------------------------------------------------------------------
 
