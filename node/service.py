@@ -170,6 +170,7 @@ class Node:
             modes, handler_blocks, devices: the stores.
         authority: whoever decides on permits.
         staleness: since when other nodes' claims are watched, for take-over.
+        calls_going_on: the runs whose effect is being called in this process, perhaps by a thread whose time is over.
         workspace_id: the workspace that the file belongs to.
         name: this node's name for people.
     """
@@ -200,6 +201,7 @@ class Node:
         self._watch = ChangeWatch(database, processes_looked_for_every_s=surroundings.processes_looked_for_every_s)
         self._sync: Syncing | None = None
         self._runner: Runner | None = None
+        self.calls_going_on: set[RunId] = set()
         self._tending: asyncio.Task[None] | None = None
 
     @classmethod

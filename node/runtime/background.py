@@ -20,6 +20,7 @@ from node.runtime.workflow import Consumer, Handler
 from node.stores import HandlerRun, Mutation
 
 if TYPE_CHECKING:
+    from node.runtime.effects import Effect
     from node.runtime.runner import Runner
 
 T = TypeVar("T")
@@ -57,6 +58,7 @@ class Reconciliation:
         while True:
             seen = self._look.count
             try:
+                await self._hear_late_calls()
                 due = await self._in_thread(self._due)
                 limit = asyncio.Semaphore(AT_A_TIME)
                 asked = await asyncio.gather(*(self._within(limit, entry) for entry in due))
@@ -86,33 +88,56 @@ class Reconciliation:
     async def _find_out(self, entry: Mutation) -> bool:
         """Find out about one call; False when it cannot be asked about now."""
         run = await self._in_thread(self._node.handler_runs.get, entry.run)
-        late = self._driver.late.get(entry.run)
-        if run is None or (late is not None and not late.done()):
-            return False  # an app entered it by hand, and asks itself; or a thread still makes the call
+        if run is None:
+            return False  # an app entered it by hand, and asks itself
         try:
             if not await self._in_thread(self._decide, run, entry):
                 outcome = await self._ask(run, entry)
                 await self._in_thread(self._record, run, entry, outcome)
-                if isinstance(outcome, DidNot):
-                    self._runner.failures_changed((run.workflow, run.handler))
         except IllegalState as error:  # a verdict or a merge came in between
             log.info("run %s: %s", short_run(run.id), error)
         self._runner.look()
         return True
 
+    async def _hear_late_calls(self) -> None:
+        """Record what calls came to that a thread still made when their time was over."""
+        for number, call in list(self._driver.late.items()):
+            if not call.done() or self._manager.is_under_way(number):
+                continue
+            del self._driver.late[number]
+            entry = await self._in_thread(self._node.mutations.get, number)
+            run = await self._in_thread(self._node.handler_runs.get, number)
+            if run is None or entry is None or entry.status != "in_flight":
+                continue
+            effect = self._effect(run, entry)
+            outcome = judge(effect, call) if effect is not None else Unknown("the call has ended")
+            try:
+                await self._in_thread(self._record_late, run, entry, outcome)
+            except IllegalState as error:
+                log.info("run %s: %s", short_run(run.id), error)
+            self._runner.look()
+
     async def _ask(self, run: HandlerRun, entry: Mutation) -> Outcome:
-        handler = self._handlers.get((run.workflow, run.handler))
-        effect = handler.effects.get(entry.tool) if isinstance(handler, Consumer) else None
-        late = self._driver.late.pop(entry.run, None)
+        effect = self._effect(run, entry)
         if effect is None:
             return Unknown(f"this device knows no effect {entry.tool}")
-        if late is not None:
-            outcome = judge(effect, late)
-            if not isinstance(outcome, Unknown):
-                return outcome
         if effect.reconciler is None:
             return Unknown(f"{entry.tool} has no reconcile function")
-        return await find_out(effect, entry.work, entry.params, self._driver.executor)
+        if self._driver.calls.all_taken:
+            return Unknown("too many calls to the outside hang beyond their time")
+        return await find_out(effect, entry.work, entry.params, self._driver.calls)
+
+    def _effect(self, run: HandlerRun, entry: Mutation) -> Effect[...] | None:
+        handler = self._handlers.get((run.workflow, run.handler))
+        return handler.effects.get(entry.tool) if isinstance(handler, Consumer) else None
+
+    def _record_late(self, run: HandlerRun, entry: Mutation, outcome: Outcome) -> None:
+        if not isinstance(outcome, Unknown):
+            self._record(run, entry, outcome)
+            return
+        effect = self._effect(run, entry)
+        can_ask = effect is not None and effect.reconciler is not None
+        self._manager.call_ended(run, outcome.reason, reconcile_at=self._runner.clock_ms() if can_ask else None)
 
     def _decide(self, run: HandlerRun, entry: Mutation) -> bool:
         """Record what a verdict says, if there is one that counts; returns whether there is."""
@@ -135,6 +160,7 @@ class Reconciliation:
                 self._runner.tell_from_thread("reconciled", key, run.id, f"{name} had happened")
             case DidNot(error):
                 manager.found_not_applied(run, message_of(error))
+                self._runner.failures_changed_in_thread(key)
                 self._runner.tell_from_thread(
                     "reconciled", key, run.id, f"{name} had not happened: {message_of(error)}"
                 )

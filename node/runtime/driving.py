@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from node.errors import LeaseLost, LeasemeshError
@@ -32,6 +32,7 @@ from node.runtime.script import (
     Stopped,
     close_unstarted,
 )
+from node.runtime.threads import Threads
 from sync.errors import SyncError
 
 log = logging.getLogger("leasemesh.runtime")
@@ -41,8 +42,11 @@ ONE_GO_S = 0.03
 """So many runs of one consumer, and so long, before others get its place. A change of mind (it is blocked, its
 workflow is disabled) is heeded then."""
 
-THREADS_MORE = 16
-"""Threads beyond one for each place: for sync effects, some of which may hang beyond their time."""
+THREADS_MORE = 8
+"""Threads beyond one for each place, so that looking at the file never waits for functions of the app."""
+
+HANGING_MAX = 16
+"""Calls to the outside that may hang beyond their time, each in a thread; with so many nothing new is begun."""
 
 
 class Signal:
@@ -73,6 +77,8 @@ class Driver:
         changed: happens when something was committed that a waiting run may have waited for.
         sleep: notices that the machine has slept.
         late: calls that threads still make although their time is over, by run.
+        executor: threads for the file, and for functions of the app.
+        calls: threads for calls to the outside, some of which may hang for ever.
         on_begun: called in a thread with each run that begins.
         on_committed: called in a thread with a run that has committed, when another follows at once.
         on_late_end: called when one of the late calls has ended.
@@ -89,7 +95,9 @@ class Driver:
         self.on_committed: Callable[[Attempt], None] = _ignore
         self.on_late_end: Callable[[], None] = _ignore
         self.on_waiting: Callable[[Attempt, str | None], None] = _ignore
-        self.executor = ThreadPoolExecutor(concurrency + THREADS_MORE, thread_name_prefix="leasemesh-run")
+        self.executor = Threads(concurrency + THREADS_MORE, "leasemesh-run")
+        self.calls = Threads(concurrency + HANGING_MAX, "leasemesh-call")
+        manager.calls_hang = lambda: self.calls.all_taken
         self._time_s = asyncio.get_running_loop().time
         self._waits: dict[RunId, tuple[Request, asyncio.Task[Any]]] = {}
         self._permits_end = False
@@ -162,6 +170,7 @@ class Driver:
     def close(self) -> None:
         """Give the threads back, without waiting for those that hang."""
         self.executor.shutdown(wait=False, cancel_futures=True)
+        self.calls.shutdown(wait=False, cancel_futures=True)
 
     # --- Requests -----------------------------------------------------------------------------------------------------
 
@@ -202,9 +211,10 @@ class Driver:
             case AwaitFunction(awaitable):
                 return _await(awaitable)
             case Perform(effect, key, params, run):
-                return self._noting_late(run, perform(effect, key, params, self.executor))
+                call = perform(effect, key, params, self.calls, under_way=self._calling(run))
+                return self._noting_late(run, call)
             case FindOut(effect, key, params):
-                return _unless_stopped(find_out(effect, key, params, self.executor))
+                return _unless_stopped(find_out(effect, key, params, self.calls))
 
     async def _barrier(self, slept: bool) -> None:
         node = self.manager.node
@@ -231,6 +241,15 @@ class Driver:
         if not self.has_sync:  # otherwise the node does
             self.manager.node.authority.tend()
         return self.manager.has_permit(attempt)
+
+    @contextmanager
+    def _calling(self, run: RunId) -> Iterator[None]:
+        going_on = self.manager.node.calls_going_on
+        going_on.add(run)
+        try:
+            yield
+        finally:
+            going_on.discard(run)
 
     async def _noting_late(self, run: RunId, performing: Coroutine[Any, Any, Outcome]) -> Outcome:
         outcome = await performing

@@ -95,18 +95,9 @@ class Manager(Beginnings):
         with self._transaction(durable=True):
             self.require_owned(attempt)
             work = attempt.work = self.node.mutations.work_for(attempt.run)
-            outcome = self.node.mutations.outcome(work)
-            if outcome == "skipped":
-                self._events.skip(attempt.run)
-                details = self._told(attempt) | {"ended_because": "a person decided to skip its events"}
-                self._runs.set_status(attempt.run, "superseded", details=details)
-                self._count(attempt)
-                return "skipped"
-            if outcome == "applied":
-                attempt.outcome = "applied"
-                attempt.result = self.node.mutations.result_of(work)
-                self._runs.advance(attempt.run, "mutating", "mutated", "emitting")
-                return "applied"
+            decided = self._decided(attempt, "mutating", "mutated", "emitting")
+            if decided != "call":
+                return decided
             self._runs.advance(attempt.run, "mutating")
             self.node.mutations.intend(attempt.run, work, tool=call.effect.name, params=call.params)
         return "call"
@@ -131,22 +122,47 @@ class Manager(Beginnings):
             self.commit(attempt, None)
         return None
 
-    def did_not_happen(self, attempt: Attempt, error: BaseException) -> int:
-        """Record that the effect certainly did not happen, and give the run up; returns as `fail`."""
+    def did_not_happen(self, attempt: Attempt, error: BaseException) -> tuple[Intent, int]:
+        """Record that the effect certainly did not happen, and give the run up.
+
+        Returns:
+            "call" and what `fail` returns; or what a person knows better, as `intend` does.
+        """
         with self._transaction():
             self.node.mutations.mark_failed(attempt.run, text_of(error))
-            return self.fail(attempt, error)
+            decided = self._decided(attempt, "mutated", "emitting")
+            return decided, self.fail(attempt, error) if decided == "call" else 0
 
-    def unknown(self, attempt: Attempt, reason: str, *, reconcile_at: int | None) -> None:
+    def _decided(self, attempt: Attempt, *phases: Phase) -> Intent:
+        """Do what the work's outcome asks for, if it is known, or a person has decided."""
+        assert attempt.work is not None
+        outcome = self.node.mutations.outcome(attempt.work)
+        if outcome == "skipped":
+            self._events.skip(attempt.run)
+            details = self._told(attempt) | {"ended_because": "a person decided to skip its events"}
+            self._runs.set_status(attempt.run, "superseded", details=details)
+            self._count(attempt)
+            return "skipped"
+        if outcome == "applied":
+            attempt.outcome = "applied"
+            attempt.result = self.node.mutations.result_of(attempt.work)
+            self._runs.advance(attempt.run, *phases)
+            return "applied"
+        return "call"
+
+    def unknown(self, attempt: Attempt, reason: str, *, reconcile_at: int | None, still_called: bool) -> None:
         """Record that nobody knows whether the effect happened. The events stay reserved until it is known.
 
         Args:
             attempt: the run.
             reason: why, for people.
             reconcile_at: when to find out (Unix ms); None: only a person can tell.
+            still_called: a thread goes on with the call: it stays in flight, and did not happen is not to be said yet.
         """
         with self._transaction():
-            if reconcile_at is None:
+            if still_called:
+                pass
+            elif reconcile_at is None:
                 self.node.mutations.mark_indeterminate(attempt.run, reason)
             else:
                 self.node.mutations.mark_needs_reconcile(attempt.run, at=reconcile_at, error=reason)
@@ -236,7 +252,9 @@ class Manager(Beginnings):
     def found_not_applied(self, run: HandlerRun, reason: str) -> None:
         """Record, of a run that has stopped, that its effect certainly did not happen, and give its events back."""
         with self._transaction():
-            self.node.mutations.mark_failed(run.id, reason)
+            entry = self.node.mutations.mark_failed(run.id, reason)
+            if self.node.mutations.outcome(entry.work) != "failed":
+                return  # a person knows better
             self._events.release(run.id)
             if run.status not in ENDED:
                 details = {"failure": "transient", "error": reason, "failed_at": self._database.clock_ms()}
@@ -252,9 +270,8 @@ class Manager(Beginnings):
             self.node.mutations.mark_indeterminate(run.id, reason)
             self._pause(run, reason)
 
-    def call_was_cut_off(self, run: HandlerRun, *, reconcile_at: int | None) -> None:
-        """Record, of a run whose process ended during the call, that nobody knows what became of it."""
-        reason = "the process ended before the answer was seen"
+    def call_ended(self, run: HandlerRun, reason: str, *, reconcile_at: int | None) -> None:
+        """Record, of a call that is not under way any more, that nobody knows what became of it; see `unknown`."""
         with self._transaction():
             if reconcile_at is None:
                 self.node.mutations.mark_indeterminate(run.id, reason)

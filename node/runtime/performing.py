@@ -12,7 +12,7 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -70,9 +70,35 @@ async def in_thread(executor: Executor | None, function: Callable[..., T], *args
     return await asyncio.get_running_loop().run_in_executor(executor, call)
 
 
-async def perform(effect: Effect[...], key: str, params: Mapping[str, Json], executor: Executor | None) -> Outcome:
-    """Make the call. Never raises; a cancelled call is of unknown outcome."""
-    return await _within(effect, asyncio.ensure_future(_call(effect.function, key, params, executor)))
+async def perform(
+    effect: Effect[...],
+    key: str,
+    params: Mapping[str, Json],
+    executor: Executor | None,
+    *,
+    under_way: AbstractContextManager[object],
+) -> Outcome:
+    """Make the call. Never raises; a cancelled call is of unknown outcome.
+
+    Args:
+        effect, key, params: which call.
+        executor: where a sync function runs.
+        under_way: entered for as long as the call is made, which may be longer than this waits.
+    """
+    function = effect.function
+
+    @functools.wraps(function)
+    def call_sync(*args: Any, **kwargs: Any) -> Any:
+        with under_way:
+            return function(*args, **kwargs)
+
+    @functools.wraps(function)
+    async def call_async(*args: Any, **kwargs: Any) -> Any:
+        with under_way:
+            return await function(*args, **kwargs)
+
+    call = call_async if _is_async(function) else call_sync
+    return await _within(effect, asyncio.ensure_future(_call(call, key, params, executor)))
 
 
 async def find_out(effect: Effect[...], key: str, params: Mapping[str, Json], executor: Executor | None) -> Outcome:

@@ -113,7 +113,8 @@ class Recovery:
         held = reservation is not None and reservation.state == "held"
         entry = self._node.mutations.get(run.id)
         if entry is not None and entry.status == "in_flight" and self._node.mutations.outcome(entry.work) == "unknown":
-            self._cut_off(run, entry)
+            if run.id not in self._node.calls_going_on:
+                self._cut_off(run, entry)
             return None
         effect = events.effect_behind(run.id) if held else None
         outcome = effect.outcome if effect is not None else "none"
@@ -137,7 +138,8 @@ class Recovery:
         handler = self._handlers.get((run.workflow, run.handler))
         effect = handler.effects.get(entry.tool) if isinstance(handler, Consumer) else None
         can_ask = effect is not None and effect.reconciler is not None
-        self._manager.call_was_cut_off(run, reconcile_at=self._node.database.clock_ms() if can_ask else None)
+        at = self._node.database.clock_ms() if can_ask else None
+        self._manager.call_ended(run, "the process ended before the answer was seen", reconcile_at=at)
         self._tell("unknown", run, f"nobody knows whether {entry.tool} happened in run {short(run.id)}")
 
     def _beyond(self, run: HandlerRun) -> Continuation | None:

@@ -291,10 +291,10 @@ class Runner:
         self._others_looked_for_at = now
         return ""
 
-    def failures_changed(self, key: HandlerKey) -> None:
-        """A run of a handler turned out to have failed, after it had stopped."""
+    def failures_changed_in_thread(self, key: HandlerKey) -> None:
+        """A run of a handler turned out, in a thread, to have failed after it had stopped."""
         if key in self._loops:
-            self._loops[key].failures_changed()
+            self._loop.call_soon_threadsafe(self._loops[key].failures_changed)
 
     async def block(self, key: HandlerKey, reason: str, run: RunId) -> None:
         """Keep a handler from running on this device until a person lets it."""

@@ -25,8 +25,8 @@ from node.runtime.attempt import Attempt, Session
 from node.runtime.choosing import PendingMark, pending_mark
 from node.runtime.context import FunctionPhase, Run
 from node.runtime.effects import Effect, EffectCall, as_json
-from node.runtime.errors import PhaseViolation, message_of
-from node.runtime.manager import Manager
+from node.runtime.errors import PhaseViolation, Transient, message_of
+from node.runtime.manager import Intent, Manager
 from node.runtime.performing import DidNot, Happened, Outcome, Unknown
 from node.runtime.workflow import Consumer, Producer
 
@@ -331,11 +331,10 @@ def _effect(
 ) -> Generator[Request, Any, Result | None]:
     """Perform the effect; None when it happened, and the phase `next` comes."""
     manager = by.manager
-    intent = manager.intend(attempt, call)
-    if intent == "skipped":
-        return Result("skipped", attempt)
-    if intent == "applied":
-        return None
+    if manager.calls_hang():
+        raise _UserFailed from Transient("too many calls to the outside hang beyond their time; start the app anew")
+    if (known := manager.intend(attempt, call)) != "call":
+        return _as_known(attempt, known)
     assert attempt.work is not None, "an intent has a work"
     outcome: Outcome = yield Perform(call.effect, attempt.work, call.params, attempt.run)
     if isinstance(outcome, Unknown) and outcome.may_ask and call.effect.reconciler is not None:
@@ -349,12 +348,20 @@ def _effect(
         manager.applied(attempt, outcome.result)
         return None
     if isinstance(outcome, DidNot):
-        return Result("failed", attempt, message_of(outcome.error), manager.did_not_happen(attempt, outcome.error))
+        known, buried = manager.did_not_happen(attempt, outcome.error)
+        if known != "call":
+            return _as_known(attempt, known)
+        return Result("failed", attempt, message_of(outcome.error), buried)
     at = None
     if call.effect.reconciler is not None:
         at = manager.node.database.clock_ms() + manager.retry.delay_ms(1)
-    manager.unknown(attempt, outcome.reason, reconcile_at=at)
+    manager.unknown(attempt, outcome.reason, reconcile_at=at, still_called=outcome.late is not None)
     return Result("unknown", attempt, outcome.reason)
+
+
+def _as_known(attempt: Attempt, known: Intent) -> Result | None:
+    """Go on with what is known of the work, or end the run with it."""
+    return None if known == "applied" else Result("skipped", attempt)
 
 
 def _emit(by: Surrounding, attempt: Attempt, follow: Follow = _never) -> Script:
