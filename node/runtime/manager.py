@@ -61,6 +61,18 @@ class Manager(Beginnings):
         if attempt.holder is not None:
             self._events.require_owned(attempt.holder)
 
+    def require_its_own(self, attempt: Attempt) -> None:
+        """Make sure that what comes next is this run's to do. Raises LeaseLost.
+
+        Beyond its effect it goes on although it owns its events no more, because what happened must be known
+        everywhere; not when those who own them go on with this very work.
+        """
+        try:
+            self.require_owned(attempt)
+        except LeaseLost:
+            if attempt.outcome == "none" or (attempt.holder is not None and self._events.is_continued(attempt.holder)):
+                raise
+
     def has_permit(self, attempt: Attempt) -> bool:
         """Whether the run may begin its effect; False while nobody has decided.
 
@@ -134,18 +146,25 @@ class Manager(Beginnings):
             return decided, self.fail(attempt, error) if decided == "call" else 0
 
     def _decided(self, attempt: Attempt, *phases: Phase) -> Intent:
-        """Do what the work's outcome asks for, if it is known, or a person has decided."""
+        """Do what the work's outcome asks for, if it is known, or a person has decided.
+
+        Also when the work before it, which was said not to have happened, turns out to have: a permit is for the work
+        that was asked for then.
+        """
         assert attempt.work is not None
-        outcome = self.node.mutations.outcome(attempt.work)
+        works = [attempt.work, *self.node.mutations.earlier_works(attempt.run)]
+        outcomes = {work: self.node.mutations.outcome(work) for work in works}
+        happened = next((work for work, outcome in outcomes.items() if outcome == "applied"), None)
+        outcome = outcomes[attempt.work]
         if outcome == "skipped":
             self._events.skip(attempt.run)
             details = self._told(attempt) | {"ended_because": "a person decided to skip its events"}
             self._runs.set_status(attempt.run, "superseded", details=details)
             self._count(attempt)
             return "skipped"
-        if outcome == "applied":
+        if happened is not None:
             attempt.outcome = "applied"
-            attempt.result = self.node.mutations.result_of(attempt.work)
+            attempt.result = self.node.mutations.result_of(happened)
             self._runs.advance(attempt.run, *phases)
             return "applied"
         return "call"
@@ -176,10 +195,11 @@ class Manager(Beginnings):
         """End a run: publish, settle its events, keep its state, all in one transaction.
 
         A run whose effect happened settles its events also when another run owns them by now: what happened must be
-        known everywhere, and shows as a duplicate when the other did it too.
+        known everywhere, and shows as a duplicate when the other did it too. But when another run goes on with this
+        work, that one does the rest of it.
 
         Raises:
-            LeaseLost: the run does not own all its events any more, and no effect happened.
+            LeaseLost: the run does not own all its events any more, and no effect happened, or others go on with it.
             StaleVersion: another device's run has written the handler's state, and no effect happened.
             InvalidInput: the state is not JSON.
         """
@@ -188,7 +208,10 @@ class Manager(Beginnings):
         with self._transaction():
             self._publish(attempt)
             if attempt.holder is not None:
-                self._events.consume(attempt.holder, effect_happened=attempt.outcome == "applied")
+                happened = attempt.outcome == "applied"
+                if happened:
+                    self.require_its_own(attempt)
+                self._events.consume(attempt.holder, effect_happened=happened)
             if isinstance(handler, Producer) or handler.stateful:
                 details |= self._keep_state(attempt, state)
             if isinstance(handler, Consumer):
@@ -243,11 +266,20 @@ class Manager(Beginnings):
     # --- What became known later --------------------------------------------------------------------------------------
 
     def found_applied(self, run: HandlerRun, result: Json) -> None:
-        """Record, of a run that has stopped, that its effect happened; another run goes on (`go_on`)."""
+        """Record, of a run that has stopped, that its effect happened; another run goes on (`go_on`).
+
+        Its events may have been given back meanwhile, because somebody said that it did not happen. Whoever has not
+        begun its own effect goes on with this one's result; otherwise it happened twice, and that shows.
+        """
         with self._transaction():
             self.node.mutations.mark_applied(run.id, result)
             if run.phase == "mutating" and run.status not in ENDED:
                 self._runs.advance(run.id, "mutated", status="paused:reconciliation")
+            reservation = self._events.reservation(run.id)
+            if reservation is not None and reservation.state in ("released", "lost"):
+                found = [self._events.get(event) for event in reservation.claims]
+                if any(event is not None and event.status in ("unknown", "consumed") for event in found):
+                    self._events.consume(run.id, effect_happened=True)
 
     def found_not_applied(self, run: HandlerRun, reason: str) -> None:
         """Record, of a run that has stopped, that its effect certainly did not happen, and give its events back."""
@@ -341,8 +373,13 @@ class Manager(Beginnings):
     def _give_back(self, attempt: Attempt, *, bury: bool) -> int:
         assert attempt.holder is not None
         try:
-            if bury and all(
-                failed_claims(self.node, attempt.handler, event) + 1 >= CLAIMS_THAT_FAIL_MAX for event in attempt.events
+            if (
+                bury
+                and attempt.events
+                and all(
+                    failed_claims(self.node, attempt.handler, event) + 1 >= CLAIMS_THAT_FAIL_MAX
+                    for event in attempt.events
+                )
             ):
                 return self._events.bury(attempt.holder)
         except LeaseLost:

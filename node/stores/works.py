@@ -6,7 +6,7 @@ import json
 
 from node import ids
 from node.errors import IllegalState, NotFound
-from node.ids import EventId, WorkId
+from node.ids import EventId, HandlerId, WorkId
 from node.stores.base import Store, blob_of, work_outcome
 
 WORK_GENERATIONS_MAX = 1_000
@@ -34,22 +34,42 @@ class WorkReader(Store):
             )
             if rows:
                 return WorkId(rows[0][0])
-            rows = self._database.query(
-                "SELECT v.body ->> '$.workflow', v.body ->> '$.handler', (SELECT json_group_array(lower(hex(e.id))) "
-                "FROM run_index AS r CROSS JOIN claims AS c ON c.run = r.n "
-                "CROSS JOIN event_index AS e ON e.n = c.event "
-                "WHERE r.id = v.id) FROM reservations AS v WHERE v.id = ? AND v.body <> '{}'",
-                (blob_of(run),),
-            )
-            if not rows:
-                raise NotFound("reservation of run", [run])
-            ((workflow, handler, events),) = rows
-            return self._newest_work(workflow, handler, [EventId(event) for event in json.loads(events)])
+            return self._newest_work(*self._claimed(run))
 
-    def _newest_work(self, workflow: str, handler: str, events: list[EventId]) -> WorkId:
-        name = ids.handler_id(workflow, handler)
+    def _claimed(self, run: str) -> tuple[HandlerId, list[EventId]]:
+        rows = self._database.query(
+            "SELECT v.body ->> '$.workflow', v.body ->> '$.handler', (SELECT json_group_array(lower(hex(e.id))) "
+            "FROM run_index AS r CROSS JOIN claims AS c ON c.run = r.n "
+            "CROSS JOIN event_index AS e ON e.n = c.event "
+            "WHERE r.id = v.id) FROM reservations AS v WHERE v.id = ? AND v.body <> '{}'",
+            (blob_of(run),),
+        )
+        if not rows:
+            raise NotFound("reservation of run", [run])
+        ((workflow, handler, events),) = rows
+        return ids.handler_id(workflow, handler), [EventId(event) for event in json.loads(events)]
+
+    def earlier_works(self, run: str) -> list[WorkId]:
+        """Return the works that were tried before that of a run, which is about the same events for the same handler:
+        those that were said not to have happened, in order. Whoever said so may have been wrong."""
+        with self._database.snapshot():
+            own = self.work_for(run)
+            handler, events = self._claimed(run)
+            found: list[WorkId] = []
+            for generation in range(WORK_GENERATIONS_MAX):
+                work = ids.work_id(handler, events, generation)
+                if work == own or not self._was_tried(work):
+                    return found
+                found.append(work)
+        return found
+
+    def _was_tried(self, work: WorkId) -> bool:
+        rows = self._database.query("SELECT 1 FROM verdicts WHERE work = ? LIMIT 1", (blob_of(work),))
+        return bool(rows)
+
+    def _newest_work(self, handler: HandlerId, events: list[EventId]) -> WorkId:
         for generation in range(WORK_GENERATIONS_MAX):
-            work = ids.work_id(name, events, generation)
+            work = ids.work_id(handler, events, generation)
             if not self._did_not_happen(work):
                 return work
         raise IllegalState(f"handler {handler}", "at its last attempt", "a thousand verdicts on one work are a fault")

@@ -10,6 +10,7 @@ from handling import publish, run_of, runs, statuses, to_end, until
 from node import Applied, DidNotHappen, NotApplied, Retry, RetryRule, effect
 from node.runtime import script
 from node.runtime.performing import Happened
+from node.runtime.recovery import Recovery
 
 
 class Service:
@@ -472,3 +473,56 @@ async def test_what_is_beyond_the_boundary_waits_for_a_blocked_handler(open_node
             pass
     assert len(service.calls) == 1
     assert statuses(node) == {"one": "consumed"}
+
+
+# --- Words that turn out to be wrong ----------------------------------------------------------------------------------
+
+
+def said_not_to_have_happened(node, by, consumer):
+    """A call whose outcome nobody knows, and a person who says that it did not happen; returns its run."""
+    steps = by.consume(consumer)
+    until(steps, script.Perform)
+    (attempt,) = by.manager.under_way()
+    by.manager.unknown(attempt, "no answer", reconcile_at=0, still_called=False)
+    steps.close()
+    node.mutations.resolve(attempt.work, "not_happened", by="Ann")
+    recovery = Recovery(by.manager, {("mail", "send"): consumer})
+    assert recovery.look().continuations == ()
+    assert statuses(node) == {"one": "pending"}
+    return node.handler_runs.get(attempt.run)
+
+
+def test_what_happened_against_a_persons_word_is_gone_on_with_by_a_run_that_has_not_begun_its_own_effect(
+    open_node, mail, inbox, sent, hands
+):
+    node = open_node("a")
+    node.authorities.appoint(node.site_id, by="Ann")
+    consumer = sending(mail, inbox, Service(), mode="confirmed", publishes=[sent])
+    consumer.next(lambda run: run.publish(sent, "receipt", payload=run.result))
+    publish(node, "one")
+    by = hands(node)
+    node.modes.set("mail", "soft", handler="send")
+    first = said_not_to_have_happened(node, by, consumer)
+    node.modes.set("mail", "confirmed", handler="send")
+    steps = by.consume(consumer)
+    until(steps, script.AwaitPermit)
+    node.authority.tend()
+    by.manager.found_applied(first, {"told": "late"})
+    assert to_end(steps).kind == "committed"
+    assert node.peek("mail", "sent")[0].payload == {"told": "late"}
+    assert node.events.count_duplicates() == 0
+
+
+def test_what_happened_against_a_persons_word_and_once_more_shows_as_a_duplicate(open_node, mail, inbox, hands):
+    node = open_node("a")
+    consumer = sending(mail, inbox, Service())
+    publish(node, "one")
+    by = hands(node)
+    first = said_not_to_have_happened(node, by, consumer)
+    steps = by.consume(consumer)
+    second = until(steps, script.Perform)
+    assert second.key != node.mutations.get(first.id).work
+    by.manager.found_applied(first, {"told": "late"})
+    assert to_end(steps, Happened({"number": 2})).kind == "committed"
+    assert statuses(node) == {"one": "consumed"}
+    assert [event.message_id for event in node.events.duplicates()] == ["one"]
