@@ -149,10 +149,11 @@ class Manager(Beginnings):
         """Do what the work's outcome asks for, if it is known, or a person has decided.
 
         Also when the work before it, which was said not to have happened, turns out to have: a permit is for the work
-        that was asked for then.
+        that was asked for then. (Without one the work is chosen when the effect begins.)
         """
         assert attempt.work is not None
-        works = [attempt.work, *self.node.mutations.earlier_works(attempt.run)]
+        earlier = self.node.mutations.earlier_works(attempt.run) if attempt.mode == "confirmed" else []
+        works = [attempt.work, *earlier]
         outcomes = {work: self.node.mutations.outcome(work) for work in works}
         happened = next((work for work, outcome in outcomes.items() if outcome == "applied"), None)
         outcome = outcomes[attempt.work]
