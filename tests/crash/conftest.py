@@ -35,7 +35,7 @@ class Child:
         try:
             while True:
                 yield self.hear()
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # the latter when it has died with words unheard
             self.process.join(WITHIN_S)
 
     def hear(self, kind=None):

@@ -34,7 +34,7 @@ from node.surroundings import Surroundings
 TRANSITIONS = (
     "begin", "begin_preparing", "begin_producing", "prepared", "intend", "applied", "applied_and_committed",
     "did_not_happen", "unknown", "commit", "fail", "lose", "stop", "found_applied", "found_not_applied", "ask_again",
-    "leave_to_a_person", "call_was_cut_off", "end_earlier", "go_on", "take_over_to_go_on", "take_over_to_free",
+    "leave_to_a_person", "call_ended", "end_earlier", "go_on", "take_over_to_go_on", "take_over_to_free",
 )  # fmt: skip
 
 HOUSEKEEPING_S = 0.1

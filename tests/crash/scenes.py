@@ -1,13 +1,16 @@
 """Devices with handlers, the service that they call, and pictures of what their files say."""
 
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from crash_child import OPTIONS
 from handled_child import Plan, device
 
 from node import Node
+
+MADE = {}
+"""What files look like that have just been made, so that each kind is made once."""
 
 STATUSES = ("pending", "reserved", "unknown", "consumed", "skipped", "dead")
 
@@ -86,12 +89,17 @@ class Scene:
 
     def create(self, *messages, name="first", authority=True):
         """Make a device's file, with these messages in its inbox. It is the authority, if there is to be one."""
+        made = MADE.get((messages, name, authority))
+        if made is not None:
+            self.path(name).write_bytes(made)
+            return
         with self.opened(name) as node:
             for message in messages:
                 node.publish("mail", "inbox", message)
             if authority:
                 node.authorities.appoint(node.site_id, by="Ann")
                 node.authority.tend()
+        MADE[messages, name, authority] = self.path(name).read_bytes()
 
     def plan(self, **choices):
         return Plan(self.service.port, **choices)
@@ -108,6 +116,16 @@ class Scene:
         process.tell("run")
         process.is_killed()
         return self.picture(plan)
+
+    def run_to_the_end_unless_killed(self, plan):
+        """Let a device do its only event, unless it is killed before; returns whether it was."""
+        process = self.start(plan)
+        with suppress(BrokenPipeError):  # it may be dead already
+            for command in (("run",), ("until", "inbox", "consumed", 1), ("idle",), ("stop",)):
+                process.tell(*command)
+        *_, (last, _) = process.child.words()
+        assert (last, process.child.process.exitcode) in {("killed", -signal.SIGKILL), ("stopped", 0)}
+        return last == "killed"
 
     def kill_during_call(self, plan, hold):
         """Let a device run its handlers, and kill it while the service holds back its answer, so that the kill falls

@@ -6,7 +6,7 @@ kill is to fall into a call, while the service that it calls holds back its answ
 """
 
 from dataclasses import replace
-from itertools import cycle
+from itertools import count, cycle
 
 import pytest
 from counting_service import CountingService
@@ -18,6 +18,9 @@ WAYS = {
     for mode in ("soft", "confirmed")
 }
 """Sync and async functions, with and without a permit."""
+
+ONE_STEP_IN = 20
+STEPS_LEAST = 150
 
 OPPOSITE_WAYS = ("sync soft", "async confirmed")
 
@@ -291,3 +294,28 @@ def test_a_producer_that_was_killed_after_its_commit_does_not_poll_before_its_ti
     found = scene.run(plan, "pending", 2)
     assert found.runs == left.runs
     assert (found.state, scene.service.polls) == ((1, 1), [None])
+
+
+# --- Anywhere ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("way", "first"), [("sync soft", 1), ("async confirmed", 9)])
+def test_a_kill_at_any_step_of_the_file_lets_the_next_start_end_the_work_once(tmp_path, start, way, first):
+    """At one step in so many; all of them take a minute, and hold no surprise that the other tests do not name."""
+    killed = True
+    for number in count(first, ONE_STEP_IN):
+        if not killed:
+            break
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with CountingService() as service:
+            scene = Scene(folder, service, start)
+            scene.create("a")
+            plan = plan_of(scene, way)
+            killed = scene.run_to_the_end_unless_killed(replace(plan, kill_at=number))
+            found = scene.run(plan)
+            statuses = [status for _, status in found.stages()]
+            assert statuses.count("committed") == 1
+            assert set(statuses) <= {"committed", "crashed", "superseded"}
+            check_done_once(scene, plan, found, calls=len(service.calls))
+    assert number > STEPS_LEAST
