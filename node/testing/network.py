@@ -167,6 +167,11 @@ class VirtualNetwork:
         """Tell whether nothing comes through from one device to another."""
         return (source, target) in self._blocked
 
+    @property
+    def is_blocked_anywhere(self) -> bool:
+        """Whether any direction is blocked."""
+        return bool(self._blocked)
+
     def block(self, source: int, target: int, fault: str = "partition") -> None:
         """Let nothing through from one device to another."""
         self._blocked[source, target] = fault

@@ -266,6 +266,11 @@ class VirtualLoop(asyncio.AbstractEventLoop):
                 with suppress(RuntimeError):
                     coroutine.close()
 
+    @property
+    def is_buried(self) -> bool:
+        """Whether the process has died and what is left of it comes to its end: it must do nothing any more."""
+        return isinstance(self.scheduler, _Grave)
+
     # --- For asyncio --------------------------------------------------------------------------------------------------
 
     def time(self) -> float:
@@ -325,7 +330,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.Future[Result]:
         """Do a job as a thread would: some time from now, while the loop goes on."""
         future: asyncio.Future[Result] = self.create_future()
-        if isinstance(self.scheduler, _Grave):
+        if self.is_buried:
             future.set_exception(RuntimeError("this process has died"))
             return future
         self.after_us(self.job_us(), self._do_job, future, func, args)
@@ -379,7 +384,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return None
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        if self.alive and not isinstance(self.scheduler, _Grave):
+        if self.alive and not self.is_buried:
             self._on_error(str(context.get("message")), context.get("exception"))
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
@@ -441,7 +446,7 @@ class VirtualWorker:
         failed: Callable[[Exception], None] | None = None,
     ) -> None:
         """See `sync.workers.Worker.submit`."""
-        if not self._stopped:
+        if not self._stopped and not self._loop.is_buried:
             self._loop.after_us(self._next_us(), self._do, work, done, failed)
 
     async def stop(self) -> None:

@@ -145,9 +145,9 @@ class EffectChecks:
         calls = {call.key: call for call in self._world.service.calls}
         for entry in app.node.mutations.unresolved():
             call = calls.get(entry.work)
-            params = {} if call is None else {"run": call.run, "events": list(call.events)}
             told = entry.tool.startswith("deliver_") and entry.created_at > 0 and len(entry.node) == 32
-            same = call is None or entry.params == params or entry.params["events"] == params["events"]
+            said = entry.params if isinstance(entry.params, dict) else {}
+            same = bool(said) if call is None else said.get("events") == list(call.events)
             self._demand("L2", told and same, f"{app.device.name} says of {entry.run} only {entry}")
 
     # --- Outside ------------------------------------------------------------------------------------------------------

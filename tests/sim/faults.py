@@ -12,6 +12,9 @@ from sim import files
 PARTITION_MS = (500, 45_000)
 """Some heal before anybody notices, some outlast the engines' patience of 30 s."""
 
+NOTICED_MS = 50
+"""Some partitions both sides notice, because their links break; others are silence."""
+
 PAUSE_MS = (100, 50_000)
 
 STEPS = ("commit", "commit", "send", "apply", "read", "_read_committed_state", "state", "resume_point", "record_heard")
@@ -33,12 +36,24 @@ def _block(world, device, random: Random, *, both_ways: bool) -> bool:
     if random.random() < 0.5:
         others = [random.choice(others)]
     duration_ms = random.randint(*PARTITION_MS)
+    noticed = random.random() < 0.5
     for other in others:
-        pairs = [(device.number, other), (other, device.number)]
-        for pair in pairs if both_ways else pairs[:1]:
-            world.network.block(*pair, "partition" if both_ways else "one-way partition")
-            world.at(world.now_ms + duration_ms, lambda pair=pair: world.network.unblock(*pair))
+        pairs = [(device.number, other), (other, device.number)][: 2 if both_ways else 1]
+        if noticed:
+            for end in [end for end in world.network.ends if (end.source, end.target) in pairs]:
+                world.network.cut(end)
+        for pair in pairs:
+            fault = "partition" if both_ways else "one-way partition"
+            begin_ms = world.now_ms + (NOTICED_MS if noticed else 0)
+            world.at(begin_ms, lambda pair=pair, fault=fault: _begin(world, pair, fault))
+            world.at(begin_ms + duration_ms, lambda pair=pair: world.network.unblock(*pair))
     return True
+
+
+def _begin(world, pair: tuple[int, int], fault: str) -> None:
+    if not world.healing:
+        world.disturb()
+        world.network.block(*pair, fault)
 
 
 def cut(world, device, random: Random) -> bool:

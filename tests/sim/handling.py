@@ -167,7 +167,7 @@ def _add_consumer(world, automation: Workflow, name: str, done) -> None:
 def hand_over(app, random: Random) -> str:
     """Publish events for the handlers."""
     topic = random.choice(TOPICS)
-    for message in random.sample(MESSAGES, random.randint(1, 2)):
+    for message in random.sample(MESSAGES, random.randint(1, 4)):
         app.node.publish(AUTOMATION, topic, message)
     return topic
 

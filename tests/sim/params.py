@@ -58,6 +58,8 @@ class Params:
     Attributes:
         nodes: devices at the start; clones come on top.
         one_less_in_odd_seeds: every other run has one device less: two find most that three find, in half the time.
+        second_link: how likely a device has a link to another one than the hub.
+        fault_kinds: only these kinds of faults; without them each seed draws some of all.
         work_steps: how many things the apps do in the first phase.
         fault_steps: how many faults are tried in the first phase.
         faulty_ms: length of the first phase, in world time.
@@ -76,6 +78,8 @@ class Params:
 
     nodes: int = 3
     one_less_in_odd_seeds: bool = False
+    second_link: float = 0.3
+    fault_kinds: tuple[str, ...] = ()
     work_steps: int = 15
     fault_steps: int = 5
     faulty_ms: int = 20_000

@@ -31,9 +31,11 @@ def draw(seed: int, params: Params) -> list[Step]:
     random = Random(f"{seed} schedule")
     handled = params.handled(seed)
     possible = FAULT_KINDS + HANDLED_FAULT_KINDS if handled else FAULT_KINDS
-    faults = [kind for kind in possible if random.random() < 0.5] or [random.choice(possible)]
-    if {"restore", "clone"} & set(faults):
-        faults.append("back up")
+    faults = [*params.fault_kinds]
+    if not faults:
+        faults = [kind for kind in possible if random.random() < 0.5] or [random.choice(possible)]
+        if {"restore", "clone"} & set(faults):
+            faults.append("back up")
     work = WORK_KINDS | HANDLED_WORK_KINDS if handled else WORK_KINDS
     kinds = random.choices(list(work), list(work.values()), k=params.work_steps)
     kinds += random.choices(faults, k=params.fault_steps)

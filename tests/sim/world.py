@@ -104,7 +104,7 @@ class World(world.World):
         """Add a device with an empty file, or with a copy of another one's."""
         number = len(self.devices)
         dials = [HUB] if number else []
-        if number > 1 and self.random.random() < 0.3:
+        if number > 1 and self.random.random() < self.params.second_link:
             dials.append(self.random.randrange(1, number))
         device = self.add_device(
             dials=dials,
@@ -180,9 +180,13 @@ class World(world.World):
 
     def _look_whether_calm(self) -> None:
         processes = self.processes()
-        calm = len(processes) == sum(not device.destroyed for device in self.devices) and all(
-            process.started and not process.stopping and not process.device.paused and self.is_linked(process)
-            for process in processes
+        calm = (
+            not self.network.is_blocked_anywhere
+            and len(processes) == sum(not device.destroyed for device in self.devices)
+            and all(
+                process.started and not process.stopping and not process.device.paused and self.is_linked(process)
+                for process in processes
+            )
         )
         if not calm or processes != self._calm_processes:
             self.calm_since_us = None
