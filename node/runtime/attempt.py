@@ -47,11 +47,13 @@ class Attempt:
             when nothing is reserved.
         events: the reserved events, without the one that stands for the handler's state.
         mode: how they were claimed.
+        closed: topics of its handler that this device may not claim in.
         work: the work, once an effect was asked for.
         prepared, result, outcome, state: what phases are given.
         state_version: the version of the state that the run began with.
         told: what its functions have told.
         planned_at: when its handler is to run again (Unix milliseconds), once that is stored.
+        skip: how many of the oldest events it left to others.
         mark: what was pending when it began to prepare.
         alarm: how many alarms there had been when its ownership was last checked.
     """
@@ -62,6 +64,7 @@ class Attempt:
     holder: RunId | None = None
     events: tuple[Event, ...] = ()
     mode: Mode = "soft"
+    closed: frozenset[str] = frozenset()
     work: WorkId | None = None
     prepared: Json = None
     result: Json = None
@@ -70,6 +73,7 @@ class Attempt:
     state_version: int = 0
     told: Told = field(default_factory=Told)
     planned_at: int | None = None
+    skip: int = 0
     mark: tuple[tuple[int, int], ...] | None = None
     alarm: int = 0
 

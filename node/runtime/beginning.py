@@ -13,11 +13,19 @@ from node.errors import NotAvailable
 from node.ids import EventId, RunId
 from node.jsonvalue import Json, encode
 from node.runtime.attempt import Attempt, Session
-from node.runtime.choosing import STATE_TOPIC, Choice, FailedBefore, choose, state_token
+from node.runtime.choosing import (
+    STATE_TOPIC,
+    Choice,
+    FailedBefore,
+    choose,
+    free_token,
+    mode_of_topics,
+    open_topics,
+    state_token,
+)
 from node.runtime.retry import RetryRule
 from node.runtime.workflow import Consumer, Handler, Producer
 from node.stores import Event, HandlerRun
-from node.stores.modes import Mode
 from node.stores.runs import ENDED, Phase, RunStatus
 
 if TYPE_CHECKING:
@@ -62,7 +70,9 @@ class Beginnings:
 
     # --- Beginning ----------------------------------------------------------------------------------------------------
 
-    def begin(self, consumer: Consumer, session: Session, *, retry_of: RunId | None = None) -> Attempt | None:
+    def begin(
+        self, consumer: Consumer, session: Session, *, retry_of: RunId | None = None, skip: int = 0
+    ) -> Attempt | None:
         """Begin a run without a prepare phase on the oldest pending events; None, and nothing is written, when there
         are none that it may have.
 
@@ -70,15 +80,17 @@ class Beginnings:
             HomeElsewhere, IllegalState, NotAvailable: this device may not claim them now.
         """
         try:
-            return self._begin(consumer, session, retry_of, wary=False)
+            return self._begin(consumer, session, retry_of, wary=False, skip=skip)
         except FailedBefore:
-            return self._begin(consumer, session, retry_of, wary=True)
+            return self._begin(consumer, session, retry_of, wary=True, skip=skip)
 
-    def _begin(self, consumer: Consumer, session: Session, retry_of: RunId | None, *, wary: bool) -> Attempt | None:
+    def _begin(
+        self, consumer: Consumer, session: Session, retry_of: RunId | None, *, wary: bool, skip: int
+    ) -> Attempt | None:
         try:
             with self._beginning(consumer, session) as attempt:
-                attempt.mode = self._mode(consumer)
-                choice = choose(self.node, consumer, attempt.run, attempt.mode, wary=wary)
+                attempt.skip = skip
+                choice = choose(self.node, consumer, attempt.run, wary=wary, skip=skip)
                 if choice is None:
                     raise _NothingToDo
                 self._reserve(attempt, choice)
@@ -88,8 +100,17 @@ class Beginnings:
         return attempt
 
     def begin_preparing(self, consumer: Consumer, session: Session, *, retry_of: RunId | None = None) -> Attempt:
-        """Begin a run with its prepare phase."""
+        """Begin a run with its prepare phase.
+
+        Raises:
+            HomeElsewhere, IllegalState: this device may claim in none of its topics now.
+            NotAvailable: another run has the handler's state.
+        """
         with self._beginning(consumer, session) as attempt:
+            modes = open_topics(self.node, consumer)
+            attempt.closed = frozenset(topic.name for topic in consumer.topics if topic.name not in modes)
+            if consumer.stateful and free_token(self.node, consumer, attempt.state_version) is None:
+                raise _state_taken(consumer)
             self._create(attempt, "preparing", retry_of)
         return attempt
 
@@ -114,9 +135,10 @@ class Beginnings:
         consumer = consumer_of(attempt)
         encode("prepare result", result, PREPARED_BYTES_MAX)
         with self._transaction():
-            attempt.mode = self._mode(consumer)
-            if attempt.told.reserve:
-                self._reserve(attempt, Choice(tuple(attempt.told.reserve.values()), reserved=False))
+            if attempt.told.reserve or consumer.stateful:
+                chosen = tuple((attempt.told.reserve or {}).values())
+                mode = mode_of_topics(self.node, consumer, dict.fromkeys(event.topic for event in chosen))
+                self._reserve(attempt, Choice(chosen, False, mode))
             self.wake_up_has_come(consumer)
             self._set_wake_at(attempt)
             status = self._status_of_waiting(attempt)
@@ -238,15 +260,12 @@ class Beginnings:
             details=details,
         )
 
-    def _mode(self, consumer: Consumer) -> Mode:
-        topics = [topic.name for topic in consumer.topics]
-        return self.node.modes.claiming(consumer.workflow, topics, consumer.name, default=consumer.default_mode)
-
     def _reserve(self, attempt: Attempt, choice: Choice) -> None:
         """Reserve what was chosen, unless choosing did; with the event that stands for the handler's state."""
         consumer = consumer_of(attempt)
         attempt.holder = attempt.run
         attempt.events = choice.events
+        attempt.mode = choice.mode
         if not choice.reserved:
             wanted = [
                 (topic, [event.message_id for event in events])
@@ -255,7 +274,7 @@ class Beginnings:
             if consumer.stateful:
                 token = state_token(self.node, consumer, attempt.state_version, attempt.run)
                 if token is None:
-                    raise NotAvailable({consumer.name: "at work on another device, and its runs share a state"})
+                    raise _state_taken(consumer)
                 wanted.append((STATE_TOPIC, [token]))
             reserved = self._events.reserve(
                 attempt.run,
@@ -265,15 +284,16 @@ class Beginnings:
                 default_mode=consumer.default_mode,
             )
             attempt.events = tuple(event for event in reserved if event.topic != STATE_TOPIC)
-        if self._waits_for_permit(attempt):
+        if self.waits_for_permit(attempt):
             self.node.authority.ask(attempt.run)
 
-    def _waits_for_permit(self, attempt: Attempt) -> bool:
-        return attempt.mode == "confirmed" and consumer_of(attempt).mutate_function is not None
+    def waits_for_permit(self, attempt: Attempt) -> bool:
+        """Whether a run that has reserved begins nothing before somebody has granted it a permit."""
+        effect_follows = bool(attempt.events) and consumer_of(attempt).mutate_function is not None
+        return attempt.mode == "confirmed" and effect_follows
 
     def _status_of_waiting(self, attempt: Attempt) -> RunStatus:
-        waits = attempt.holder is not None and self._waits_for_permit(attempt)
-        return "paused:confirmation" if waits else "active"
+        return "paused:confirmation" if self.waits_for_permit(attempt) else "active"
 
     def _continue(
         self, attempt: Attempt, of: HandlerRun, holder: RunId, claims: Iterable[EventId], result: Json
@@ -306,6 +326,10 @@ class _NothingToDo(Exception):
 def consumer_of(attempt: Attempt) -> Consumer:
     assert isinstance(attempt.handler, Consumer)
     return attempt.handler
+
+
+def _state_taken(consumer: Consumer) -> NotAvailable:
+    return NotAvailable({consumer.name: "in the hands of another run, and its runs share a state"})
 
 
 def _topic(event: Event) -> str:

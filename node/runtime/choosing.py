@@ -1,8 +1,11 @@
 """Which events a run takes when its consumer has no prepare phase, and the event that stands for a handler's state.
 
 The oldest pending events, with two exceptions: an event that the handler's code has failed on before is taken alone, so
-that it does not take others down with it; and in mode confirmed, what stands in another run's permit is left alone,
-because the authority would refuse it.
+that it does not take others down with it; and what stands in another run's permit is left alone, because somebody may
+begin an effect for it at any time.
+
+Topics of one consumer may have different modes. A run takes events of one mode only, and what is at home elsewhere is
+left to that device.
 
 A stateful consumer reserves, together with its events, an event that stands for the next version of its state. So the
 ownership rule decides between devices about the state just as it does about work.
@@ -10,10 +13,12 @@ ownership rule decides between devices about the state just as it does about wor
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
 
+from node.errors import HomeElsewhere, IllegalState
 from node.ids import RunId
 from node.runtime.workflow import Consumer, Handler
 from node.stores import Event, NewEvent
@@ -23,9 +28,6 @@ if TYPE_CHECKING:
     from node.service import Node
 
 STATE_TOPIC = "~state"
-PEEKED_MORE = 100
-PEEKED_MOST = 2_000
-"""How far is looked for an event that nobody has a permit for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,41 +37,69 @@ class Choice:
     Attributes:
         events: at least one.
         reserved: whether the run has them already.
+        mode: how they are claimed.
     """
 
     events: tuple[Event, ...]
     reserved: bool
+    mode: Mode
 
 
 class FailedBefore(Exception):
     """Among the next events is one that the handler has failed on before; begin anew, and choose warily."""
 
 
-def choose(node: Node, consumer: Consumer, run: RunId, mode: Mode, *, wary: bool) -> Choice | None:
+def choose(node: Node, consumer: Consumer, run: RunId, *, wary: bool, skip: int = 0) -> Choice | None:
     """Return the events that a run takes, None when there are none. Call it in the transaction that begins the run.
 
     Args:
         node: the node.
         consumer: whose run it is.
         run: the run.
-        mode: how it claims.
         wary: look at each event before it is reserved. Otherwise the usual case is one statement.
+        skip: how many of the oldest to leave to others, as long as there are more: after a lost race.
 
     Raises:
         FailedBefore: not wary, and it should have been; leave the transaction, which has reserved them already.
+        HomeElsewhere, IllegalState: this device may claim in none of its topics now.
     """
-    if len(consumer.topics) == 1 and not consumer.stateful and mode != "confirmed" and not wary:
+    modes = open_topics(node, consumer)
+    if len(consumer.topics) == 1 and not consumer.stateful and not wary and not skip:
         events = _reserve_next(node, consumer, run)
-        return Choice(events, reserved=True) if events else None
-    found = _oldest(node, consumer, mode)
+        return Choice(events, True, modes[consumer.topics[0].name]) if events else None
+    found = _oldest(node, consumer, modes, skip)
     if not found:
         return None
+    mode = modes[found[0].topic]
     alone = next((event for event in found if event.epoch and failed_claims(node, consumer, event)), None)
     if alone is None:
-        return Choice(tuple(found), reserved=False)
+        return Choice(tuple(found), False, mode)
     if alone is found[0]:
-        return Choice((alone,), reserved=False)
-    return Choice(tuple(found[: found.index(alone)]), reserved=False)
+        return Choice((alone,), False, mode)
+    return Choice(tuple(found[: found.index(alone)]), False, mode)
+
+
+def open_topics(node: Node, consumer: Consumer) -> dict[str, Mode]:
+    """Return in which topics this device may claim for a consumer now, and how.
+
+    Raises:
+        HomeElsewhere, IllegalState: in none of them.
+    """
+    modes: dict[str, Mode] = {}
+    refusals: list[HomeElsewhere | IllegalState] = []
+    for topic in consumer.topics:
+        try:
+            modes[topic.name] = mode_of_topics(node, consumer, [topic.name])
+        except (HomeElsewhere, IllegalState) as error:
+            refusals.append(error)
+    if not modes:
+        raise refusals[0]
+    return modes
+
+
+def mode_of_topics(node: Node, consumer: Consumer, topics: Iterable[str]) -> Mode:
+    """Return how a consumer claims events of these topics together. Raises as `ModeStore.claiming`."""
+    return node.modes.claiming(consumer.workflow, topics, consumer.name, default=consumer.default_mode)
 
 
 PendingMark = tuple[tuple[int, int], ...]
@@ -102,17 +132,17 @@ def _reserve_next(node: Node, consumer: Consumer, run: RunId) -> tuple[Event, ..
     return tuple(events)
 
 
-def _oldest(node: Node, consumer: Consumer, mode: Mode) -> list[Event]:
-    limit = batch = consumer.batch
-    while True:
-        peeked = [
-            event for topic in consumer.topics for event in node.events.peek(consumer.workflow, topic.name, limit=limit)
-        ]
-        peeked.sort(key=lambda event: (event.created_at, event.id))
-        free = [event for event in peeked if mode != "confirmed" or not node.permits.holders(event.id)][:batch]
-        if len(free) == batch or len(peeked) < limit or limit >= PEEKED_MOST:
-            return free
-        limit = min(limit + PEEKED_MORE, PEEKED_MOST)
+def _oldest(node: Node, consumer: Consumer, modes: Mapping[str, Mode], skip: int) -> list[Event]:
+    """Return the oldest events that can be claimed together, but for some of the very oldest."""
+    batch = consumer.batch
+    peeked = [
+        event
+        for topic in modes
+        for event in node.events.peek(consumer.workflow, topic, limit=skip + batch, permitted=False)
+    ]
+    peeked.sort(key=lambda event: (event.created_at, event.id))
+    peeked = peeked[max(0, min(skip, len(peeked) - batch)) :]
+    return [event for event in peeked if modes[event.topic] == modes[peeked[0].topic]][:batch]
 
 
 def failed_claims(node: Node, handler: Handler, event: Event) -> int:
@@ -127,13 +157,19 @@ def failed_claims(node: Node, handler: Handler, event: Event) -> int:
 def state_token(node: Node, consumer: Consumer, version: int, run: RunId) -> str | None:
     """Return the message id of the event that stands for the next version of a consumer's state, publishing it when it
     is not there; None while another run has it."""
+    token = free_token(node, consumer, version)
+    if token is not None:
+        node.events.publish_many(consumer.workflow, STATE_TOPIC, [NewEvent(token)], created_by_run=run)
+    return token
+
+
+def free_token(node: Node, consumer: Consumer, version: int) -> str | None:
+    """Return the message id of the event that is to stand for the next version of a consumer's state; None while
+    another run has it."""
     for number in count():
         message_id = f"{consumer.name}/{version + 1}/{number}"
         found = node.events.get_by_message_id(consumer.workflow, STATE_TOPIC, message_id)
-        if found is None:
-            node.events.publish_many(consumer.workflow, STATE_TOPIC, [NewEvent(message_id)], created_by_run=run)
-            return message_id
-        if found.status == "pending":
+        if found is None or found.status == "pending":
             return message_id
         if found.status in ("reserved", "unknown"):
             return None

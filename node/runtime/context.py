@@ -13,7 +13,7 @@ the phase.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -102,6 +102,7 @@ class Run:
         told: Told,
         events: EventStore,
         clock_ms: Callable[[], int],
+        closed: Collection[str] = (),
     ) -> None:
         """Made by the runtime; a test of a handler uses a node."""
         self.id = run
@@ -117,6 +118,7 @@ class Run:
         self._told = told
         self._store = events
         self._clock_ms = clock_ms
+        self._closed = closed
         self._ended = False
 
     # --- Everywhere ---------------------------------------------------------------------------------------------------
@@ -141,9 +143,14 @@ class Run:
     # --- Prepare ------------------------------------------------------------------------------------------------------
 
     def peek(self, topic: Topic | str, *, limit: int = 100) -> list[Event]:
-        """Return the oldest pending events of a topic of the workflow; changes nothing."""
+        """Return the oldest pending events of a topic of the workflow that the run may have; changes nothing.
+
+        What stands in another run's permit is left out, and what is at home on another device.
+        """
         self._check("peek")
-        return self._store.peek(self.workflow, _name(topic), limit=limit)
+        if _name(topic) in self._closed:
+            return []
+        return self._store.peek(self.workflow, _name(topic), limit=limit, permitted=False)
 
     def get_many(self, topic: Topic | str, message_ids: Sequence[str]) -> list[Event]:
         """Return those of the named events that exist, whatever their status."""
@@ -166,6 +173,8 @@ class Run:
                 raise PhaseViolation(
                     "reserve", self.phase, f"{self.handler} does not consume {event.topic}; name it in consumer(...)"
                 )
+            if event.status in ("consumed", "skipped", "dead"):
+                raise InvalidInput("events", f"{event.message_id} is {event.status}; reserve what is pending")
         self._told.reserve = (self._told.reserve or {}) | {event.id: event for event in chosen}
 
     # --- Producer and next --------------------------------------------------------------------------------------------

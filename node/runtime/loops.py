@@ -42,11 +42,16 @@ RACE_LEAST_S, RACE_MOST_S = 0.05, 0.25
 RACE_DOUBLINGS_MAX = 7
 """Losing again and again, it waits for half a minute at the most."""
 
+SPREAD_LEAST, SPREAD_MOST, SPREAD_SHRINKS = 16, 256, 8
+"""After a lost race a consumer begins elsewhere among so many of the oldest events, at random: two devices that both
+take the oldest lose most of their claims to each other. Each success brings it an eighth nearer to the oldest again, so
+that nothing is left lying."""
+
 PEER_EVENTS_LATER_S = 0.02
 """Events that came from a peer are looked for after a random part of this: whoever published them comes first."""
 
 ELSEWHERE_S = 5.0
-"""How often a process that must leave the work to another one looks whether that is still so."""
+"""How often a process looks whether it must still leave the work to another one, or to another device."""
 
 TROUBLE_LEAST_S, TROUBLE_MOST_S = 1.0, 60.0
 """How long a handler waits when this node's file gives trouble."""
@@ -102,6 +107,7 @@ class HandlerLoop:
         self._racing = False
         self._failures = 0
         self._races = 0
+        self._spread = 0
         self._troubles = 0
         self._retry_of: RunId | None = None
         self._failures_changed = False
@@ -225,6 +231,9 @@ class HandlerLoop:
         if result.before or result.kind == "committed":
             self._failures = self._races = 0
             self._retry_of = None
+            self._spread -= self._spread // SPREAD_SHRINKS
+            if self._spread < SPREAD_LEAST // 2:
+                self._spread = 0
         if attempt is None:
             return
         name = f"run {short_run(attempt.run)}"
@@ -267,6 +276,7 @@ class HandlerLoop:
     def _lost(self, result: Result) -> None:
         wait_s = self._random.uniform(RACE_LEAST_S, RACE_MOST_S) * (1 << min(self._races, RACE_DOUBLINGS_MAX))
         self._races += 1
+        self._spread = min(max(2 * self._spread, SPREAD_LEAST), SPREAD_MOST)
         self._racing = True
         self._not_before = self._now() + wait_s
         self.state, self.text = "idle", f"lost a race: {result.error}"
@@ -368,7 +378,7 @@ class ConsumerLoop(HandlerLoop):
             return
         woken = self._wake_at is not None and self._wake_at <= self._runner.clock_ms()
         self._dirty_at = None
-        wake = script.Wake(woken, self.declined)
+        wake = script.Wake(woken, self.declined, self._random.randrange(self._spread + 1))
         result = await self._drive(
             "retry" if self._retry_of else "event",
             lambda session: script.work_off(self._runner.driver, self.consumer, session, self._retry_of, wake=wake),
@@ -376,14 +386,16 @@ class ConsumerLoop(HandlerLoop):
         if result is None:
             self._dirty_at = self._now()
             return
-        if woken and result.kind not in ("failed", "lost"):
+        if woken and result.kind == "nothing" and result.error:
+            self._not_before = self._now() + ELSEWHERE_S
+        elif woken and result.kind not in ("failed", "lost"):
             self._wake_at = None
         self._rests_because = result.error if result.kind == "nothing" else ""
         if result.attempt is None:
             return
         if result.attempt.planned_at is not None:
             self._wake_at = result.attempt.planned_at
-        if result.attempt.holder is not None or result.kind != "committed":
+        if result.attempt.events or result.kind != "committed":
             self._dirty_at = self._now()
             self.declined = None
         else:

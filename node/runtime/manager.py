@@ -25,7 +25,7 @@ from itertools import groupby
 from typing import Literal
 
 from node.connection import DatabaseError
-from node.errors import LeaseLost, LeasemeshError, StaleVersion
+from node.errors import IllegalState, LeaseLost, LeasemeshError, StaleVersion
 from node.ids import RunId, short
 from node.jsonvalue import Json
 from node.runtime.attempt import Attempt
@@ -125,13 +125,22 @@ class Manager(Beginnings):
     def applied_and_committed(self, attempt: Attempt, result: Json, *, and_begin: bool) -> Attempt | None:
         """Record that the effect happened, and end the run with it: nothing of the user's comes between.
 
-        With `and_begin` as `commit_and_begin`: returns the next run.
+        With `and_begin` as `commit_and_begin`: returns the next run. Raises as `commit`; that it happened is recorded
+        then, too.
         """
-        if and_begin:
-            return self._and_begin(attempt, lambda: self.applied_and_committed(attempt, result, and_begin=False))
-        with self._transaction():
+
+        def end() -> None:
+            with self._transaction():
+                self.applied(attempt, result)
+                self.commit(attempt, None)
+
+        try:
+            if and_begin:
+                return self._and_begin(attempt, end)
+            end()
+        except (LeaseLost, IllegalState):
             self.applied(attempt, result)
-            self.commit(attempt, None)
+            raise
         return None
 
     def did_not_happen(self, attempt: Attempt, error: BaseException) -> tuple[Intent, int]:
@@ -342,7 +351,7 @@ class Manager(Beginnings):
         try:
             with self._transaction():
                 end()
-                return self._begin(consumer_of(attempt), attempt.session, None, wary=False)
+                return self._begin(consumer_of(attempt), attempt.session, None, wary=False, skip=attempt.skip)
         except (LeasemeshError, FailedBefore) as error:
             if isinstance(error, DatabaseError):
                 raise
@@ -374,14 +383,8 @@ class Manager(Beginnings):
     def _give_back(self, attempt: Attempt, *, bury: bool) -> int:
         assert attempt.holder is not None
         try:
-            if (
-                bury
-                and attempt.events
-                and all(
-                    failed_claims(self.node, attempt.handler, event) + 1 >= CLAIMS_THAT_FAIL_MAX
-                    for event in attempt.events
-                )
-            ):
+            failed = [failed_claims(self.node, attempt.handler, event) for event in attempt.events] if bury else []
+            if failed and min(failed) + 1 >= CLAIMS_THAT_FAIL_MAX:
                 return self._events.bury(attempt.holder)
         except LeaseLost:
             pass  # whoever owns them now tries by itself

@@ -23,6 +23,10 @@ from node.runtime.errors import ERROR_CHARACTERS_MAX, DidNotHappen, storable, te
 
 T = TypeVar("T")
 
+FAILURES: tuple[type[BaseException], ...] = (Exception, asyncio.CancelledError, SystemExit)
+"""What a function of the app may raise that is its own failure: something within it was cancelled, or wants to end the
+program."""
+
 
 @dataclass(frozen=True, slots=True)
 class Happened:

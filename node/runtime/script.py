@@ -11,7 +11,6 @@ file; the run is then ended by whoever looks after what was left behind (`recove
 from __future__ import annotations
 
 import inspect
-from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from node.runtime.context import FunctionPhase, Run
 from node.runtime.effects import Effect, EffectCall, as_json
 from node.runtime.errors import PhaseViolation, Transient, message_of
 from node.runtime.manager import Intent, Manager
-from node.runtime.performing import DidNot, Happened, Outcome, Unknown
+from node.runtime.performing import FAILURES, DidNot, Happened, Outcome, Unknown
 from node.runtime.workflow import Consumer, Producer
 
 
@@ -165,10 +164,12 @@ class Wake:
     Attributes:
         woken: the time has come that the handler itself has asked for.
         declined: what was pending when its prepare phase last chose nothing.
+        skip: how many of the oldest events to leave to others, after lost races.
     """
 
     woken: bool = False
     declined: PendingMark | None = None
+    skip: int = 0
 
 
 def _never() -> bool:
@@ -205,7 +206,7 @@ def _leaves_more(result: Result) -> bool:
     attempt = result.attempt
     if result.kind != "committed" or result.looked or attempt is None:
         return False
-    return attempt.holder is not None and not attempt.planned_at
+    return bool(attempt.events) and not attempt.planned_at
 
 
 def consume(
@@ -238,7 +239,7 @@ def consume(
         else:
             if wake.woken:
                 manager.wake_up_has_come(consumer)
-            found = manager.begin(consumer, session, retry_of=retry_of)
+            found = manager.begin(consumer, session, retry_of=retry_of, skip=wake.skip)
             if found is None:
                 return Result("nothing")
             attempt = found
@@ -297,7 +298,7 @@ def _consume(by: Surrounding, attempt: Attempt, follow: Follow) -> Script:
             manager.prepared(attempt, as_json("prepare result", result))
     if attempt.holder is not None:
         yield from _begin_work(by, attempt)
-        if consumer.mutate_function is not None:
+        if attempt.events and consumer.mutate_function is not None:
             call = yield from _call(by, attempt, "mutate", consumer.mutate_function)
             if call is not None:
                 yield from _recheck(by, attempt)
@@ -309,8 +310,7 @@ def _consume(by: Surrounding, attempt: Attempt, follow: Follow) -> Script:
 
 def _begin_work(by: Surrounding, attempt: Attempt) -> Generator[Request, Any, None]:
     """Wait for what the mode asks for before anything is done with the events."""
-    consumer = _consumer(attempt)
-    if attempt.mode == "confirmed" and consumer.mutate_function is not None:
+    if by.manager.waits_for_permit(attempt):
         yield AwaitPermit(attempt)
     elif attempt.mode != "home" and by.has_sync:
         yield Barrier(attempt.run)
@@ -319,11 +319,11 @@ def _begin_work(by: Surrounding, attempt: Attempt) -> Generator[Request, Any, No
 
 def _recheck(by: Surrounding, attempt: Attempt) -> Generator[Request, Any, None]:
     """After the machine has slept every lease counts as lost until it was looked at again."""
-    if attempt.alarm == by.alarms or attempt.holder is None or attempt.outcome == "applied":
+    if attempt.alarm == by.alarms or attempt.holder is None:
         return
     attempt.alarm = by.alarms
     yield Barrier(attempt.run, slept=True)
-    by.manager.require_owned(attempt)
+    by.manager.require_its_own(attempt)
 
 
 def _effect(
@@ -374,6 +374,7 @@ def _emit(by: Surrounding, attempt: Attempt, follow: Follow = _never) -> Script:
         if state is not None and not consumer.stateful:
             rule = f"{consumer.name} returns a state, which would be lost; declare consumer(..., stateful=True)"
             raise _UserFailed from PhaseViolation("return", "next", rule)
+    yield from _recheck(by, attempt)
     with _user_errors():
         kept = as_json("state", state)
         if not _may_be_followed(attempt) or not follow():
@@ -411,6 +412,7 @@ def _call(
         told=attempt.told,
         events=node.events,
         clock_ms=node.database.clock_ms,
+        closed=attempt.closed,
     )
     try:
         result = function(context, *more)
@@ -419,7 +421,7 @@ def _call(
         return result
     except (Stopped, LeaseTaken):
         raise
-    except (Exception, CancelledError, SystemExit) as error:  # the last two are nobody's but the function's own here
+    except FAILURES as error:
         raise _UserFailed from error
     finally:
         context._end()

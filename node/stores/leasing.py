@@ -21,7 +21,7 @@ from node.leases import EPOCH_MAX
 from node.stores.base import blob_of, events_of, give_up_permit, topic_of
 from node.stores.modes import Mode, ModeStore, mode_of
 from node.stores.mutations import MutationStore, WorkOutcome
-from node.stores.reading import EVENT_COLUMNS, Event, EventReader
+from node.stores.reading import EVENT_COLUMNS, NOT_PERMITTED, Event, EventReader
 
 Outcome = Literal["consumed", "skipped", "dead"]
 _STORED_OUTCOMES: dict[str, str] = {
@@ -145,8 +145,8 @@ class Leasing(EventReader):
         handler: str = "manual",
         default_mode: Mode = "soft",
     ) -> list[Event]:
-        """Claim the oldest pending events of a topic for `run`; returns them, an empty list when there are none.
-        `default_mode` is as in `reserve`.
+        """Claim the oldest pending events of a topic for `run`; returns them, an empty list when there are none. What
+        stands in somebody's permit is left alone. `default_mode` is as in `reserve`.
 
         Raises:
             InvalidInput: `limit` is not within 1..1,000.
@@ -157,10 +157,9 @@ class Leasing(EventReader):
             mode = self._mode(workflow, (topic,), handler, default_mode)
             free = self._events(
                 f"SELECT {EVENT_COLUMNS} FROM event_index AS e "
-                "WHERE e.topic = ? AND e.status = 0 ORDER BY e.at, e.id LIMIT ?",
+                f"WHERE e.topic = ? AND e.status = 0 {NOT_PERMITTED} ORDER BY e.at, e.id LIMIT ?",
                 (blob_of(topic_of(workflow, topic)), limit),
             )
-            self._refuse_permitted(free, mode)
             return self._claim(transaction, run, workflow, handler, free, mode)
 
     def reservation(self, run: str) -> ReservationInfo | None:
@@ -276,11 +275,12 @@ class Leasing(EventReader):
         return min(found, key=lambda effect: _WEIGHT.get(effect.outcome, len(_WEIGHT)), default=None)
 
     def is_continued(self, run: str) -> bool:
-        """Whether all that a run claimed went to runs that go on with its work: then nothing is left for it to record,
-        and it may be released even if its effect happened."""
+        """Whether all that a run claimed went to runs that go on with its work, or have done the rest of it: then
+        nothing is left for it to record, and it may be released even if its effect happened."""
         owners = self._database.query(
             "SELECT DISTINCT o.id FROM run_index AS r CROSS JOIN claims AS c ON c.run = r.n "
-            "CROSS JOIN event_index AS e ON e.n = c.event LEFT JOIN run_index AS o ON o.n = e.run WHERE r.id = ?",
+            "CROSS JOIN event_index AS e ON e.n = c.event "
+            "LEFT JOIN run_index AS o ON o.n = e.run AND o.state IN (0, 3) WHERE r.id = ?",
             (blob_of(run),),
         )
         return bool(owners) and all(

@@ -27,6 +27,9 @@ from node.stores.base import Store, blob_of
 Mode = Literal["soft", "confirmed", "home"]
 Kind = Literal["topic", "handler"]
 
+INTERNAL_TOPICS_BEGIN = "~"
+"""How the names of topics begin that the runtime keeps for itself. They have no mode."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModeSetting:
@@ -126,7 +129,7 @@ class ModeStore(Store):
 
         Args:
             workflow, topics, handler: what is claimed for whom.
-            default: the mode when there is no setting, neither of the handler nor of a topic.
+            default: the mode of a topic without a setting, when the handler has none either.
 
         Raises:
             HomeElsewhere: another node claims there, alone.
@@ -135,13 +138,16 @@ class ModeStore(Store):
             InvalidInput: the default is no mode.
         """
         _check_mode("default mode", default)
-        settings = self._for_claim(workflow, topics, handler)
-        if not settings:
+        names = [topic for topic in topics if not topic.startswith(INTERNAL_TOPICS_BEGIN)]
+        settings = self._for_claim(workflow, names, handler)
+        modes = {one.mode for one in settings}
+        if not settings or (
+            not _is_of(settings, "handler", handler) and not all(_is_of(settings, "topic", one) for one in names)
+        ):
             if default == "home":
                 wanted = f"a person names it (`leasemesh mode {workflow} home --handler {handler}` on that device)"
                 raise IllegalState(f"handler {handler} of workflow {workflow}", "at home nowhere yet", wanted)
-            return default
-        modes = {one.mode for one in settings}
+            modes.add(default)
         for one in settings:
             what = f"{one.kind} {one.name} of workflow {workflow}"
             if one.mode == "home" and one.home != self._node:
@@ -171,6 +177,10 @@ class ModeStore(Store):
             "SELECT 1 FROM knowledge WHERE site = unhex(?) AND version >= ?", (setting.after, setting.version)
         )
         return bool(rows)
+
+
+def _is_of(settings: Iterable[ModeSetting], kind: Kind, name: str) -> bool:
+    return any(one.kind == kind and one.name == name for one in settings)
 
 
 def _check_mode(name: str, mode: str) -> None:

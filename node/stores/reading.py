@@ -15,14 +15,18 @@ from node.ids import EventId, RunId
 from node.jsonvalue import Json, check_whole
 from node.leases import EventStatus
 from node.stores.base import Store, blob_of, events_of, topic_of
+from node.stores.modes import INTERNAL_TOPICS_BEGIN
 from node.stores.publications import PublicationReader
 
 StatusName = Literal["pending", "reserved", "unknown", "consumed", "skipped", "dead"]
 LIST_MAX = 10_000
 """Events that one call returns at the most; a caller who wants more asks again."""
 
-INTERNAL_TOPICS = "~*"
+INTERNAL_TOPICS = f"{INTERNAL_TOPICS_BEGIN}*"
 """The names of topics that the runtime keeps for itself, as a GLOB pattern of SQLite."""
+
+NOT_PERMITTED = "AND NOT EXISTS (SELECT 1 FROM permitted_events AS s WHERE s.event = e.id)"
+"""Of events e: those that stand in nobody's permit."""
 
 EVENT_COLUMNS = (
     "e.id, e.publication, e.position, e.at, e.status, e.epoch, (SELECT r.id FROM run_index AS r WHERE r.n = e.run)"
@@ -82,10 +86,24 @@ class EventReader(Store):
         super().__init__(database)
         self._publications = PublicationReader(database)
 
-    def peek(self, workflow: str, topic: str, *, limit: int = 100, status: StatusName = "pending") -> list[Event]:
+    def peek(
+        self,
+        workflow: str,
+        topic: str,
+        *,
+        limit: int = 100,
+        status: StatusName = "pending",
+        permitted: bool = True,
+    ) -> list[Event]:
         """Return the oldest events of a topic that have `status`, by creation time. Changes nothing.
 
         Costs the same whatever number of events has been settled.
+
+        Args:
+            workflow, topic: whose.
+            limit: how many at the most.
+            status: what they have in common.
+            permitted: also those that stand in somebody's permit, who may begin an effect for them at any time.
 
         Raises:
             InvalidInput: `limit` is not within 1..10,000 or `status` is not a status.
@@ -94,7 +112,7 @@ class EventReader(Store):
         topic_id = topic_of(workflow, topic)
         return self._events(
             f"SELECT {EVENT_COLUMNS} FROM event_index AS e "
-            "WHERE e.topic = ? AND e.status = ? ORDER BY e.at, e.id LIMIT ?",
+            f"WHERE e.topic = ? AND e.status = ? {'' if permitted else NOT_PERMITTED} ORDER BY e.at, e.id LIMIT ?",
             (blob_of(topic_id), status_number(status), limit),
         )
 
