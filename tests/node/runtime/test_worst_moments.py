@@ -1,0 +1,245 @@
+"""What comes at the worst moment: verdicts during a call, take-overs during a sleep, permits of the dead."""
+
+import asyncio
+import threading
+
+import pytest
+from handling import publish, run_of, runs, statuses, to_end, until
+
+from node import DidNotHappen, effect
+from node.runtime import script
+from node.runtime.performing import DidNot, Happened
+
+
+@pytest.fixture
+def calls():
+    return []
+
+
+@pytest.fixture
+def sending(mail, inbox, sent, calls):
+    @effect(name="mail")
+    async def send_mail(key, *, to):
+        calls.append((key, to))
+        return len(calls)
+
+    consumer = mail.consumer(inbox, name="send", mode="soft", publishes=[sent])
+    consumer.mutate(lambda run: send_mail(to=run.events[0].message_id))
+    consumer.next(lambda run: run.publish(sent, f"re-{run.events[0].message_id}", payload=run.result))
+    return consumer
+
+
+async def told_of(observer, kind):
+    async for told in observer:
+        if told.kind == kind:
+            return
+
+
+# --- Verdicts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verdict", "status", "published"), [("skip", "skipped", {}), ("happened", "consumed", {"re-one": "pending"})]
+)
+async def test_a_verdict_on_what_the_call_itself_denies_counts_and_nothing_is_stuck(
+    open_node, mail, inbox, sent, sending, calls, within, quick, hands, verdict, status, published
+):
+    node = open_node("laptop")
+    publish(node, "one")
+    run = hands(node).consume(sending)
+    perform = until(run, script.Perform)
+    work = perform.key
+    assert to_end(run, DidNot(DidNotHappen("refused", transient=True))).kind == "failed"
+    node.mutations.resolve(work, verdict, by="Ann")  # it was given elsewhere during the call, and arrives now
+    async with within(), node.running([mail], retry=quick) as runner:
+        told = runner.observe()
+        await told_of(told, "released" if verdict == "skip" else "committed")
+        await runner.idle()
+    assert statuses(node) == {"one": status}
+    assert statuses(node, "sent") == published
+    assert calls == []
+
+
+async def test_the_word_that_it_did_not_happen_counts_only_when_the_thread_has_ended_that_makes_the_call(
+    open_node, mail, inbox, within
+):
+    release, keys = threading.Event(), []
+
+    @effect(name="mail", timeout_s=0.1)
+    def send_mail(key, *, to):
+        keys.append(key)
+        if len(keys) == 1:
+            release.wait(20)
+        return "sent"
+
+    consumer = mail.consumer(inbox, name="send", mode="soft")
+    consumer.mutate(lambda run: send_mail(to=run.events[0].message_id))
+    node = open_node("laptop")
+    publish(node, "one")
+    async with within(), node.running([mail]) as runner:
+        told = runner.observe()
+        await told_of(told, "unknown")
+        node.mutations.resolve(keys[0], "not_happened", by="Ann")
+        await runner.idle()
+        assert statuses(node) == {"one": "unknown"}
+        assert len(keys) == 1
+        release.set()
+        await told_of(told, "committed")
+    assert len(keys) == 1
+    assert statuses(node) == {"one": "consumed"}
+
+
+async def test_what_a_thread_says_after_its_time_is_known_without_a_reconcile_function(
+    open_node, mail, inbox, sent, within
+):
+    release = threading.Event()
+
+    @effect(name="mail", timeout_s=0.1)
+    def send_mail(key, *, to):
+        release.wait(20)
+        return "sent late"
+
+    consumer = mail.consumer(inbox, name="send", mode="soft", publishes=[sent])
+    consumer.mutate(lambda run: send_mail(to=run.events[0].message_id))
+    consumer.next(lambda run: run.publish(sent, "re-one", payload=run.result))
+    node = open_node("laptop")
+    publish(node, "one")
+    async with within(), node.running([mail]) as runner:
+        told = runner.observe()
+        await told_of(told, "unknown")
+        await runner.idle()
+        assert [one.tool for one in node.mutations.unresolved()] == ["mail"]
+        release.set()
+        await told_of(told, "committed")
+    assert [event.payload for event in node.peek("mail", "sent")] == ["sent late"]
+
+
+@pytest.mark.parametrize("with_next", [True, False])
+def test_skipping_by_hand_during_the_call_does_not_hide_that_it_happened(
+    open_node, mail, inbox, calls, hands, with_next
+):
+    @effect(name="mail")
+    async def send_mail(key):
+        pass
+
+    consumer = mail.consumer(inbox, name="send", mode="soft")
+    consumer.mutate(lambda run: send_mail())
+    if with_next:
+        consumer.next(lambda run: None)
+    node = open_node("laptop")
+    publish(node, "one")
+    run = hands(node).consume(consumer)
+    perform = until(run, script.Perform)
+    node.events.skip(perform.run)
+    assert to_end(run, Happened("sent")).kind == "lost"
+    assert node.mutations.get(perform.run).result == "sent"
+    assert node.mutations.unresolved() == []
+
+
+# --- Take-overs -------------------------------------------------------------------------------------------------------
+
+
+def appoint(device):
+    device.node.authorities.appoint(device.node.site_id, by="the test")
+
+
+def test_who_wakes_up_beyond_the_effect_does_not_publish_what_another_has_published_in_its_place(
+    device_lab, mail, inbox, sent
+):
+    calls = []
+
+    @effect(name="mail")
+    async def send_mail(key):
+        calls.append(key)
+
+    consumer = mail.consumer(inbox, name="send", mode="soft", publishes=[sent])
+    consumer.mutate(lambda run: send_mail())
+
+    @consumer.next
+    async def tell(run):
+        await asyncio.sleep(5)
+        run.publish(sent, run.id)
+
+    lab = device_lab(devices=["laptop", "phone", "hub"], workflows=lambda name: [] if name == "hub" else [mail])
+    publish(lab["hub"].node, "one")
+    lab.until(lambda: calls)
+    lab.advance(1)
+    sleeper, other = lab["laptop"], lab["phone"]
+    if run_of(lab["hub"].node, "send").node != sleeper.node.site_id:
+        sleeper, other = other, sleeper
+    lab.pause(sleeper, 200)
+    lab.until(lambda: statuses(other.node) == {"one": "consumed"}, within_s=190)
+    lab.advance(230)
+    lab.settle()
+    lab.assert_converged()
+    assert len(calls) == 1
+    assert len(statuses(lab["hub"].node, "sent")) == 1
+    assert lab["hub"].node.events.held_runs(own=False) == []
+
+
+# --- Permits ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["confirmed", "soft", "prepare"])
+def test_what_stands_in_a_dead_devices_permit_holds_up_nothing_else(device_lab, mail, inbox, kind):
+    calls = []
+
+    @effect(name="mail")
+    async def send_mail(key, *, to):
+        calls.append(to)
+
+    consumer = mail.consumer(inbox, name="send", mode="soft" if kind == "soft" else "confirmed")
+    consumer.mutate(lambda run: send_mail(to=run.events[0].message_id))
+    if kind == "prepare":
+
+        @consumer.prepare
+        def choose(run):
+            run.reserve(run.peek(inbox, limit=1))
+
+    lab = device_lab(devices=["hub", "dead", "phone"], workflows=lambda name: [mail] if name == "phone" else [])
+    appoint(lab["hub"])
+    lab.settle()
+    lab.crash("phone")
+    hub, dead = lab["hub"].node, lab["dead"].node
+    publish(dead, "one", "two")
+    run = dead.handler_runs.new_id()
+    dead.events.reserve(run, "mail", [("inbox", ["one"])], handler="send", default_mode="confirmed")
+    dead.authority.ask(run)
+    lab.until(lambda: (permit := hub.permits.get(run)) is not None and permit.state == "granted")
+    lab.crash("dead")
+    other = hub.handler_runs.new_id()  # who had not heard of the permit has claimed it, and given it back
+    (event,) = hub.peek("mail", "inbox", status="reserved")
+    hub.events.take_over(other, [event.id], handler="send", default_mode="confirmed")
+    hub.events.release(other)
+    lab.restart("phone")
+    lab.advance(600)
+    assert calls == ["two"]
+    assert statuses(hub) == {"one": "pending", "two": "consumed"}
+    assert len(runs(hub)) <= 3
+
+
+# --- A state ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_state_is_kept_by_one_run_at_a_time_even_if_it_reserves_nothing(device_lab, mail, inbox):
+    busy, most = [0], [0]
+    consumer = mail.consumer(inbox, name="count", stateful=True)
+    consumer.prepare(lambda run: None)
+
+    @consumer.next
+    async def count(run):
+        busy[0] += 1
+        most[0] = max(most[0], busy[0])
+        await asyncio.sleep(0.5)
+        busy[0] -= 1
+        return [*(run.state or []), run.id]
+
+    lab = device_lab(devices=3, workflows=[mail])
+    for number in range(3):
+        publish(lab[number].node, f"{number}")
+        lab.advance(1)
+    lab.settle()
+    lab.assert_converged()
+    assert most[0] == 1
+    committed = [run.id for run in lab[0].node.handler_runs.list("mail") if run.status == "committed"]
+    assert sorted(lab[0].node.handler_states.get("mail", "count").state) == sorted(committed)
