@@ -7,6 +7,7 @@ alone for a moment only because its links are not open yet.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from node.errors import LeasemeshError
@@ -15,8 +16,11 @@ from sync.errors import SyncError
 if TYPE_CHECKING:
     from node.service import Node
 
-START_S = 5.0
-"""How long a start waits for peers that answer: to be level with them takes less, unless there is very much to send."""
+DIAL_S = 1.0
+"""How long a start waits for peers to answer. Who does not is away: offline means at once."""
+
+LEVEL_S = 5.0
+"""How long it waits for peers that answer: to be level with them takes less, unless there is very much to send."""
 
 AFTER_SLEEP_S = 15.0
 """How long is waited for a link after a sleep: a wireless network takes some seconds to be there again."""
@@ -28,12 +32,14 @@ async def hear_peers(node: Node) -> None:
     if sync is None:
         return
     try:
-        async with asyncio.timeout(START_S):
-            await sync.loop.until(lambda: all(peer.state != "dialling" for peer in node.peers()))
-            if _is_connected(node):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DIAL_S):
+                await sync.loop.until(lambda: all(peer.state != "dialling" for peer in node.peers()))
+        if _is_connected(node):
+            async with asyncio.timeout(LEVEL_S):
                 await sync.caught_up()
     except (TimeoutError, SyncError, LeasemeshError):
-        pass  # offline, or stopped meanwhile
+        pass  # very much to send, or stopped meanwhile
 
 
 async def hear_after_sleep(node: Node) -> None:
