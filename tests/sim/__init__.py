@@ -6,16 +6,16 @@ what happens, `invariants` what must hold, `runner` how seeds are run, and a fai
 
 Checked, by number:
 
-S1 equal facts give equal status; S2 terminal stays terminal; S3 what is durable anywhere is terminal everywhere; S9
-epochs increase and nobody acts after seeing a higher one; S10 one message id is one event; S12 recovery changes
-only rows of this node's earlier incarnations; S13 reservations are all or nothing; S14 one writer for each row; S15
-transactions become visible whole; L1 what a dead device held is taken over and finished in time; L5 an idle mesh
-writes nothing; and "convergence".
+S1 equal facts give equal status; S2 terminal stays terminal; S3 what is durable anywhere is terminal everywhere; S4 a
+device begins no effect that its own view says is another's; S5 devices that stay connected never work on one event at
+the same time; S6 one effect for each event, confirmed and at home; S7 no call without an intent in the file; S8 work
+of unknown outcome is not begun again; S9 epochs increase and nobody acts after seeing a higher one; S10 one message id
+is one event; S11 phases never go back, and what a committed run held is consumed; S12 recovery changes only rows of
+this node's earlier incarnations; S13 reservations are all or nothing; S14 one writer for each row; S15 transactions
+become visible whole; L1 all work is finished in time, also what a dead device held; L2 what is unknown says who, since
+when, with which tool and parameters; L3 an event that arrives wakes its consumer; L4 without the authority soft
+handlers go on, and confirmed ones wait and resume; L5 an idle mesh writes nothing; and "convergence".
 
-Waiting for the runtime of handlers, which they are about: S4 (no step of a run that is not owned), S5 (no overlapping
-effects among connected nodes), S6 (one effect for each event, confirmed and home), S7 (no effect without intent), S8
-(an intent without result is not run again), S11 (phases never go back), L2 (unknown items say who and what), L3 (an
-arriving event wakes its consumer), L4 (soft handlers go on without the authority); of S12 the part about runs and
-effects; and the fault of a reconciliation that lies or times out. Effects (`mutations`, `verdicts`) do not occur here
-yet.
+S6 is not demanded of runs with copies of files, nor of those in which a person says that a node is gone: there it is
+not promised, see ARCHITECTURE.md. What a service lied about counts for nobody.
 """

@@ -100,7 +100,7 @@ class Params:
         return self.handlers_every > 0 and seed % self.handlers_every == 0
 
 
-LITE = Params(one_less_in_odd_seeds=True, handlers_every=4)
+LITE = Params(one_less_in_odd_seeds=True, handlers_every=12)
 """Many short runs: a few devices, half a minute of world time, a time to live of eight seconds."""
 
 SWARM = Params(
