@@ -30,6 +30,7 @@ from node.runtime.retry import RetryRule
 from node.runtime.runner import Runner
 from node.runtime.workflow import Workflow
 from node.surroundings import Surroundings
+from sync import limits
 
 TRANSITIONS = (
     "begin", "begin_preparing", "begin_producing", "prepared", "intend", "applied", "applied_and_committed",
@@ -38,6 +39,7 @@ TRANSITIONS = (
 )  # fmt: skip
 
 HOUSEKEEPING_S = 0.1
+CHECKPOINT_MS = 20
 
 WITHIN_S = 20
 STALE_MS = 150
@@ -288,6 +290,7 @@ class Hold:
 def device(path, plan, pipe):
     """Be a device, until its pipe says that it is enough, or SIGTERM does."""
     background.HOUSEKEEPING_S = syncing.HOUSEKEEPING_EVERY_S = HOUSEKEEPING_S
+    limits.CHECKPOINT_MS = CHECKPOINT_MS
     steps = RunSteps(pipe, plan.kill_at) if plan.kill_at else NoSteps()
     for name in TRANSITIONS:
         steps.watch(Manager, name)

@@ -112,7 +112,8 @@ def check_done_once(two, picture, *, calls=1, result=None):
     assert picture.events == {"a": "consumed"}
     assert two.service.texts() == {"a": 1}
     assert len(two.service.calls) == calls
-    assert [status for _, status in picture.stages()].count("committed") == 1
+    prepared = [run.details["prepared"]["texts"] for run in picture.runs if run.status == "committed"]
+    assert [texts for texts in prepared if texts] == [["a"]], "who came too late has found nothing to do"
     assert picture.sent.keys() == {"a"}
     assert picture.sent["a"]["result"] == (result or {"number": 1})
     assert picture.duplicates == ()
