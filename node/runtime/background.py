@@ -64,6 +64,8 @@ class Reconciliation:
                 asked = await asyncio.gather(*(self._within(limit, entry) for entry in due))
                 next_at = await self._in_thread(self._node.mutations.next_due_at)
                 wait_s = None if next_at is None else max((next_at - self._runner.clock_ms()) / 1000, 0.0)
+                if wait_s is not None:  # no longer than a clock that was set back should hold it up
+                    wait_s = min(wait_s, self._manager.retry.most_ms / 1000)
                 if wait_s is not None and not all(asked):
                     wait_s = max(wait_s, TROUBLE_S)
             except LeasemeshError as error:
@@ -78,7 +80,10 @@ class Reconciliation:
                 pass
 
     def _due(self) -> list[Mutation]:
-        due = self._node.mutations.due(self._runner.clock_ms())
+        now_ms, next_at = self._runner.clock_ms(), self._node.mutations.next_due_at()
+        if next_at is not None and next_at > now_ms + self._manager.retry.most_ms:
+            now_ms = next_at  # it was planned by a clock that has been set back since
+        due = self._node.mutations.due(now_ms)
         return [entry for entry in due if not self._manager.is_under_way(entry.run)]
 
     async def _within(self, limit: asyncio.Semaphore, entry: Mutation) -> bool:
@@ -104,18 +109,17 @@ class Reconciliation:
         for number, call in list(self._driver.late.items()):
             if not call.done() or self._manager.is_under_way(number):
                 continue
-            del self._driver.late[number]
             entry = await self._in_thread(self._node.mutations.get, number)
             run = await self._in_thread(self._node.handler_runs.get, number)
-            if run is None or entry is None or entry.status != "in_flight":
-                continue
-            effect = self._effect(run, entry)
-            outcome = judge(effect, call) if effect is not None else Unknown("the call has ended")
-            try:
-                await self._in_thread(self._record_late, run, entry, outcome)
-            except IllegalState as error:
-                log.info("run %s: %s", short_run(run.id), error)
-            self._runner.look()
+            if run is not None and entry is not None and entry.status == "in_flight":
+                effect = self._effect(run, entry)
+                outcome = judge(effect, call) if effect is not None else Unknown("the call has ended")
+                try:
+                    await self._in_thread(self._record_late, run, entry, outcome)
+                except IllegalState as error:
+                    log.info("run %s: %s", short_run(run.id), error)
+                self._runner.look()
+            del self._driver.late[number]
 
     async def _ask(self, run: HandlerRun, entry: Mutation) -> Outcome:
         effect = self._effect(run, entry)
@@ -186,12 +190,15 @@ class Housekeeping:
 
     async def run(self) -> None:
         """Keep house, for ever."""
+        jumps = self._driver.sleep.look()
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
-            self._driver.sleep.look()
+            jumps, before = self._driver.sleep.look(), jumps
             self._runner.look(silent=True)
             self._runner.look_for_events()
             try:
                 await self._runner.read_gates()
+                if jumps != before:
+                    await self._runner.plan_anew()
             except LeasemeshError as error:
                 log.warning("what is blocked is seen later: %s", error)

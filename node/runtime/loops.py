@@ -22,6 +22,7 @@ from node.errors import LeasemeshError
 from node.ids import RunId, short_run
 from node.runtime import script
 from node.runtime.attempt import Session
+from node.runtime.beginning import WAKE_MOST_MS
 from node.runtime.choosing import PendingMark, any_pending, pending_mark
 from node.runtime.recovery import Continuation
 from node.runtime.retry import Streak, streak
@@ -187,7 +188,8 @@ class HandlerLoop:
         found, retry_of = await self._runner.in_thread(self._read_failures)
         self._failures = found.failures
         self._retry_of = retry_of
-        late_ms = found.retry_at(self._runner.manager.retry) - self._runner.clock_ms()
+        now_ms = self._runner.clock_ms()
+        late_ms = found.retry_at(self._runner.manager.retry, now_ms) - now_ms
         self._not_before = self._now() + max(0, late_ms) / 1000 if found.failures else 0.0
         if self._not_before > self._now():
             self._retrying()
@@ -361,7 +363,7 @@ class ConsumerLoop(HandlerLoop):
         if self._dirty_at is not None:
             waits.append(self._dirty_at - self._now())
         if self._wake_at is not None:
-            waits.append((self._wake_at - self._runner.clock_ms()) / 1000)
+            waits.append(0.0 if self._is_woken() else (self._wake_at - self._runner.clock_ms()) / 1000)
         return self._after_wait(min(waits, default=None))
 
     def _next_at(self) -> int | None:
@@ -376,7 +378,7 @@ class ConsumerLoop(HandlerLoop):
             self.state, self.text = "elsewhere", refused
             self._not_before = self._now() + ELSEWHERE_S
             return
-        woken = self._wake_at is not None and self._wake_at <= self._runner.clock_ms()
+        woken = self._is_woken()
         self._dirty_at = None
         wake = script.Wake(woken, self.declined, self._random.randrange(self._spread + 1))
         result = await self._drive(
@@ -400,6 +402,11 @@ class ConsumerLoop(HandlerLoop):
             self.declined = None
         else:
             self.declined = result.attempt.mark
+
+    def _is_woken(self) -> bool:
+        """Whether its wake_at has come; or lies so far ahead that the clock was set back."""
+        now_ms = self._runner.clock_ms()
+        return self._wake_at is not None and not now_ms < self._wake_at <= now_ms + WAKE_MOST_MS
 
     async def _go_on(self) -> None:
         run, continuation = next(iter(self._continuations.items()))

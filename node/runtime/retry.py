@@ -63,14 +63,15 @@ class Streak:
     last: HandlerRun | None = None
     last_at: int = 0
 
-    def retry_at(self, rule: RetryRule) -> int:
+    def retry_at(self, rule: RetryRule, now_ms: int) -> int:
         """Return when to try again (Unix ms), 0 for at once.
 
-        The same answer each time, in whatever process it is asked: chance is a part of the failed run's id.
+        The same answer each time, in whatever process it is asked: chance is a part of the failed run's id. A failure
+        in the future, by a clock that was wrong, counts as one of now.
         """
         if self.last is None:
             return 0
-        return self.last_at + rule.delay_ms(self.failures, int(self.last.id[-4:], 16) / 0xFFFF)
+        return min(self.last_at, now_ms) + rule.delay_ms(self.failures, int(self.last.id[-4:], 16) / 0xFFFF)
 
 
 def streak(newest_first: Iterable[HandlerRun], *, after: str | None = None) -> Streak:

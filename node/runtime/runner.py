@@ -327,9 +327,7 @@ class Runner:
         if outside and "reservations" in tables:
             await self.driver.cancel_lost()
         if outside and "handler_state" in tables:
-            for loop in self._loops.values():
-                if isinstance(loop, ProducerLoop) and not loop.busy:
-                    await loop.plan()
+            await self.plan_anew()
 
     async def _look(self) -> None:
         try:
@@ -364,6 +362,14 @@ class Runner:
             return
         for loop in pending:
             loop.look_for_events(from_outside=from_outside)
+
+    async def plan_anew(self) -> None:
+        """Find out when producers are due: another device has run one, or the clock has jumped."""
+        for loop in self._loops.values():
+            if isinstance(loop, ProducerLoop) and not loop.busy:
+                await loop.plan()
+            else:
+                loop.nudge()
 
     async def read_gates(self) -> None:
         """Find out which handlers are blocked or disabled."""

@@ -368,7 +368,10 @@ def _emit(by: Surrounding, attempt: Attempt, follow: Follow = _never) -> Script:
     """The phase `next`, and the end."""
     consumer = _consumer(attempt)
     state: Json = None
-    if consumer.next_function is not None:
+    deleted = attempt.holder is not None and attempt.outcome == "applied" and not attempt.events
+    if deleted and consumer.stateful:
+        state = attempt.state
+    if consumer.next_function is not None and not deleted:
         yield from _recheck(by, attempt)
         state = yield from _call(by, attempt, "next", consumer.next_function)
         if state is not None and not consumer.stateful:

@@ -53,12 +53,18 @@ def test_failures_before_a_person_unblocked_do_not_count():
 
 def test_the_next_try_counts_from_the_last_failure_and_is_the_same_each_time_it_is_asked():
     found = streak([run("failed:logic", at=1_000, failure="logic", number=2**31)])
-    assert found.retry_at(RULE) == found.retry_at(RULE) == 1_005 + 10_000
-    assert streak([run("failed:logic", at=1_000, failure="logic", number=0xFFFF)]).retry_at(RULE) == 1_005 + 8_000
+    assert found.retry_at(RULE, 2_000) == found.retry_at(RULE, 3_000) == 1_005 + 10_000
+    jittered = streak([run("failed:logic", at=1_000, failure="logic", number=0xFFFF)])
+    assert jittered.retry_at(RULE, 2_000) == 1_005 + 8_000
 
 
 def test_without_failure_there_is_nothing_to_wait_for():
-    assert streak([]).retry_at(RULE) == 0
+    assert streak([]).retry_at(RULE, 2_000) == 0
+
+
+def test_a_failure_in_the_future_is_waited_for_no_longer_than_one_of_now():
+    found = streak([run("failed:logic", at=9_000_000, failure="logic")])
+    assert found.retry_at(RULE, 2_000) == 2_000 + 10_000
     assert streak([run("committed")]).failures == 0
 
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 from handling import publish, run_of, runs, statuses, to_end, until
 
-from node import DidNotHappen, effect
+from node import DidNotHappen, Transient, effect
 from node.runtime import script
 from node.runtime.performing import DidNot, Happened
 
@@ -134,6 +134,50 @@ def test_skipping_by_hand_during_the_call_does_not_hide_that_it_happened(
     assert to_end(run, Happened("sent")).kind == "lost"
     assert node.mutations.get(perform.run).result == "sent"
     assert node.mutations.unresolved() == []
+
+
+# --- Deleting ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stateful", [True, False])
+async def test_a_topic_that_is_deleted_under_what_is_to_be_gone_on_with_blocks_nothing(
+    open_node, mail, inbox, within, quick, hands, stateful
+):
+    @effect(name="mail")
+    async def send_mail(key):
+        pass
+
+    consumer = mail.consumer(inbox, name="send", mode="soft", stateful=stateful)
+    consumer.mutate(lambda run: send_mail())
+
+    @consumer.next
+    def tell(run):
+        if run.events[0].message_id == "one":
+            raise Transient("the service is down")
+        return (run.state or 0) + 1 if stateful else None
+
+    node = open_node("laptop")
+    publish(node, "zero")
+    by_hand = hands(node)
+    assert carry_out(by_hand.consume(consumer)) == "committed"
+    publish(node, "one")
+    assert carry_out(by_hand.consume(consumer)) == "failed"
+    node.events.delete_by_topic("mail", "inbox", force=True)
+    publish(node, "two")
+    async with within(), node.running([mail], retry=quick) as runner:
+        told = runner.observe()
+        await told_of(told, "committed")
+        await told_of(told, "committed")
+        await runner.idle()
+    assert statuses(node) == {"two": "consumed"}
+    assert node.events.held_runs(own=True) == []
+    if stateful:
+        assert node.handler_states.get("mail", "send").state == 2
+
+
+def carry_out(run):
+    until(run, script.Perform)
+    return to_end(run, Happened("sent")).kind
 
 
 # --- Take-overs -------------------------------------------------------------------------------------------------------
