@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 JOB_US_MAX = 4_000
 """A job of a thread takes up to so long."""
 
-NEVER_S = 1e9
-"""No second process has the file of a simulated device, so nobody looks for its commits."""
+OTHERS_LOOKED_FOR_S = 1.0
+"""How often a process looks whether another one on the same file has committed: seldom, for there is none but where a
+test opens a second node."""
 
 Result = TypeVar("Result")
 Moment = Literal["before", "after"]
@@ -94,6 +95,7 @@ class Device:
         self.paused = False
         self.process: Process | None = None
         self._crash_plan: CrashPlan | None = None
+        self._disk_is_full = False
 
     @property
     def boot(self) -> str:
@@ -157,6 +159,17 @@ class Device:
         if self.process is not None:
             self.process.watch_commits()
 
+    @property
+    def disk_is_full(self) -> bool:
+        """Whether every commit fails."""
+        return self._disk_is_full
+
+    @disk_is_full.setter
+    def disk_is_full(self, full: bool) -> None:
+        self._disk_is_full = full
+        if self.process is not None:
+            self.process.watch_commits()
+
     def start_later(self, delay_ms: int) -> None:
         """Start the program after a time."""
         self.world.scheduler.at(self.world.scheduler.now_us + delay_ms * 1000, self.start)
@@ -189,7 +202,7 @@ class Process:
             workspace=self.world.workspace,
             name=device.name,
             migrations=device.migrations,
-            surroundings=self._surroundings(),
+            surroundings=self.surroundings(),
         )
         self.storage = _Storage(self.node._storage, self)
         self.node._storage = self.storage  # type: ignore[assignment]
@@ -269,18 +282,23 @@ class Process:
         raise Crashed(f"{self.device.name} has crashed {moment} {what}")
 
     def watch_commits(self) -> None:
-        """Stand between the database and its writing connection, while the process is to die at a commit."""
-        plan = self.device.crash_plan
-        database = self.node.database
+        """Stand between the database and its writing connection, while something is to go wrong at a commit."""
+        plan, database = self.device.crash_plan, self.node.database
         if isinstance(database._writer, _WatchedConnection):
             database._writer = database._writer.connection
-        if plan is not None and plan.what == "commit":
-            watched = _WatchedConnection(database._writer, lambda moment: self.reach("commit", moment))
-            database._writer = watched  # type: ignore[assignment]
+        if self.device.disk_is_full or (plan is not None and plan.what == "commit"):
+            database._writer = _WatchedConnection(database._writer, self._at_commit)  # type: ignore[assignment]
+
+    def _at_commit(self, moment: Moment) -> None:
+        if self.alive and self.device.disk_is_full and moment == "before":
+            self.world.hit("full disk")
+            raise apsw.FullError("database or disk is full")
+        self.reach("commit", moment)
 
     # --- Inside -------------------------------------------------------------------------------------------------------
 
-    def _surroundings(self) -> Surroundings:
+    def surroundings(self) -> Surroundings:
+        """What a node of this device is lent. A second one on the same file stands for a second process."""
         device = self.device
         return Surroundings(
             clock_ms=device.clock.wall_ms,
@@ -291,7 +309,7 @@ class Process:
             lock=lambda path, wait_s: self.world.locks.hold(self.loop, path),
             network=ProcessNetwork(self.world.network, self.loop, device.number),
             make_worker=lambda name, _: VirtualWorker(name, self.loop, self.around),
-            processes_looked_for_every_s=NEVER_S,
+            processes_looked_for_every_s=OTHERS_LOOKED_FOR_S,
         )
 
     def _begin(self) -> None:

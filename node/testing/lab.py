@@ -332,11 +332,13 @@ class DeviceLab:
         self._block([self._device(source).number], [self._device(target).number])
 
     def heal(self) -> None:
-        """End all partitions, and give every link its normal speed."""
+        """End all partitions, give every link its normal speed, and every disk room."""
 
         def heal() -> None:
             self._world.network.unblock_all()
             self._world.network.set_bandwidth(BYTES_PER_MS)
+            for device in self._world.devices:
+                device.disk_is_full = False
 
         self._in_world(heal)
 
@@ -406,6 +408,11 @@ class DeviceLab:
     def set_clock_rate(self, device: Chosen, *, ppm: int) -> None:
         """Let a device's clocks run faster (or slower, below 0) by so many millionths."""
         self._device(device)._device.clock.set_rate(ppm)
+
+    def fill_disk(self, device: Chosen) -> None:
+        """Let a device's disk be full: nothing can be written there until `heal`."""
+        found = self._device(device)._device
+        self._in_world(lambda: setattr(found, "disk_is_full", True))
 
     def backup(self, device: Chosen) -> Backup:
         """Copy a running device's file."""

@@ -12,6 +12,8 @@ from sim import files
 PARTITION_MS = (500, 45_000)
 """Some heal before anybody notices, some outlast the engines' patience of 30 s."""
 
+FULL_MS = (200, 15_000)
+
 NOTICED_MS = 50
 """Some partitions both sides notice, because their links break; others are silence."""
 
@@ -182,6 +184,13 @@ def reboot(world, device, random: Random) -> bool:
     return True
 
 
+def full_disk(world, device, random: Random) -> bool:
+    """Let nothing be written on a device for a while."""
+    device.disk_is_full = True
+    world.at(world.now_ms + random.randint(*FULL_MS), lambda: setattr(device, "disk_is_full", False))
+    return True
+
+
 def lying_service(world, device, random: Random) -> bool:
     """Let the service outside lie about what became of calls, from now on."""
     world.lying = True
@@ -190,6 +199,7 @@ def lying_service(world, device, random: Random) -> bool:
 
 FAULTS = {
     "reboot": reboot,
+    "full disk": full_disk,
     "lying service": lying_service,
     "partition": partition,
     "one-way partition": one_way_partition,

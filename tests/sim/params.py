@@ -20,6 +20,7 @@ WORK_KINDS = {
     "delete topic": 1,
     "start": 1,
     "race": 2,
+    "other process": 1,
 }
 """What apps do, and how often."""
 
@@ -43,6 +44,7 @@ FAULT_KINDS = (
     "kill",
     "upgrade",
     "reboot",
+    "full disk",
 )
 """What happens to devices and networks. A seed draws the kinds that it uses, so that rare ones meet often."""
 

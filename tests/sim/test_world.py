@@ -48,6 +48,7 @@ def test_every_kind_of_work_succeeds_somewhere_in_the_series(series):
         "publish: new", "publish: known", "reserve: got", "reserve: NotAvailable", "settle: done", "settle: lost",
         "release: done", "take over: got", "write foreign: NotOwner", "edit notes: done", "write batch: done",
         "delete topic: done", "recover",
+        "other process: done", "publish: no room on the disk",
         "start: done", "start: lost some to others", "move authority: moved", "handled to the end",
         "call: is lost", "call: happens and is not answered", "reconcile: a lie", "reconcile: nothing",
     )  # fmt: skip

@@ -6,7 +6,8 @@ import asyncio
 from functools import partial
 from random import Random
 
-from node import ids
+from node import Node, ids
+from node.connection import DatabaseError
 from node.errors import IllegalState, LeaseLost, NotAvailable, NotFound, NotOwner, StillReserved
 from node.stores import NewEvent
 from node.testing.device import CrashPlan
@@ -99,8 +100,24 @@ async def _start(app, topic: str, takes_s: float) -> None:
             did["start: done"] += 1
     except (LeaseLost, NotFound, NotOwner, IllegalState, NotAvailable) as error:
         did[f"start: {type(error).__name__}"] += 1
+    except DatabaseError:
+        if not app.device.disk_is_full:
+            raise
+        did["start: no room on the disk"] += 1
     except LocalProtocolError:  # The process ends in order, and takes leave of its peers.
         did["start: stopped"] += 1
+
+
+def other_process(app, random: Random) -> str:
+    """Do something in a second process on the same file, as the command line does."""
+    topic = random.choice(TOPICS)
+    with Node.open(app.device.path, surroundings=app.process.surroundings()) as other:
+        other.publish(WORKFLOW, topic, random.choice(MESSAGES))
+        if random.random() < 0.5:
+            with other.reserve(WORKFLOW, topic, limit=1) as work:
+                work.consume()
+    app.world.checks.after_commit(app)
+    return "done"
 
 
 def take_over(app, random: Random) -> str:
@@ -225,6 +242,7 @@ def delete_topic(app, random: Random) -> str:
 
 
 WORK = {
+    "other process": other_process,
     "start": start,
     "race": start,
     "publish": publish,

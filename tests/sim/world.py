@@ -11,11 +11,13 @@ equal to the last byte of each message, which `trace` proves.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
+from node.connection import DatabaseError
 from node.testing import world
 from node.testing.device import CrashPlan, Device, Process
 from node.testing.network import BYTES_PER_MS
@@ -28,6 +30,8 @@ from sim.schedule import Step
 from sim.workload import WORK as APPS_WORK
 from sim.workload import App, finish_work, held_by_hand
 from sync.errors import CloseCode
+
+log = logging.getLogger("sim")
 
 HUB = 0
 WORK = APPS_WORK | HANDLED_WORK
@@ -141,16 +145,24 @@ class World(world.World):
     # --- Told by the parts --------------------------------------------------------------------------------------------
 
     def process_started(self, process: Process) -> None:
-        """Give back what an earlier process of this node held when it died."""
         app = self.apps_by_device[process.device.number] = App(process, self)
         if self.handled and process.device.number == HUB and not self.now_ms:
             begin(app)
-        with self.checks.recovery(app):
-            for run in held_by_hand(app):
-                reservation = app.events.reservation(run)
-                if reservation is not None and reservation.incarnation != app.database.incarnation.hex():
-                    app.events.release(run)
-                    self.did["recover"] += 1
+        self._recover(app)
+
+    def _recover(self, app: App) -> None:
+        """Give back what an earlier process of this node held when it died."""
+        try:
+            with self.checks.recovery(app):
+                for run in held_by_hand(app):
+                    reservation = app.events.reservation(run)
+                    if reservation is not None and reservation.incarnation != app.database.incarnation.hex():
+                        app.events.release(run)
+                        self.did["recover"] += 1
+        except DatabaseError:
+            if not app.device.disk_is_full:
+                raise
+            app.process.loop.call_later(1, self._recover, app)
 
     def committed(self, process: Process) -> None:
         app = self.apps_by_device.get(process.device.number)
@@ -232,6 +244,11 @@ class World(world.World):
         outcome = "crashed"
         try:
             outcome = WORK[step.kind](app, Random(step.seed))
+        except DatabaseError as error:
+            if not process.device.disk_is_full:
+                raise
+            outcome = "no room on the disk"
+            log.debug("%s", error)
         finally:
             self.did[f"{step.kind}: {outcome}"] += 1
             self.note(process.device, f"{step.kind}: {outcome}")
@@ -248,6 +265,7 @@ class World(world.World):
         for device in self.devices:
             device.resume()
             device.crash_plan = None
+            device.disk_is_full = False
             if self.levels[device.number] < files.NEWEST and not device.destroyed:
                 self.upgrade(device)
             device.start()
