@@ -139,8 +139,6 @@ class Beginnings:
                 chosen = tuple((attempt.told.reserve or {}).values())
                 mode = mode_of_topics(self.node, consumer, dict.fromkeys(event.topic for event in chosen))
                 self._reserve(attempt, Choice(chosen, False, mode))
-            self.wake_up_has_come(consumer)
-            self._set_wake_at(attempt)
             status = self._status_of_waiting(attempt)
             self._runs.advance(attempt.run, "prepared", status=status, details={"prepared": result})
         attempt.prepared = result
@@ -305,13 +303,20 @@ class Beginnings:
         attempt.result = result
         attempt.outcome = "applied"
 
-    def _set_wake_at(self, attempt: Attempt) -> None:
-        if attempt.told.wake_at is None:
-            return
+    def _plan(self, attempt: Attempt) -> None:
+        """Store when the handler is to run again, and forget the time that has come.
+
+        Not before the run has done its work, or others will: after a crash before that it is woken once more.
+        """
+        key = (attempt.handler.workflow, attempt.handler.name)
         now = self._database.clock_ms()
-        at = min(max(attempt.told.wake_at, now + WAKE_LEAST_MS), now + WAKE_MOST_MS)
-        self.node.handler_states.set_wake_at(attempt.handler.workflow, attempt.handler.name, at)
-        attempt.planned_at = at
+        if attempt.told.wake_at is not None:
+            attempt.planned_at = min(max(attempt.told.wake_at, now + WAKE_LEAST_MS), now + WAKE_MOST_MS)
+            self.node.handler_states.set_wake_at(*key, attempt.planned_at)
+        elif consumer_of(attempt).prepare_function is not None and has_come(
+            self.node.handler_states.wake_at(*key), now
+        ):
+            self.node.handler_states.set_wake_at(*key, None)
 
     def _supersede(self, run: RunId, reason: str) -> None:
         found = self._runs.get(run)
@@ -326,6 +331,11 @@ class _NothingToDo(Exception):
 def consumer_of(attempt: Attempt) -> Consumer:
     assert isinstance(attempt.handler, Consumer)
     return attempt.handler
+
+
+def has_come(wake_at: int | None, now_ms: int) -> bool:
+    """Whether the time has come that a handler wanted to run at, or lies so far ahead that the clock was set back."""
+    return wake_at is not None and not now_ms < wake_at <= now_ms + WAKE_MOST_MS
 
 
 def _state_taken(consumer: Consumer) -> NotAvailable:

@@ -22,7 +22,7 @@ from node.errors import LeasemeshError
 from node.ids import RunId, short_run
 from node.runtime import script
 from node.runtime.attempt import Session
-from node.runtime.beginning import WAKE_MOST_MS
+from node.runtime.beginning import has_come
 from node.runtime.choosing import PendingMark, any_pending, pending_mark
 from node.runtime.recovery import Continuation
 from node.runtime.retry import Streak, streak
@@ -404,9 +404,7 @@ class ConsumerLoop(HandlerLoop):
             self.declined = result.attempt.mark
 
     def _is_woken(self) -> bool:
-        """Whether its wake_at has come; or lies so far ahead that the clock was set back."""
-        now_ms = self._runner.clock_ms()
-        return self._wake_at is not None and not now_ms < self._wake_at <= now_ms + WAKE_MOST_MS
+        return has_come(self._wake_at, self._runner.clock_ms())
 
     async def _go_on(self) -> None:
         run, continuation = next(iter(self._continuations.items()))

@@ -5,10 +5,10 @@ Which transitions are legal stands in `node.stores.runs.PHASES`; what each does 
 | transition | in the same transaction |
 |---|---|
 | to preparing, executing | the session's row, when it is the session's first run |
-| to prepared | the reservation, the prepare result, wake_at; in mode confirmed the request for a permit |
+| to prepared | the reservation, the prepare result; in mode confirmed the request for a permit |
 | to mutating | ownership and permit checked; the ledger entry is in flight. On the disk before the call leaves |
-| to mutated (and emitting, as nothing happens between) | the effect's outcome |
-| to committed | what is published, the events' outcome, the handler's state, the session's count |
+| to mutated (and emitting, as nothing happens between) | the effect's outcome, wake_at |
+| to committed | what is published, the events' outcome, the handler's state, wake_at, the session's count |
 
 Transitions with nothing external between them are one. A consumer without an effect has two transactions: up to
 prepared, and from there to committed.
@@ -119,6 +119,7 @@ class Manager(Beginnings):
         with self._transaction():
             self.node.mutations.mark_applied(attempt.run, result)
             self._runs.advance(attempt.run, "mutated", "emitting")
+            self._plan(attempt)
         attempt.result = result
         attempt.outcome = "applied"
 
@@ -197,6 +198,7 @@ class Manager(Beginnings):
                 self.node.mutations.mark_needs_reconcile(attempt.run, at=reconcile_at, error=reason)
             details = self._told(attempt) | {"error": reason}
             self._runs.set_status(attempt.run, "paused:reconciliation", details=details)
+            self._plan(attempt)
             self._count(attempt)
 
     # --- The end ------------------------------------------------------------------------------------------------------
@@ -225,7 +227,7 @@ class Manager(Beginnings):
             if isinstance(handler, Producer) or handler.stateful:
                 details |= self._keep_state(attempt, state)
             if isinstance(handler, Consumer):
-                self._set_wake_at(attempt)
+                self._plan(attempt)
             self._runs.advance(attempt.run, *_way_to_commit(attempt), details=self._told(attempt) | details)
             self._count(attempt)
 

@@ -287,3 +287,36 @@ def test_a_state_is_kept_by_one_run_at_a_time_even_if_it_reserves_nothing(device
     assert most[0] == 1
     committed = [run.id for run in lab[0].node.handler_runs.list("mail") if run.status == "committed"]
     assert sorted(lab[0].node.handler_states.get("mail", "count").state) == sorted(committed)
+
+
+# --- Waking up --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("told_in", ["prepare", "next"])
+def test_a_crash_does_not_forget_that_a_handler_was_woken(device_lab, mail, inbox, told_in):
+    done, begun = [], []
+    consumer = mail.consumer(inbox, name="remind")
+
+    @consumer.prepare
+    async def plan(run):
+        if told_in == "prepare":
+            run.wake_at(run.now_ms() + 3_600_000)
+        run.reserve(run.peek(inbox))
+
+    @consumer.next
+    async def remind(run):
+        begun.append(run.id)
+        await asyncio.sleep(5)
+        done.append(run.id)
+        if told_in == "next":
+            run.wake_at(run.now_ms() + 3_600_000)
+
+    lab = device_lab(devices=1, workflows=[mail])
+    publish(lab[0].node, "one")
+    lab.until(lambda: len(begun) == 2, within_s=4_000)
+    lab.crash(0)
+    lab.restart(0)
+    lab.advance(60)
+    assert len(done) == 2
+    lab.advance(3_600)
+    assert len(done) == 3
