@@ -79,13 +79,29 @@ class Manager(Beginnings):
         Raises:
             PermitRefused: the authority decided otherwise.
             LeaseLost: another run owns one of its events now.
+            IllegalState: its handler must not run any more: the wait may have been long.
         """
         self.require_owned(attempt)
+        handler = attempt.handler
+        if (gate := self.gate(handler.workflow, handler.name)) is not None:
+            raise IllegalState(f"handler {handler}", *gate)
         permit = self.node.permits.get(attempt.run)
         if permit is None or permit.state == "waiting":
             return False
         self.node.permits.require(attempt.run)
         return True
+
+    def gate(self, workflow: str, handler: str) -> tuple[Literal["blocked", "disabled"], str] | None:
+        """Return what keeps a handler from running on this device, and why; None for nothing."""
+        block = self.node.handler_blocks.get(workflow, handler)
+        if block is not None:
+            return "blocked", block.reason or f"blocked by {block.by}"
+        found = self.node.workflows.get(workflow)
+        if found is not None and not found.enabled:
+            return "disabled", f"workflow {found.id} is disabled"
+        if found is not None and found.status == "paused":
+            return "disabled", f"workflow {found.id} is paused"
+        return None
 
     def authority_name(self) -> str:
         """Return who decides on permits, as people call that node."""

@@ -25,7 +25,7 @@ from node.runtime.attempt import Attempt
 from node.runtime.background import Housekeeping, Reconciliation
 from node.runtime.driving import Driver
 from node.runtime.errors import RunRefused
-from node.runtime.loops import ConsumerLoop, HandlerLoop, HandlerStatus, LoopState, ProducerLoop
+from node.runtime.loops import ConsumerLoop, HandlerLoop, HandlerStatus, ProducerLoop
 from node.runtime.manager import Manager
 from node.runtime.performing import in_thread
 from node.runtime.progress import Progress, ProgressKind, ProgressObserver
@@ -373,22 +373,11 @@ class Runner:
 
     async def read_gates(self) -> None:
         """Find out which handlers are blocked or disabled."""
-        gates = await self.in_thread(lambda: {key: self._gate(key) for key in self._handlers})
+        gates = await self.in_thread(lambda: {key: self.manager.gate(*key) for key in self._handlers})
         for key, gate in gates.items():
             loop = self._loops[key]
             if loop.gate != gate:
                 loop.set_gate(gate)
-
-    def _gate(self, key: HandlerKey) -> tuple[LoopState, str] | None:
-        block = self.node.handler_blocks.get(*key)
-        if block is not None:
-            return "blocked", block.reason or f"blocked by {block.by}"
-        workflow = self.node.workflows.get(key[0])
-        if workflow is not None and not workflow.enabled:
-            return "disabled", f"workflow {workflow.id} is disabled"
-        if workflow is not None and workflow.status == "paused":
-            return "disabled", f"workflow {workflow.id} is paused"
-        return None
 
     # --- Small things -------------------------------------------------------------------------------------------------
 

@@ -262,6 +262,36 @@ def test_what_stands_in_a_dead_devices_permit_holds_up_nothing_else(device_lab, 
     assert len(runs(hub)) <= 3
 
 
+@pytest.mark.parametrize("how", ["blocked", "disabled"])
+def test_a_handler_that_is_stopped_while_it_waits_for_its_permit_gives_back_and_does_nothing(
+    device_lab, mail, inbox, how
+):
+    calls = []
+
+    @effect(name="mail")
+    async def send_mail(key):
+        calls.append(key)
+
+    consumer = mail.consumer(inbox, name="send")
+    consumer.mutate(lambda run: send_mail())
+    lab = device_lab(devices=["hub", "laptop"], workflows=lambda name: [mail] if name == "laptop" else [])
+    appoint(lab["hub"])
+    lab.settle()
+    lab.crash("hub")
+    laptop = lab["laptop"].node
+    publish(laptop, "one")
+    lab.until(lambda: statuses(laptop) == {"one": "reserved"})
+    if how == "blocked":
+        laptop.handler_blocks.block("mail", "send", reason="the account is closed", by="Ann")
+    else:
+        laptop.workflows.update(laptop.workflows.get("mail").id, enabled=False)
+    lab.restart("hub")
+    lab.advance(60)
+    assert calls == []
+    assert statuses(laptop) == {"one": "pending"}
+    assert [status for *_, status in runs(laptop)] == ["lost"]
+
+
 # --- A state ----------------------------------------------------------------------------------------------------------
 
 
