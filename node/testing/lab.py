@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from node.leases import StalenessRule
 from node.service import Node
 from node.testing import files
-from node.testing.device import CrashPlan, Device, Moment, Process
+from node.testing.crashes import CrashPlan, Moment
+from node.testing.device import Device
 from node.testing.network import BYTES_PER_MS
+from node.testing.process import Process
 from node.testing.world import World
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from random import Random
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-from node.testing.virtual_time import VirtualLoop
+from node.testing.virtual_loop import VirtualLoop
 from sync import wire
 from sync.messages import Changes
 from sync.transport import DialFailed, Transport, TransportEnd

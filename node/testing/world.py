@@ -22,9 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from node.leases import StalenessRule
 from node.testing import files
-from node.testing.device import CrashPlan, Device, Locks, Process
+from node.testing.crashes import CrashPlan
+from node.testing.device import Device
+from node.testing.locks import Locks
 from node.testing.network import VirtualNetwork, url
-from node.testing.virtual_time import Scheduler, VirtualLoop
+from node.testing.process import Process
+from node.testing.virtual_loop import VirtualLoop
+from node.testing.virtual_time import Scheduler
 from sync.knowledge import NO_ERA
 
 if TYPE_CHECKING:

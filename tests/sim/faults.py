@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from node.testing.device import CrashPlan
+from node.testing.crashes import CrashPlan
 from node.testing.files import back_up as copy_of
 from node.testing.files import replace_file
 from sim import files

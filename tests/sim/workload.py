@@ -10,7 +10,7 @@ from node import Node, ids
 from node.connection import DatabaseError
 from node.errors import IllegalState, LeaseLost, NotAvailable, NotFound, NotOwner, StillReserved
 from node.stores import NewEvent
-from node.testing.device import CrashPlan
+from node.testing.crashes import CrashPlan
 from sim import files
 from sync.errors import LocalProtocolError
 

@@ -19,8 +19,10 @@ from random import Random
 
 from node.connection import DatabaseError
 from node.testing import world
-from node.testing.device import CrashPlan, Device, Process
+from node.testing.crashes import CrashPlan
+from node.testing.device import Device
 from node.testing.network import BYTES_PER_MS
+from node.testing.process import Process
 from sim import files
 from sim.faults import FAULTS
 from sim.handling import AUTOMATION, CONFIRMED, HANDLED_WORK, RUNNING, SOFT, Service, begin, tidy_up, workflow_of
