@@ -8,7 +8,7 @@
 | `script`, `attempt` | the steps of a run, as a generator: it says what must be awaited, and awaits nothing |
 | `performing` | calling the outside, with time-outs, and telling what the outcome was |
 | `recovery` | what a start finds, what verdicts and silent devices leave to be done |
-| `driving`, `threads` | takes scripts to their ends: a thread as far as it goes, then the event loop |
+| `driving`, `carrying`, `threads` | takes scripts to their ends: a thread as far as it goes, then the event loop |
 | `loops`, `background`, `sessions` | a loop for each handler; reconciliation and housekeeping; bursts of activity |
 | `reach`, `clocks` | hearing the others at a start and after a sleep; noticing a sleep |
 | `runner`, `progress` | all of it together, from start to stop; what it tells |

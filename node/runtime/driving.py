@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from node.errors import LeaseLost, LeasemeshError
 from node.ids import RunId, short_run
 from node.runtime.attempt import Attempt
+from node.runtime.carrying import Begun, Carrying, Taken
 from node.runtime.clocks import SleepWatch
+from node.runtime.effects import Effect
 from node.runtime.manager import Manager
 from node.runtime.performing import Outcome, Unknown, find_out, in_thread, no_exit, perform
 from node.runtime.reach import hear_after_sleep
@@ -30,6 +32,7 @@ from node.runtime.script import (
     Result,
     Script,
     Stopped,
+    close_unawaited,
     close_unstarted,
 )
 from node.runtime.threads import Threads
@@ -78,7 +81,8 @@ class Driver:
         sleep: notices that the machine has slept.
         late: calls that threads still make although their time is over, by run.
         executor: threads for the file, and for functions of the app.
-        calls: threads for calls to the outside, some of which may hang for ever.
+        calls: threads for scripts that make calls to the outside, some of which may hang for ever, and for asking what
+            became of calls.
         on_begun: called in a thread with each run that begins.
         on_committed: called in a thread with a run that has committed, when another follows at once.
         on_late_end: called when one of the late calls has ended.
@@ -99,7 +103,8 @@ class Driver:
         self.calls = Threads(concurrency + HANGING_MAX, "leasemesh-call")
         manager.calls_hang = lambda: self.calls.all_taken
         self._time_s = asyncio.get_running_loop().time
-        self._waits: dict[RunId, tuple[Request, asyncio.Task[Any]]] = {}
+        self._waits: dict[RunId, tuple[Request | Begun, asyncio.Task[Any]]] = {}
+        self._carried: set[Carrying] = set()
         self._permits_end = False
         self._all_end = False
         self._taken: set[RunId] = set()
@@ -130,15 +135,32 @@ class Driver:
         """See `script.Surrounding`. When more want to run than there are places, each gets its turn."""
         return not self._permits_end and runs < RUNS_IN_ONE_GO and self._time_s() - since_s < ONE_GO_S
 
-    async def drive(self, script: Script) -> Result:
-        """Take a script to its end. Raises what it raises: trouble with the node's file."""
+    async def drive(self, script: Script, *, calls_take_s: float | None = None) -> Result:
+        """Take a script to its end. Raises what it raises: trouble with the node's file.
+
+        Args:
+            script: what to drive.
+            calls_take_s: the shortest time-out of the plain functions that it may call to the outside; None: it calls
+                none.
+        """
         answer: Any = None
         error: BaseException | None = None
-        while True:
-            request = await in_thread(self.executor, _advance, script, answer, error)
-            if isinstance(request, Result):
-                return request
-            answer, error = await self._carry_out(request)
+        threads = self.executor if calls_take_s is None else self.calls
+        carrying = Carrying(script, threads, calls_take_s=calls_take_s, calling=self._calling)
+        self._carried.add(carrying)
+        if self._all_end:
+            carrying.stop()
+        try:
+            while True:
+                request = await carrying.turn(answer, error)
+                if isinstance(request, Result):
+                    return request
+                if isinstance(request, Taken):
+                    answer, error = self._note_late(request.request.run, request.outcome), None
+                else:
+                    answer, error = await self._carry_out(request)
+        finally:
+            self._carried.discard(carrying)
 
     # --- Ending -------------------------------------------------------------------------------------------------------
 
@@ -152,6 +174,8 @@ class Driver:
     def end_all(self) -> None:
         """End whatever is awaited, now and from now on. What a thread does goes on until it returns."""
         self._all_end = self._permits_end = True
+        for carrying in list(self._carried):
+            carrying.stop()
         for _, task in list(self._waits.values()):
             task.cancel()
 
@@ -174,10 +198,13 @@ class Driver:
 
     # --- Requests -----------------------------------------------------------------------------------------------------
 
-    async def _carry_out(self, request: Request) -> tuple[Any, BaseException | None]:
-        outside = isinstance(request, Perform | FindOut)
+    async def _carry_out(self, request: Request | Begun) -> tuple[Any, BaseException | None]:
+        outside = isinstance(request, Perform | FindOut | Begun)
         if self._all_end or (self._permits_end and isinstance(request, AwaitPermit)):
-            close_unstarted(request)
+            if isinstance(request, Begun):
+                close_unawaited(request.awaitable)
+            else:
+                close_unstarted(request)
             return (Unknown("the node stopped before the call", may_ask=False), None) if outside else (None, Stopped())
         run = _run_of(request)
         task = asyncio.ensure_future(self._awaited(request))
@@ -194,7 +221,7 @@ class Driver:
             return None, self._why_cancelled(request, run)
         return (None, error) if (error := task.exception()) is not None else (task.result(), None)
 
-    def _why_cancelled(self, request: Request, run: RunId) -> BaseException:
+    def _why_cancelled(self, request: Request | Begun, run: RunId) -> BaseException:
         if run in self._taken:
             self._taken.discard(run)
             return LeaseTaken("another device's claim won its events")
@@ -202,7 +229,7 @@ class Driver:
             return Stopped()
         return asyncio.CancelledError("something in the function was cancelled, and not by the node")
 
-    def _awaited(self, request: Request) -> Coroutine[Any, Any, Any]:
+    def _awaited(self, request: Request | Begun) -> Coroutine[Any, Any, Any]:
         match request:
             case Barrier(_, slept):
                 return self._barrier(slept)
@@ -211,8 +238,9 @@ class Driver:
             case AwaitFunction(awaitable):
                 return _await(awaitable)
             case Perform(effect, key, params, run):
-                call = perform(effect, key, params, self.calls, under_way=self._calling(run))
-                return self._noting_late(run, call)
+                return self._perform(effect, run, lambda: effect.function(key, **params))
+            case Begun(Perform(effect, _, _, run), awaitable):
+                return self._perform(effect, run, lambda: awaitable)
             case FindOut(effect, key, params):
                 return _unless_stopped(find_out(effect, key, params, self.calls))
 
@@ -251,32 +279,27 @@ class Driver:
         finally:
             going_on.discard(run)
 
-    async def _noting_late(self, run: RunId, performing: Coroutine[Any, Any, Outcome]) -> Outcome:
-        outcome = await performing
+    async def _perform(self, effect: Effect[...], run: RunId, begin: Callable[[], Awaitable[Any]]) -> Outcome:
+        return self._note_late(run, await perform(effect, begin, under_way=self._calling(run)))
+
+    def _note_late(self, run: RunId, outcome: Outcome) -> Outcome:
         if isinstance(outcome, Unknown) and outcome.late is not None:
-            log.warning("run %s: %s, and a thread goes on with the call", short_run(run), outcome.reason)
+            log.warning("run %s: %s, and the call goes on", short_run(run), outcome.reason)
             self.late[run] = outcome.late
             outcome.late.add_done_callback(lambda _: self.on_late_end())
         return outcome
-
-
-def _advance(script: Script, answer: object, error: BaseException | None) -> Request | Result:
-    """Take a script to its next request, or its end. (A StopIteration cannot pass through a future.)"""
-    try:
-        return script.throw(error) if error is not None else script.send(answer)
-    except StopIteration as stop:
-        result: Result = stop.value
-        return result
 
 
 def _ignore(*_: object) -> None:
     pass
 
 
-def _run_of(request: Request) -> RunId:
+def _run_of(request: Request | Begun) -> RunId:
     match request:
         case AwaitPermit(attempt) | AwaitFunction(_, attempt):
             return attempt.run
+        case Begun(call):
+            return call.run
         case Perform() | FindOut() | Barrier():
             return request.run
 

@@ -74,6 +74,7 @@ class Effect(Generic[P]):
         timeout_s: seconds after which a call is given up, its outcome unknown; also for each reconciliation.
         idempotent: the outside service does nothing twice under one key, so that soft mode is safe enough.
         function: the user's function.
+        is_async: whether it is declared `async`, below its decorators.
         reconciler: the function that finds out what happened, if there is one.
     """
 
@@ -87,6 +88,7 @@ class Effect(Generic[P]):
         self.timeout_s = float(timeout_s)
         self.idempotent = idempotent
         self.function = function
+        self.is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
         self.reconciler: Callable[Concatenate[str, P], Any] | None = None
         self._signature = _signature_without_key(self.name, function)
 

@@ -111,6 +111,8 @@ class HandlerLoop:
         self._spread = 0
         self._troubles = 0
         self._retry_of: RunId | None = None
+        effects = handler.effects.values() if isinstance(handler, Consumer) else ()
+        self._calls_take_s = min((one.timeout_s for one in effects if not one.is_async), default=None)
         self._failures_changed = False
 
     # --- For the runner -----------------------------------------------------------------------------------------------
@@ -220,7 +222,7 @@ class HandlerLoop:
         try:
             async with runner.driver.places:
                 with runner.sessions.taking_part(self.key[0], trigger) as session:
-                    result: Result = await runner.driver.drive(make(session))
+                    result: Result = await runner.driver.drive(make(session), calls_take_s=self._calls_take_s)
         except LeasemeshError as error:
             self._trouble(error)
             return None

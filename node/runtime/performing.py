@@ -11,7 +11,7 @@ import contextvars
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -75,41 +75,28 @@ async def in_thread(executor: Executor | None, function: Callable[..., T], *args
 
 
 async def perform(
-    effect: Effect[...],
-    key: str,
-    params: Mapping[str, Json],
-    executor: Executor | None,
-    *,
-    under_way: AbstractContextManager[object],
+    effect: Effect[...], begin: Callable[[], Awaitable[Any]], *, under_way: AbstractContextManager[object]
 ) -> Outcome:
-    """Make the call. Never raises; a cancelled call is of unknown outcome.
+    """Make a call that is awaited. Never raises; a cancelled call is of unknown outcome.
 
     Args:
-        effect, key, params: which call.
-        executor: where a sync function runs.
+        effect: what is called.
+        begin: makes the call.
         under_way: entered for as long as the call is made, which may be longer than this waits.
     """
-    function = effect.function
 
-    @functools.wraps(function)
-    def call_sync(*args: Any, **kwargs: Any) -> Any:
-        with under_way:
-            return function(*args, **kwargs)
+    async def call() -> Any:
+        with under_way, no_exit():
+            return await begin()
 
-    @functools.wraps(function)
-    async def call_async(*args: Any, **kwargs: Any) -> Any:
-        with under_way:
-            return await function(*args, **kwargs)
-
-    call = call_async if _is_async(function) else call_sync
-    return await _within(effect, asyncio.ensure_future(_call(call, key, params, executor)))
+    return await _within(effect, asyncio.ensure_future(call()))
 
 
 async def find_out(effect: Effect[...], key: str, params: Mapping[str, Json], executor: Executor | None) -> Outcome:
     """Ask the effect's reconcile function what became of the call. Whatever goes wrong is "not known yet"."""
     assert effect.reconciler is not None
     call = asyncio.ensure_future(_call(effect.reconciler, key, params, executor))
-    call.add_done_callback(_look_at)
+    call.add_done_callback(look_at)
     try:
         await asyncio.wait([call], timeout=effect.timeout_s)
     finally:
@@ -124,7 +111,7 @@ async def find_out(effect: Effect[...], key: str, params: Mapping[str, Json], ex
     return _outcome_of(effect, call.result())
 
 
-def judge(effect: Effect[...], call: asyncio.Future[Any]) -> Outcome:
+def judge(effect: Effect[...], call: asyncio.Future[Any] | Future[Any]) -> Outcome:
     """Tell what a call that has ended came to."""
     if call.cancelled():
         return Unknown("the call was cut off")
@@ -141,8 +128,7 @@ def judge(effect: Effect[...], call: asyncio.Future[Any]) -> Outcome:
 
 
 async def _within(effect: Effect[...], call: asyncio.Future[Any]) -> Outcome:
-    """Wait for a call, no longer than its time. What cannot be stopped then goes on as `late`."""
-    in_a_thread = not _is_async(effect.function)
+    """Wait for a call, no longer than its time. What does not end then, although it is cancelled, is `late`."""
     try:
         await asyncio.wait([call], timeout=effect.timeout_s)
         if call.done():
@@ -150,8 +136,6 @@ async def _within(effect: Effect[...], call: asyncio.Future[Any]) -> Outcome:
         reason = f"no answer within {effect.timeout_s:g} s"
     except asyncio.CancelledError:
         reason = "the node stopped during the call"
-    if in_a_thread:
-        return Unknown(reason, may_ask=False, late=call)
     call.cancel()
     try:
         await asyncio.wait([call], timeout=effect.timeout_s)
@@ -165,7 +149,7 @@ async def _within(effect: Effect[...], call: asyncio.Future[Any]) -> Outcome:
 
 async def _call(function: Callable[..., Any], key: str, params: Mapping[str, Json], executor: Executor | None) -> Any:
     with no_exit():
-        if _is_async(function):
+        if inspect.iscoroutinefunction(inspect.unwrap(function)):
             return await function(key, **params)
         result = await in_thread(executor, function, key, **params)
         return await result if isinstance(result, Awaitable) else result
@@ -184,14 +168,10 @@ def no_exit() -> Iterator[None]:
         raise RuntimeError(f"it called sys.exit({error.code!r})") from error
 
 
-def _look_at(call: asyncio.Future[Any]) -> None:
+def look_at(call: asyncio.Future[Any]) -> None:
     """What a call says that nobody waits for any more is no trouble worth a warning."""
     if not call.cancelled():
         call.exception()
-
-
-def _is_async(function: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(inspect.unwrap(function))
 
 
 def _outcome_of(effect: Effect[...], answer: Answer | object) -> Outcome:

@@ -462,6 +462,12 @@ def _consumer(attempt: Attempt) -> Consumer:
 
 def close_unstarted(request: Request) -> None:
     """Give up a request that is not carried out."""
-    if isinstance(request, AwaitFunction) and isinstance(request.awaitable, Coroutine):
-        with closing(request.awaitable):
+    if isinstance(request, AwaitFunction):
+        close_unawaited(request.awaitable)
+
+
+def close_unawaited(awaitable: Awaitable[Any]) -> None:
+    """Give up what nobody will await."""
+    if isinstance(awaitable, Coroutine):
+        with closing(awaitable):
             pass
