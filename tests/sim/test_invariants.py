@@ -23,6 +23,7 @@ SEEDS = range(1, 61)
 """Within these a checker has to find what is wrong."""
 
 COPIES = replace(LITE, fault_kinds=("back up", "back up", "restore", "clone"), fault_steps=8, handlers_every=0)
+DEATHS = replace(LITE, fault_kinds=("kill",), one_less_in_odd_seeds=False, handlers_every=0)
 SPLIT = replace(LITE, fault_kinds=("partition",), one_less_in_odd_seeds=False, handlers_every=1, work_steps=30)
 
 
@@ -32,6 +33,7 @@ def presets(monkeypatch):
     monkeypatch.setitem(PRESETS, "apps", replace(LITE, handlers_every=0))
     monkeypatch.setitem(PRESETS, "handlers", replace(LITE, handlers_every=1))
     monkeypatch.setitem(PRESETS, "copies", COPIES)
+    monkeypatch.setitem(PRESETS, "deaths", DEATHS)
     monkeypatch.setitem(PRESETS, "split", SPLIT)
 
 
@@ -94,7 +96,7 @@ def test_S2_finds_that_a_copy_releases_what_its_original_had_consumed(altered_sc
     assert first_violation("S2", preset="copies")
 
 
-@pytest.mark.parametrize("preset", ["copies", "split"])
+@pytest.mark.parametrize("preset", ["copies", "deaths", "split"])
 def test_as_it_is_the_same_seeds_keep_all_invariants(preset):
     assert [run(Job(seed, preset)).violations for seed in range(1, 7)] == [{}] * 6
 
@@ -223,7 +225,7 @@ def test_S15_finds_that_a_part_of_a_transaction_shows(monkeypatch):
 
 def test_L1_finds_that_nobody_takes_over_from_the_dead(monkeypatch):
     monkeypatch.setattr("node.staleness.take_over_wait_ms", lambda **_: 10**9)
-    assert first_violation("L1")
+    assert first_violation("L1", preset="deaths")
 
 
 def test_L2_finds_that_the_ledger_does_not_say_what_was_called_with_what(monkeypatch):
