@@ -69,7 +69,6 @@ class Plan:
         listen: whether others may dial this device.
         name: the device's.
         retry: when failures are tried again, and how often.
-        broken: a rule that is switched off, to show that the tests notice.
     """
 
     port: int
@@ -88,7 +87,6 @@ class Plan:
     listen: bool = False
     name: str = "first"
     retry: RetryRule = SHORT
-    broken: str = ""
 
 
 class RunSteps(Steps):
@@ -294,8 +292,6 @@ def device(path, plan, pipe):
     steps = RunSteps(pipe, plan.kill_at) if plan.kill_at else NoSteps()
     for name in TRANSITIONS:
         steps.watch(Manager, name)
-    if plan.broken:
-        BROKEN[plan.broken]()
     asyncio.run(Device(path, plan, steps, pipe).obey())
 
 
@@ -418,8 +414,3 @@ class Device:
     async def do_be_patient(self):
         """Take over from nobody any more: whoever comes back says nothing for seconds."""
         self.node.staleness._rule = StalenessRule()
-
-
-# --- Rules that are switched off, to show that the tests notice -------------------------------------------------------
-
-BROKEN = {}
