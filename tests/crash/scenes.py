@@ -23,7 +23,6 @@ class Picture:
         runs: all runs, the oldest first.
         ledger: the entries of those runs that have one, by run.
         events: the status of each event of the inbox, by message id.
-        generations: of each event of the inbox, by message id.
         sent: the payload of each event that was published, by message id.
         state: (value, version) of the handler's state, None when it has none.
         sessions: all sessions.
