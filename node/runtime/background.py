@@ -101,6 +101,7 @@ class Reconciliation:
                 await self._in_thread(self._record, run, entry, outcome)
         except IllegalState as error:  # a verdict or a merge came in between
             log.info("run %s: %s", short_run(run.id), error)
+            return False
         self._runner.look()
         return True
 

@@ -287,7 +287,7 @@ class Manager(Beginnings):
     def _end(self, attempt: Attempt, status: RunStatus, reason: str) -> None:
         with self._transaction():
             if attempt.holder is not None and attempt.outcome == "none":
-                self._events.release(attempt.holder)
+                self._let_go(attempt.holder)
             self._runs.set_status(attempt.run, status, details=self._told(attempt) | {"error": reason})
             self._count(attempt)
 
@@ -315,7 +315,7 @@ class Manager(Beginnings):
             entry = self.node.mutations.mark_failed(run.id, reason)
             if self.node.mutations.outcome(entry.work) != "failed":
                 return  # a person knows better
-            self._events.release(run.id)
+            self._let_go(run.id)
             if run.status not in ENDED:
                 details = {"failure": "transient", "error": reason, "failed_at": self._database.clock_ms()}
                 self._runs.set_status(run.id, "paused:transient", details=details)
@@ -355,7 +355,7 @@ class Manager(Beginnings):
                 except LeaseLost:
                     settle = "release"
             if settle == "release":
-                self._events.release(run.id)
+                self._let_go(run.id)
             if run.status not in ENDED:
                 self._runs.set_status(run.id, status, details={"ended_because": reason})
 
@@ -404,10 +404,16 @@ class Manager(Beginnings):
             failed = [failed_claims(self.node, attempt.handler, event) for event in attempt.events] if bury else []
             if failed and min(failed) + 1 >= CLAIMS_THAT_FAIL_MAX:
                 return self._events.bury(attempt.holder)
-        except LeaseLost:
-            pass  # whoever owns them now tries by itself
-        self._events.release(attempt.holder)
+        except (LeaseLost, IllegalState):
+            pass  # whoever owns them now tries by itself, or they are settled
+        self._let_go(attempt.holder)
         return 0
+
+    def _let_go(self, run: RunId) -> None:
+        """Give back what a run holds. What a person has settled by hand meanwhile stays as it is."""
+        reservation = self._events.reservation(run)
+        if reservation is not None and reservation.state == "held":
+            self._events.release(run)
 
     def _count(self, attempt: Attempt) -> None:
         session = attempt.session

@@ -6,7 +6,7 @@ import threading
 import pytest
 from handling import publish, run_of, runs, statuses, to_end, until
 
-from node import DidNotHappen, Transient, effect
+from node import DidNotHappen, NotApplied, Retry, Transient, effect
 from node.runtime import script
 from node.runtime.performing import DidNot, Happened
 
@@ -134,6 +134,52 @@ def test_skipping_by_hand_during_the_call_does_not_hide_that_it_happened(
     assert to_end(run, Happened("sent")).kind == "lost"
     assert node.mutations.get(perform.run).result == "sent"
     assert node.mutations.unresolved() == []
+
+
+@pytest.mark.parametrize("settle", ["skip", "consume"])
+async def test_what_is_settled_by_hand_while_it_is_found_out_is_asked_about_no_more(
+    open_node, mail, inbox, within, quick, settle
+):
+    asked, settled = asyncio.Semaphore(0), asyncio.Event()
+    answers = [Retry()]
+
+    @effect(name="mail")
+    async def send_mail(key):
+        raise ConnectionResetError
+
+    @send_mail.reconcile
+    async def was_sent(key):
+        asked.release()
+        if answers:
+            return answers.pop()
+        await settled.wait()
+        return NotApplied()
+
+    consumer = mail.consumer(inbox, name="send", mode="soft")
+    consumer.mutate(lambda run: send_mail())
+    node = open_node("laptop")
+    publish(node, "one")
+    async with within(), node.running([mail], retry=quick) as runner:
+        await asked.acquire()
+        await asked.acquire()
+        run = run_of(node, "send").id
+        getattr(node.events, settle)(run)
+        settled.set()
+        await told_of(runner.observe(), "reconciled")
+        await runner.idle()
+    assert asked.locked(), "it was asked again"
+    assert node.mutations.get(run).status == "failed"
+
+
+def test_a_call_that_did_nothing_says_so_although_its_events_were_settled_by_hand(open_node, mail, sending, hands):
+    node = open_node("laptop")
+    publish(node, "one")
+    run = hands(node).consume(sending)
+    perform = until(run, script.Perform)
+    node.events.skip(perform.run)
+    assert to_end(run, DidNot(DidNotHappen("refused"))).kind == "failed"
+    assert node.mutations.get(perform.run).status == "failed"
+    assert statuses(node) == {"one": "skipped"}
 
 
 # --- Deleting ---------------------------------------------------------------------------------------------------------
