@@ -10,7 +10,7 @@ silent for long enough.
 | no effect was begun, or it did not happen | its events are released; a fresh run takes them |
 | the call was under way | unknown: find out, or wait for a person; the events stay reserved |
 | the outcome is unknown | nothing; reconciliation and people are at it |
-| the effect happened | a new run goes on at emitting, with the same results |
+| the effect happened | a new run goes on at emitting, with the same results; without its handler, a person is told |
 | a person said to skip it | its events are skipped |
 | another run goes on with its work already | it lets go |
 
@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from node.errors import HomeElsewhere, IllegalState, LeaseLost, NotAvailable, NotFound
-from node.ids import RunId, short
+from node.ids import RunId, short, short_run
 from node.runtime.manager import Manager
 from node.runtime.workflow import Consumer, Handler
 from node.stores import HandlerRun, Mutation
@@ -79,6 +79,7 @@ class Recovery:
         self._node = manager.node
         self._handlers = handlers
         self._told: list[tuple[str, HandlerKey, RunId, str]] = []
+        self._without_handler: set[RunId] = set()
 
     # --- This node's ----------------------------------------------------------------------------------------------
 
@@ -90,7 +91,7 @@ class Recovery:
             try:
                 continuation = self._settle(run)
             except (LeaseLost, IllegalState) as error:  # a merge came in between: the next look sees what it brought
-                log.info("run %s is looked at again later: %s", short(run.id), error)
+                log.info("run %s is looked at again later: %s", short_run(run.id), error)
                 continue
             if continuation is not None:
                 found.append(continuation)
@@ -126,11 +127,11 @@ class Recovery:
             return self._beyond(run)
         elif outcome == "skipped":
             manager.end_earlier(run, "superseded", "a person decided to skip its events", settle="skip")
-            self._tell("released", run, f"skipped the events of run {short(run.id)}, as a person decided")
+            self._tell("released", run, f"skipped the events of run {short_run(run.id)}, as a person decided")
         else:
             status, reason = _ending(run, outcome)
             manager.end_earlier(run, status, reason, settle="release")
-            self._tell("released", run, f"released the events of run {short(run.id)}: {reason}")
+            self._tell("released", run, f"released the events of run {short_run(run.id)}: {reason}")
         return None
 
     def _cut_off(self, run: HandlerRun, entry: Mutation) -> None:
@@ -140,14 +141,20 @@ class Recovery:
         can_ask = effect is not None and effect.reconciler is not None
         at = self._node.database.clock_ms() if can_ask else None
         self._manager.call_ended(run, "the process ended before the answer was seen", reconcile_at=at)
-        self._tell("unknown", run, f"nobody knows whether {entry.tool} happened in run {short(run.id)}")
+        self._tell("unknown", run, f"nobody knows whether {entry.tool} happened in run {short_run(run.id)}")
 
     def _beyond(self, run: HandlerRun) -> Continuation | None:
         handler = self._handlers.get((run.workflow, run.handler))
         if self._node.events.is_continued(run.id):
             self._manager.end_earlier(run, "superseded", "another run goes on with its work", settle="release")
             return None
-        return Continuation(run, handler, taken=False) if isinstance(handler, Consumer) else None
+        if isinstance(handler, Consumer):
+            return Continuation(run, handler, taken=False)
+        if run.id not in self._without_handler:
+            self._without_handler.add(run.id)
+            wanted = f"bring the handler back, or end it (`leasemesh consume {short_run(run.id)}`)"
+            self._tell("trouble", run, f"run {short_run(run.id)} cannot go on beyond its effect: {wanted}")
+        return None
 
     def _end_without_events(self, run: HandlerRun) -> None:
         if run.status in ENDED:
@@ -157,7 +164,7 @@ class Recovery:
                 self._manager.end_earlier(run, "superseded", "another run has done its work, or begun since")
             return
         self._manager.end_earlier(run, "crashed", "the process that ran it ended")
-        self._tell("released", run, f"run {short(run.id)} had been cut off by the end of its process")
+        self._tell("released", run, f"run {short_run(run.id)} had been cut off by the end of its process")
 
     def _is_done_with(self, run: HandlerRun) -> bool:
         """Whether no run of this node tries a failed one again: another has begun since, or its events are settled."""
@@ -183,7 +190,7 @@ class Recovery:
                     if continuation is not None:
                         found.append(continuation)
             except (IllegalState, NotAvailable, NotFound, HomeElsewhere, LeaseLost) as error:
-                log.info("run %s of node %s is left alone: %s", short(candidate.run), short(candidate.node), error)
+                log.info("run %s of node %s is left alone: %s", short_run(candidate.run), short(candidate.node), error)
         return Found(tuple(found), tuple(self._told))
 
     def _take(self, candidate: HeldElsewhere) -> Continuation | None:

@@ -6,9 +6,11 @@ import threading
 import pytest
 from handling import publish, run_of, runs, statuses, to_end, until
 
-from node import DidNotHappen, NotApplied, Retry, Transient, effect
+from node import DidNotHappen, NotApplied, Retry, RetryRule, Transient, Workflow, effect
 from node.runtime import script
+from node.runtime.manager import Manager
 from node.runtime.performing import DidNot, Happened
+from node.runtime.recovery import Recovery
 
 
 @pytest.fixture
@@ -224,6 +226,22 @@ async def test_a_topic_that_is_deleted_under_what_is_to_be_gone_on_with_blocks_n
 def carry_out(run):
     until(run, script.Perform)
     return to_end(run, Happened("sent")).kind
+
+
+async def test_work_beyond_its_effect_whose_handler_is_gone_is_told_of_once(open_node, mail, sending, within, hands):
+    node = open_node("laptop")
+    publish(node, "one")
+    run = hands(node).consume(sending)
+    perform = until(run, script.Perform)
+    node.mutations.mark_applied(perform.run, "sent")  # then the process dies, and the next app has another handler
+    other = Workflow("mail")
+    other.consumer(other.topic("inbox"), name="other").next(lambda run: None)
+    found = Recovery(Manager(node, RetryRule()), {(one.workflow, one.name): one for one in other.consumers})
+    ((kind, _, told_of_run, text),) = found.look().tellings
+    assert (kind, told_of_run) == ("trouble", perform.run)
+    assert f"leasemesh consume {perform.run[:16]}" in text
+    assert found.look().tellings == ()
+    assert statuses(node) == {"one": "reserved"}
 
 
 # --- Take-overs -------------------------------------------------------------------------------------------------------
