@@ -202,7 +202,7 @@ class AuthorityStore(Store):
         needed |= {one.authority for one in self.appointments() if least <= one.generation < appointment.generation}
         if not needed.isdisjoint(appointment.gone):
             needed |= self.known_nodes()
-        # Who is gone for good by a person's word is not waited for again: also not when the next authority is lost, too.
+        # Who is gone for good by a person's word is not waited for again, also when the next authority is lost too.
         needed -= {appointment.authority, *(node for one in self.appointments() for node in one.gone)}
         versions = self._known_versions()
         back = {
