@@ -68,7 +68,7 @@ def test_wheel_holds_every_module_and_all_sql_and_nothing_else_of_the_checkout(w
     expected = {
         path.relative_to(ROOT).as_posix()
         for package in ("node", "sync", "migrations")
-        for pattern in ("*.py", "*.sql", "py.typed", "LICENSE*")
+        for pattern in ("*.py", "*.sql", "*.txt", "py.typed", "LICENSE*")
         for path in (ROOT / package).rglob(pattern)
     }
     assert expected <= names
