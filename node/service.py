@@ -200,6 +200,7 @@ class Node:
         self._storage = ChangeStorage(database, boot=surroundings.boot)
         self._watch = ChangeWatch(database, processes_looked_for_every_s=surroundings.processes_looked_for_every_s)
         self._sync: Syncing | None = None
+        self._sync_begins = False
         self._runner: Runner | None = None
         self.calls_going_on: set[RunId] = set()
         self._tending: asyncio.Task[None] | None = None
@@ -379,12 +380,16 @@ class Node:
             SyncRefused: another process syncs this file; only that one knows who is within reach.
             LocalProtocolError: sync was stopped meanwhile.
         """
-        if self._sync is not None:
-            await self._sync.loop.barrier()
-        else:
-            from node.syncing import refuse_when_synced_elsewhere
+        if self._sync is None and not self._sync_begins:
+            from node.syncing import SyncRefused, refuse_when_synced_elsewhere
 
-            await asyncio.to_thread(refuse_when_synced_elsewhere, self.path, lock=self.surroundings.lock)
+            try:
+                await asyncio.to_thread(refuse_when_synced_elsewhere, self.path, lock=self.surroundings.lock)
+            except SyncRefused:
+                if self._sync is None and not self._sync_begins:  # otherwise this process has begun to sync meanwhile
+                    raise
+        if self._sync is not None:  # when it only begins, nobody is within reach yet
+            await self._sync.loop.barrier()
 
     def take_over(self, events: Sequence[str], *, handler: str = "manual") -> Reservation:
         """Reserve events, by id, that another node holds and has been silent about for long enough.
@@ -487,16 +492,16 @@ class Node:
         """
         from node.syncing import Syncing, SyncOptions
 
-        if self._sync is not None:
+        if self._sync is not None or self._sync_begins:
             raise IllegalState(f"node {self.name}", "syncing", "stop_sync comes before the next start_sync")
         options = SyncOptions(listen, tuple(peers), token, listen_ssl, dial_ssl)
         sync = Syncing(self.database, self._storage, self._watch, self._config(token), options, self.surroundings)
-        self._sync = sync
+        self._sync_begins = True
         try:
             await sync.start(every_few_seconds=self._keep_house)
-        except BaseException:
-            self._sync = None
-            raise
+        finally:
+            self._sync_begins = False
+        self._sync = sync
         changes = self.changes()
         self._tending = asyncio.create_task(self._tend(changes), name="leasemesh authority")
         self._tending.add_done_callback(lambda _: changes.close())  # also when it is stopped before it has begun
@@ -649,7 +654,7 @@ class Node:
         Raises:
             IllegalState: this node is syncing, or runs handlers.
         """
-        if self._sync is not None:
+        if self._sync is not None or self._sync_begins:
             raise IllegalState(f"node {self.name}", "syncing", "call stop_sync before close")
         if self._runner is not None:
             raise IllegalState(f"node {self.name}", "running handlers", "leave the block of running before close")

@@ -327,7 +327,10 @@ class Syncing:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _forget_peers(self) -> None:
-        await asyncio.to_thread(PeerStore(self._database).replace, [])
+        try:
+            await asyncio.to_thread(PeerStore(self._database).replace, [])
+        except DatabaseError as error:  # Sync stops all the same.
+            log.warning("cannot write down that there are no peers any more: %s", error)
 
 
 async def _repeat(work: Callable[[], None]) -> None:

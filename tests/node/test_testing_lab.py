@@ -179,6 +179,29 @@ def test_nothing_is_written_on_a_full_disk_and_all_arrives_when_there_is_room(la
     assert [messages(device) for device in lab.devices] == [["1", "3"]] * 3
 
 
+def test_a_program_stops_in_order_on_a_full_disk(lab):
+    lab.fill_disk(1)
+    before = lab[1].node
+    lab.restart(1)
+    assert before.database.closed
+    lab.heal()
+    publish(lab[0], "1")
+    lab.settle()
+    assert messages(lab[1]) == ["1"]
+
+
+def test_work_may_begin_while_sync_is_starting(lab):
+    async def work(node):
+        async with node.start("inbox", "mail", limit=1) as mail:
+            return mail.consume()
+
+    publish(lab[1], "1")
+    lab.crash(1)
+    lab.restart(1)
+    assert lab[1].node.sync is None
+    assert lab[1].run(work(lab[1].node)) == 1
+
+
 def test_clocks_may_be_wrong_and_drift_and_begin_anew(lab):
     def clocks(device):
         return device.node.surroundings.clock_ms(), device.node.surroundings.monotonic_ms()
