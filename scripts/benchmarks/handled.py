@@ -15,9 +15,13 @@ from benchmarks.measuring import TOPIC, WORKFLOW, Measurement, database, folder,
 from benchmarks.processes import child, readable
 from node import Node
 from node.database import CommitSource
+from node.runtime.loops import PEER_EVENTS_LATER_S
 from node.stores import EventStore, HandlerRunStore
 
-NOTE = "publish, copy, reserve, copy back, consume: two files, one process, no network"
+NOTE = (
+    "publish, copy, reserve, copy back, consume: two files, one process, no network; the value includes a random wait "
+    f"of up to {1000 * PEER_EVENTS_LATER_S:.0f} ms, by which devices seldom claim the same"
+)
 
 
 def handled(quick: bool) -> Iterator[Measurement]:

@@ -127,12 +127,12 @@ class Backlog:
 
 
 async def work_off(path: Path, workflow: Workflow, recorded: Recording | None = None) -> float:
-    """Run the handlers until nothing is pending, and return the seconds from the start."""
+    """Run the handlers until nothing is pending, and return the seconds that it took once they were running."""
     with Node.open(path, workspace="bench", name="device") as node:
-        if recorded is not None:
-            recorded.begin()
-        began = time.perf_counter()
         async with node.running([workflow]) as runner:
+            if recorded is not None:
+                recorded.begin()
+            began = time.perf_counter()
             await runner.idle()
             seconds = time.perf_counter() - began
             if recorded is not None:

@@ -71,7 +71,9 @@ def environment() -> Path:
         shutil.rmtree(ENVIRONMENT, ignore_errors=True)
         venv.create(ENVIRONMENT, with_pip=True)
         command = [str(python), "-m", "pip", "install", "--quiet", "--require-hashes", "--requirement", str(LOCK)]
-        subprocess.run(command, check=True, stdout=sys.stderr, env=os.environ | {"PIP_ROOT_USER_ACTION": "ignore"})
+        environment = os.environ | {"PIP_ROOT_USER_ACTION": "ignore"}
+        if subprocess.run(command, stdout=sys.stderr, env=environment).returncode != 0:
+            sys.exit("bench: DBOS could not be installed, see above; without --with-dbos it is not needed.")
         ready.write_bytes(LOCK.read_bytes())
     return python
 
