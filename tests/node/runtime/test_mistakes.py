@@ -175,7 +175,7 @@ async def test_publish_overwrote_the_payload_of_consumed_events(open_node, mail,
     mail.consumer(inbox, name="count").next(lambda run: seen.append(run.events[0].payload))
     async with within(), node.running([mail]) as runner:
         observer = runner.observe()
-        while len(polls) < 3:
+        while len(polls) < 3 or not seen:
             await anext(observer)
     event = node.events.get_by_message_id("mail", "inbox", "message-1")
     assert (event.payload, event.title, event.status) == ({"poll": 1}, "poll 1", "consumed")
