@@ -222,6 +222,8 @@ def tidy_up(app) -> bool:
     world, node = app.world, app.node
     here = {other.database.site_id.hex() for other in world.apps()}
     did = _replace_who_is_gone(app, here) if world.now_ms - world.tidied_at_ms > PATIENCE_MS else False
+    for phone in [other for other in world.apps() if not other.device.workflows]:
+        did |= _release_what_a_copy_held(phone)
     for entry in node.mutations.unresolved():
         if entry.status == "indeterminate" or entry.node not in here:
             resolve(app, entry, gone=entry.node not in here)
@@ -230,6 +232,19 @@ def tidy_up(app) -> bool:
         if block.blocked:
             node.handler_blocks.unblock(AUTOMATION, block.handler, by="a person", node=block.node)
             did = True
+    return did
+
+
+def _release_what_a_copy_held(app) -> bool:
+    """Give back what a copy of this device's file has claimed in its name. A device with handlers does it itself."""
+    did = False
+    for run in app.events.held_runs(own=True):
+        reservation = app.events.reservation(run)
+        if reservation is not None and reservation.incarnation != app.database.incarnation.hex():
+            try:
+                did |= bool(app.events.release(run))
+            except IllegalState:  # Its effect has happened, or nobody knows; that is looked after elsewhere.
+                app.world.did["a copy's run is not released"] += 1
     return did
 
 

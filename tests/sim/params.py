@@ -82,9 +82,9 @@ class Params:
     one_less_in_odd_seeds: bool = False
     second_link: float = 0.3
     fault_kinds: tuple[str, ...] = ()
-    work_steps: int = 15
+    work_steps: int = 13
     fault_steps: int = 5
-    faulty_ms: int = 20_000
+    faulty_ms: int = 18_000
     rule: StalenessRule = StalenessRule(ttl_ms=8_000, margin_ms=2_000)
     heal_ms: int = 60_000
     idle_ms: int = 5_000
@@ -102,7 +102,7 @@ class Params:
         return self.handlers_every > 0 and seed % self.handlers_every == 0
 
 
-LITE = Params(one_less_in_odd_seeds=True, handlers_every=12)
+LITE = Params(one_less_in_odd_seeds=True, handlers_every=16)
 """Many short runs: a few devices, half a minute of world time, a time to live of eight seconds."""
 
 SWARM = Params(

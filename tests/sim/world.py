@@ -172,6 +172,15 @@ class World(world.World):
             self.note(process.device, "commits")
             self.checks.after_commit(app)
 
+    def failed(self, device: Device, text: str, error: BaseException | None) -> None:
+        """A program that cannot even begin on a full disk ends, and is started again."""
+        if isinstance(error, DatabaseError) and "disk is full" in str(error) and device.process is not None:
+            self.did["ended on a full disk"] += 1
+            device.crash()
+            device.start_later(RESTART_MS)
+        else:
+            super().failed(device, text, error)
+
     def planned_crash(self, device: Device, plan: CrashPlan) -> None:
         super().planned_crash(device, plan)
         self.disturb()
@@ -196,6 +205,7 @@ class World(world.World):
         processes = self.processes()
         calm = (
             not self.network.is_blocked_anywhere
+            and not any(device.disk_is_full for device in self.devices)
             and len(processes) == sum(not device.destroyed for device in self.devices)
             and all(
                 process.started and not process.stopping and not process.device.paused and self.is_linked(process)
