@@ -86,8 +86,8 @@ class EffectChecks:
         seen = self._intents.setdefault(app.device.number, set())
         rows = app.database.query(
             "SELECT lower(hex(id)), body FROM mutations "
-            "WHERE status = 'in_flight' AND body ->> '$.node' = ? ORDER BY id",
-            (own.hex(),),
+            "WHERE status = 'in_flight' AND body ->> '$.node' = ? AND body ->> '$.incarnation' = ? ORDER BY id",
+            (own.hex(), app.database.incarnation.hex()),  # not what another copy of this file has begun
         )
         for run, body in rows:
             if run not in seen:

@@ -31,7 +31,7 @@ FATES = {
     "happens and is not answered": 8,
 }
 ANSWERS = {"the truth": 75, "later": 13, "nothing": 12}
-LIE = 0.3
+LIE = 0.5
 
 RUNNING = {"retry": RetryRule(first_ms=2_000, most_ms=8_000, tries=4), "drain_s": 2.0}
 """How devices run handlers: tries come soon, so that a run of a minute has them all."""

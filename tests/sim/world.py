@@ -102,6 +102,7 @@ class World(world.World):
         self.service = Service(self)
         self.workflow = workflow_of(self)
         self.running_options.update(RUNNING)
+        self.lying = self.handled and random.random() < 0.3
         older = random.random() < 0.3
         for _ in range(params.nodes):
             self.add(1 if older and random.random() < 0.5 else files.NEWEST)
