@@ -16,7 +16,7 @@ from node.cli.apps import load_workflows
 from node.cli.output import ExitCode
 from node.cli.runs import show_run
 from node.cli.syncing import ListenOption, PeersOption, TokenFileOption, TokenVariable, parse_listen, read_token
-from node.cli.telling import Teller, WholeLines, print_warnings, stopping_on_signals, tell_all
+from node.cli.telling import Teller, WholeLines, printing_warnings, stopping_on_signals, tell_all
 from node.cli.watching import RunScreen
 from node.errors import LeasemeshError
 from node.runtime.errors import RunRefused
@@ -114,9 +114,8 @@ def run(
     )
     node = session.open(migrations)  # first of all: without a file nothing of the app needs to be imported
     workflows = load_workflows(file)
-    print_warnings(session)
     printed = WholeLines(sys.stderr if session.screen.as_json else sys.stdout)
-    with node, redirect_stdout(printed):
+    with printing_warnings(session), node, redirect_stdout(printed):
         try:
             asyncio.run(_run(session, workflows, options))
         except AddressError as error:

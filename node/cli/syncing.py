@@ -11,7 +11,7 @@ import typer
 
 from node.cli.app import CommandError, Session, app, command
 from node.cli.output import ExitCode, count_of, joined, styled
-from node.cli.telling import Teller, print_warnings, stopping_on_signals, tell_all
+from node.cli.telling import Teller, printing_warnings, stopping_on_signals, tell_all
 from node.ids import short
 from node.syncing import Comparison, SyncRefused
 from sync.knowledge import Knowledge
@@ -62,8 +62,7 @@ def serve(
         raise CommandError("serve needs --listen HOST:PORT, --peer URL, or both", ExitCode.USAGE)
     secret = read_token(token_file, token)
     address = parse_listen(listen) if listen is not None else None
-    print_warnings(session)
-    with session.node:
+    with printing_warnings(session), session.node:
         try:
             asyncio.run(_serve(session, address, peers or [], secret))
         except AddressError as error:

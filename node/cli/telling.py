@@ -37,14 +37,21 @@ TOLD_TOO = "_tell"
 PROGRESS_KINDS = frozenset({"sending", "receiving"})
 
 
-def print_warnings(session: Session) -> None:
-    """Have warnings printed that are not told as well: connections that were turned away, for example."""
+@contextmanager
+def printing_warnings(session: Session) -> Iterator[None]:
+    """In a block, have warnings printed that are not told as well: connections that were turned away, for example."""
     if session.debug:
         logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(message)s")
+        yield
         return
     handler = _PrintWarnings(session.screen)
     handler.addFilter(lambda record: not (record.name.startswith("leasemesh.sync") or record.funcName == TOLD_TOO))
-    logging.getLogger("leasemesh").addHandler(handler)
+    logger = logging.getLogger("leasemesh")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 class _PrintWarnings(logging.Handler):

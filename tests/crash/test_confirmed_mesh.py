@@ -52,6 +52,11 @@ class Mesh:
         else:
             self.processes[name] = self.start(work_and_sync, path, f"127.0.0.1:{self.port}", kill_at)
 
+    def kill(self, name):
+        """Kill a process now, and wait until it has let go of its locks."""
+        self.processes[name].process.kill()
+        self.processes[name].process.join()
+
     async def killed(self, name):
         """Publish events until a process has been killed; returns where."""
         dying = asyncio.create_task(asyncio.to_thread(lambda: list(self.processes[name].words())))
@@ -150,7 +155,7 @@ async def test_an_authority_that_is_killed_anywhere_grants_nothing_twice(mesh, w
         await mesh.run("phone")
         await mesh.run("laptop")
         for kill_at in kills:
-            mesh.processes["hub"].process.kill()
+            mesh.kill("hub")
             await mesh.run("hub", kill_at)
             assert await mesh.killed("hub") == kill_at
         await mesh.run("hub")
@@ -166,7 +171,7 @@ async def test_an_authority_that_is_killed_while_it_moves_is_never_one_of_two(me
         await mesh.run("laptop")
         # Away from the hub, which steps back, and back to it, when it begins.
         for kill_at, new in itertools.product(fence, (phone, hub)):
-            mesh.processes["hub"].process.kill()
+            mesh.kill("hub")
             await mesh.run("hub", kill_at)
             hub.authorities.move(new.site_id, by="Ann")
             assert await mesh.killed("hub") == kill_at

@@ -313,7 +313,7 @@ def test_two_nodes_show_what_the_model_says_whatever_is_done_with_them():
     run_state_machine_as_test(
         TwoNodes,
         settings=settings(
-            max_examples=16,
+            max_examples=30,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,

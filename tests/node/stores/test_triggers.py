@@ -445,4 +445,6 @@ def test_all_times_are_whole_milliseconds(device):
 
 
 def test_peek_takes_only_what_it_uses():
-    assert list(inspect.signature(EventStore.peek).parameters) == ["self", "workflow", "topic", "limit", "status"]
+    assert list(inspect.signature(EventStore.peek).parameters) == [
+        "self", "workflow", "topic", "limit", "status", "permitted",
+    ]  # fmt: skip
