@@ -224,8 +224,8 @@ class Sleeping:
         """The hub does its effect and ends; all have the same, and for each event one effect happened at most."""
         self.process.pipe.send("go")
         await asyncio.to_thread(self.process.hear, "consumed")
-        for node in (self.laptop, self.phone, self.laptop):
-            await node.caught_up()
+        for node in (self.laptop, self.phone):
+            await node.barrier()  # has what the others had, also what they have not told of yet
         self.process.pipe.send("enough")
         assert await asyncio.to_thread(lambda: list(self.process.words())) == []
         assert self.process.process.exitcode == 0

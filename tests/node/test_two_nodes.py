@@ -192,9 +192,9 @@ class TwoNodes(RuleBasedStateMachine):
         side.claim(reservation.run, names)
         return reservation.run, side.number
 
-    @rule(target=runs, name=st.sampled_from(NAMES))
-    def race(self, name):
-        """Both reserve an event that is free for both, and meet: the later one has lost it."""
+    @rule(target=runs, name=st.sampled_from(NAMES), go_on=st.booleans())
+    def race(self, name, go_on):
+        """Both reserve an event that is free for both, and meet: the later one has lost it, and may try to settle."""
         if any(name not in side.published or side.status(name)[0] != "pending" for side in self.sides):
             return multiple()
         runs = [
@@ -202,6 +202,9 @@ class TwoNodes(RuleBasedStateMachine):
         ]
         self.send_all(0, 1)
         self.send_all(1, 0)
+        if go_on:
+            for run in runs:
+                self.end(*run, "consumed", happened=False)
         return multiple(*runs)
 
     @rule(run=runs, outcome=st.sampled_from(SETTLED))
@@ -313,7 +316,7 @@ def test_two_nodes_show_what_the_model_says_whatever_is_done_with_them():
     run_state_machine_as_test(
         TwoNodes,
         settings=settings(
-            max_examples=30,
+            max_examples=20,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,

@@ -94,9 +94,11 @@ def run(job: Job, *, keep_log: bool = False) -> Report:
 
 
 def _run(job: Job, keep_log: bool) -> Report:
-    # What the nodes log in a run is what the faults make them say.
-    logging.getLogger("leasemesh").setLevel(logging.CRITICAL)
     with ExitStack() as stack:
+        # What the nodes log in a run is what the faults make them say.
+        logger = logging.getLogger("leasemesh")
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.CRITICAL)
         for name, value in CHEAPER.items():
             stack.enter_context(unittest.mock.patch(name, value))
         folder = stack.enter_context(temporary_folder())
