@@ -14,6 +14,7 @@ from crash_child import OPTIONS, transfer
 from sweeps import kill_at_every_step
 
 from node import NewEvent, Node
+from node.clock import unix_ms
 
 ROUNDS_MAX = 10
 
