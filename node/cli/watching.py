@@ -98,8 +98,9 @@ class RunScreen:
     def began(self, session: Session, workflows: Sequence[Workflow], runner: Runner, url: str | None) -> None:
         """The handlers have been started."""
         self._runner = runner
-        handlers = [f"{handler.workflow}/{handler.name}" for workflow in workflows for handler in workflow.handlers]
-        self._tallies = {tuple(name.rsplit("/", 1)): Tally() for name in handlers}  # type: ignore[misc]
+        keys = [(handler.workflow, handler.name) for workflow in workflows for handler in workflow.handlers]
+        handlers = ["/".join(key) for key in keys]
+        self._tallies = {key: Tally() for key in keys}
         node = session.node
         document = {
             "event": "started",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -88,7 +89,7 @@ class HandlerStatus:
     next_at: int | None
 
 
-class HandlerLoop:
+class HandlerLoop(ABC):
     """What consumers' and producers' loops share. Used in the event loop's thread only."""
 
     def __init__(self, runner: Runner, handler: Handler, random: Random) -> None:
@@ -203,14 +204,17 @@ class HandlerLoop:
         await self._runner.peers_heard()
         await self.count_failures()
 
+    @abstractmethod
     def _seconds_until_due(self) -> float | None:
-        raise NotImplementedError
+        """Return when the handler is due by itself, in seconds from now; None: not before it is nudged."""
 
+    @abstractmethod
     def _next_at(self) -> int | None:
-        raise NotImplementedError
+        """Return when it is next due by itself (Unix ms), for people."""
 
+    @abstractmethod
     async def _once(self) -> None:
-        raise NotImplementedError
+        """Run it once, because it is due."""
 
     def _after_wait(self, seconds: float | None) -> float | None:
         """Return the seconds until something is due that is due in so many, not before the handler may run."""

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from node.errors import HomeElsewhere, IllegalState, LeaseLost, NotAvailable, NotFound
 from node.ids import RunId, short, short_run
 from node.runtime.manager import Manager
+from node.runtime.progress import ProgressKind
 from node.runtime.workflow import Consumer, Handler
 from node.stores import HandlerRun, Mutation
 from node.stores.runs import ENDED, RunStatus
@@ -40,6 +41,7 @@ CANDIDATES_MAX = 100
 SETTLED = ("consumed", "skipped", "dead")
 
 HandlerKey = tuple[str, str]
+Telling = tuple[ProgressKind, HandlerKey, RunId, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Found:
     """
 
     continuations: tuple[Continuation, ...]
-    tellings: tuple[tuple[str, HandlerKey, RunId, str], ...]
+    tellings: tuple[Telling, ...]
 
 
 class Recovery:
@@ -78,7 +80,7 @@ class Recovery:
         self._manager = manager
         self._node = manager.node
         self._handlers = handlers
-        self._told: list[tuple[str, HandlerKey, RunId, str]] = []
+        self._told: list[Telling] = []
         self._without_handler: set[RunId] = set()
 
     # --- This node's ----------------------------------------------------------------------------------------------
@@ -209,7 +211,7 @@ class Recovery:
             self._told.append(("taken_over", key, candidate.run, f"took over {count} events: {reason}"))
         return None
 
-    def _tell(self, kind: str, run: HandlerRun, text: str) -> None:
+    def _tell(self, kind: ProgressKind, run: HandlerRun, text: str) -> None:
         self._told.append((kind, (run.workflow, run.handler), run.id, text))
 
 

@@ -444,11 +444,11 @@ class Runner:
             self.tell("waiting", key, attempt, f"run {short_run(attempt.run)} waits for confirmation by {whom}")
         self._activity.set()
 
-    def _tell(self, kind: str, key: HandlerKey, run: RunId | None, text: str, events: int) -> None:
+    def _tell(self, kind: ProgressKind, key: HandlerKey, run: RunId | None, text: str, events: int) -> None:
         level = logging.WARNING if kind in ("failed", "unknown", "blocked", "trouble") else logging.DEBUG
         log.log(level, "%s/%s: %s", *key, text)
         if self._observers:
-            progress = Progress(kind, key[0], key[1], run, text, events, self.clock_ms())  # type: ignore[arg-type]
+            progress = Progress(kind, key[0], key[1], run, text, events, self.clock_ms())
             for observer in self._observers:
                 observer.put(progress)
 

@@ -1,5 +1,6 @@
 """run: an app's handlers in a process of their own, found and stopped as people do it."""
 
+import asyncio
 import json
 import os
 import re
@@ -8,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 from conftest import meet
@@ -30,14 +30,14 @@ def pack(run):
 """
 
 SLOW = """
-import asyncio, pathlib
+import asyncio
 from node import Workflow, effect
 
 shop = Workflow("shop")
 
 @effect(timeout_s=60, idempotent=True)
 async def deliver(key):
-    pathlib.Path("begun").touch()
+    print("begun")
     await asyncio.sleep(SECONDS)
 
 sender = shop.consumer(shop.topic("orders"), name="send")
@@ -48,14 +48,14 @@ def send(run):
 """
 
 STUBBORN = """
-import pathlib, time
+import time
 from node import Workflow
 
 shop = Workflow("shop")
 
 @shop.consumer(shop.topic("orders"))
 async def block_everything(run):
-    pathlib.Path("begun").touch()
+    print("begun")
     time.sleep(60)
 """
 
@@ -76,10 +76,9 @@ def statuses(path, topic="orders"):
         return next(counts.by_status for counts in node.events.counts("shop") if counts.topic == topic)
 
 
-def wait_for_file(path, process):
-    while not path.exists():
-        assert process.process.poll() is None, process.process.stderr.read()
-        time.sleep(0.01)
+def wait_until_begun(process):
+    """Wait until the app has printed it; with --json that goes to standard error."""
+    assert any(line == "begun\n" for line in process.process.stderr)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -141,18 +140,18 @@ def test_in_a_terminal_a_table_is_kept_up_to_date_and_taken_away(database, app):
     assert b"packs order-0" in shown
 
 
-def test_stopping_lets_what_runs_end(leasemesh, database, app, folder):
+def test_stopping_lets_what_runs_end(leasemesh, database, app):
     leasemesh("reserve", "shop/orders", "--limit", "9")
     with running("run", app(SLOW.replace("SECONDS", "0.5")), "--drain", "30") as process:
-        wait_for_file(folder / "begun", process)
+        wait_until_begun(process)
         assert process.stop() == 0
     assert statuses(database) == {"consumed": 1, "reserved": 9}
 
 
-def test_what_does_not_end_in_time_is_of_unknown_outcome_and_says_so(leasemesh, database, app, folder):
+def test_what_does_not_end_in_time_is_of_unknown_outcome_and_says_so(leasemesh, database, app):
     leasemesh("reserve", "shop/orders", "--limit", "9")
     with running("run", app(SLOW.replace("SECONDS", "60")), "--drain", "0.1") as process:
-        wait_for_file(folder / "begun", process)
+        wait_until_begun(process)
         assert process.stop() == 0
     assert statuses(database) == {"unknown": 1, "reserved": 9}
     (found,) = leasemesh("unknown", "--json").document["unknown"]
@@ -160,9 +159,9 @@ def test_what_does_not_end_in_time_is_of_unknown_outcome_and_says_so(leasemesh, 
 
 
 @pytest.mark.parametrize("text", [SLOW.replace("SECONDS", "60"), STUBBORN])
-def test_a_second_signal_stops_at_once_whatever_the_app_does(database, app, folder, text):
+def test_a_second_signal_stops_at_once_whatever_the_app_does(database, app, text):
     with running("run", app(text), "--drain", "60") as process:
-        wait_for_file(folder / "begun", process)
+        wait_until_begun(process)
         process.process.send_signal(signal.SIGINT)
         with pytest.raises(subprocess.TimeoutExpired):
             process.process.wait(0.5)
@@ -192,10 +191,12 @@ def test_two_devices_share_the_work_and_do_each_piece_once(leasemesh, database, 
 
 
 def wait_until_consumed(path, count):
-    deadline = time.monotonic() + TELLS_WITHIN_S
-    while statuses(path).get("consumed", 0) < count:
-        assert time.monotonic() < deadline, statuses(path)
-        time.sleep(0.05)
+    async def wait():
+        async with asyncio.timeout(TELLS_WITHIN_S), Node.open(path) as node, node.changes() as changes:
+            while statuses(path).get("consumed", 0) < count:
+                await anext(changes)
+
+    asyncio.run(wait())
 
 
 @pytest.mark.parametrize(
