@@ -68,7 +68,7 @@ def _mode(text: str) -> Mode:
 
 def _document(session: Session, setting: ModeSetting | None) -> dict[str, Any]:
     if setting is None:
-        return {"mode": "soft", "home": None, "device": None}
+        return {"mode": None, "home": None, "device": None}
     device = session.device_name(setting.home) if setting.home else None
     return {"mode": setting.mode, "home": setting.home, "device": device}
 
@@ -76,4 +76,5 @@ def _document(session: Session, setting: ModeSetting | None) -> dict[str, Any]:
 def _draw(about: str, document: dict[str, Any]) -> list[RenderableType]:
     what = f"{about}, handler {document['handler']}" if document["handler"] else about
     where = f" on {document['device']}" if document["device"] else ""
-    return [joined(styled(f"{what}: ", "bold"), f"{document['mode']}{where}")]
+    setting = document["mode"] or "not set: as the app's code declares"
+    return [joined(styled(f"{what}: ", "bold"), f"{setting}{where}")]

@@ -60,7 +60,7 @@ class ModeStore(Store):
     """Settings by topic and by handler."""
 
     def get(self, workflow: str, *, topic: str | None = None, handler: str | None = None) -> ModeSetting | None:
-        """Return the setting of a topic or of a handler; None when there is none, which is soft."""
+        """Return the setting of a topic or of a handler; None: nothing is set, so the code's own default counts."""
         return self._get(workflow, *_named(topic, handler))
 
     def list(self, workflow: str) -> builtins.list[ModeSetting]:

@@ -6,8 +6,9 @@ from conftest import meet
 
 def test_a_mode_is_shown_and_set_by_topic_and_by_handler(leasemesh, database):
     assert leasemesh("mode", "shop/orders", "--json").document == {
-        "workflow": "shop", "topic": "orders", "handler": None, "mode": "soft", "home": None, "device": None,
+        "workflow": "shop", "topic": "orders", "handler": None, "mode": None, "home": None, "device": None,
     }  # fmt: skip
+    assert leasemesh("mode", "shop/orders").out == "shop/orders: not set: as the app's code declares\n"
     assert leasemesh("mode", "shop/orders", "confirmed").out == "shop/orders: confirmed\n"
     assert leasemesh("mode", "shop", "home", "--handler", "send").out == "shop, handler send: home on laptop\n"
     assert leasemesh("mode", "shop/orders").out == "shop/orders: confirmed\n"
@@ -36,4 +37,4 @@ def test_at_home_elsewhere_the_home_is_named_and_a_person_may_leave_it(leasemesh
 )
 def test_what_cannot_be_a_mode_is_refused(leasemesh, database, arguments, code):
     assert leasemesh("mode", *arguments).code == code
-    assert leasemesh("mode", "shop/orders", "--json").document["mode"] == "soft"
+    assert leasemesh("mode", "shop/orders", "--json").document["mode"] is None
