@@ -9,7 +9,7 @@ import typer
 
 from node.cli.app import CommandError, Session, app, command
 from node.cli.events import event_document
-from node.cli.naming import find_event, person, split_handler
+from node.cli.naming import find_event, person, split_handler, warn_when_unheard_of
 from node.cli.output import Column, ExitCode, ago, styled
 from node.cli.runs import error_of
 from node.ids import short, short_run
@@ -42,7 +42,7 @@ def block(
     node = session.node
     where = node.site_id if here else EVERYWHERE
     said = node.handler_blocks.block(workflow, name, reason=reason, by=person(), node=where)
-    _warn_when_unheard_of(session, workflow, name)
+    warn_when_unheard_of(session, workflow, name)
     text = f"{handler} does not run {_where(session, said)} any more"
     session.screen.show(_block_document(session, said), lambda: [styled(text)])
 
@@ -122,12 +122,6 @@ def _by(session: Session, by: str) -> str:
 
 def _where(session: Session, block: HandlerBlock) -> str:
     return f"on {session.device_name(block.node)}" if block.node else "on any device"
-
-
-def _warn_when_unheard_of(session: Session, workflow: str, handler: str) -> None:
-    """It is blocked, whatever its name: it may run only on devices that were not met yet. But people mistype names."""
-    if not session.node.handler_runs.recent(workflow, handler, limit=1):
-        session.screen.warn(f"no run of {workflow}/{handler} is known here: is that its name?")
 
 
 # --- Dead events ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from node.cli.app import CommandError, Session, app, command
-from node.cli.naming import existing_topic, find_node
+from node.cli.naming import existing_topic, find_node, warn_when_unheard_of
 from node.cli.output import ExitCode, joined, styled
 from node.stores.modes import Mode, ModeSetting
 
@@ -54,6 +54,8 @@ def mode(
         chosen = _mode(wanted)
         node = find_node(session, home) if home is not None else None
         setting = modes.set(workflow, chosen, topic=topic, handler=handler, home=node, gone=gone)
+    if handler is not None:
+        warn_when_unheard_of(session, workflow, handler)
     document = {"workflow": workflow, "topic": topic, "handler": handler, **_document(session, setting)}
     session.screen.show(document, lambda: _draw(about, document))
 

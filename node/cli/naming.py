@@ -98,6 +98,15 @@ def split_handler(text: str) -> tuple[str, str]:
     return workflow, handler
 
 
+def warn_when_unheard_of(session: Session, workflow: str, handler: str) -> None:
+    """Say so when no run of a handler is known here.
+
+    What is said of it counts all the same: it may run only on devices that were not met yet. But people mistype names.
+    """
+    if not session.node.handler_runs.recent(workflow, handler, limit=1):
+        session.screen.warn(f"no run of {workflow}/{handler} is known here: is that its name?")
+
+
 def find_work(text: str, known: set[WorkId]) -> WorkId:
     """Return the work that `text` names: a whole id, or the beginning of one that is known.
 

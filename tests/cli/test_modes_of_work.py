@@ -1,7 +1,8 @@
 """The command mode."""
 
 import pytest
-from conftest import meet
+from conftest import meet, work_until
+from shops import packing
 
 
 def test_a_mode_is_shown_and_set_by_topic_and_by_handler(leasemesh, database):
@@ -12,6 +13,20 @@ def test_a_mode_is_shown_and_set_by_topic_and_by_handler(leasemesh, database):
     assert leasemesh("mode", "shop/orders", "confirmed").out == "shop/orders: confirmed\n"
     assert leasemesh("mode", "shop", "home", "--handler", "send").out == "shop, handler send: home on laptop\n"
     assert leasemesh("mode", "shop/orders").out == "shop/orders: confirmed\n"
+
+
+@pytest.mark.parametrize("about", [["shop/orders", "--handler", "send"], ["shop", "--handler", "sned"]])
+def test_a_handler_that_nobody_has_heard_of_is_set_with_a_warning(leasemesh, database, about):
+    said = f"no run of {about[0]}/{about[-1]} is known here: is that its name?\n"
+    workflow, *handler = about
+    assert leasemesh("mode", workflow, *handler).err == said
+    done = leasemesh("mode", workflow, "home", *handler)
+    assert (done.code, done.err) == (0, said)
+
+
+def test_a_handler_that_has_run_is_set_without_a_warning(leasemesh, database):
+    work_until(database, packing(), lambda node: not node.peek("shop", "orders"))
+    assert leasemesh("mode", "shop", "confirmed", "--handler", "pack").err == ""
 
 
 def test_at_home_elsewhere_the_home_is_named_and_a_person_may_leave_it(leasemesh, database, other):
