@@ -14,9 +14,10 @@ from node.cli.naming import find_event
 from node.cli.output import Column, ago, clock, joined, status_text, styled
 from node.cli.story import Chapter, chapters, claim_documents, last_failure
 from node.cli.unknown import silent_permits
-from node.errors import IllegalState
+from node.cli.work import MANUAL
+from node.errors import HomeElsewhere, IllegalState
 from node.ids import short, short_run
-from node.stores import Explanation
+from node.stores import Event, Explanation
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -115,11 +116,32 @@ def _next_of_pending(session: Session, explanation: Explanation, claims: list[di
     holders = node.permits.holders(event.id)
     if holders:
         return f"the permit of run {short_run(holders[0])} stands for it, so nobody else may do it: leasemesh unknown"
+    refused = _refused_here(session, event)
+    if refused is not None:
+        return refused
     reserve = f"leasemesh reserve {event.workflow}/{event.topic} --id {event.message_id}"
     failure = last_failure(claims)
     if failure is not None:
         return f"a device that runs {claims[-1]['handler']} tries again; to do it by hand: {reserve}"
     return f"it is free: {reserve}"
+
+
+def _refused_here(session: Session, event: Event, holder: dict[str, Any] | None = None) -> str | None:
+    """Return why nobody claims the event by hand on this device: neither from its holder, nor when it has none."""
+    modes = session.node.modes
+    try:
+        modes.claiming(event.workflow, [event.topic], MANUAL)
+    except HomeElsewhere as elsewhere:
+        home = elsewhere.node
+    except IllegalState as waiting:
+        return str(waiting)
+    else:
+        if holder is None or holder["reservation"] is None or holder["reservation"]["mode"] != "home":
+            return None
+        home = holder["node"]
+        if home in modes.gone_homes(event.workflow, [event.topic], holder["handler"]):
+            return None
+    return f"it is for {session.device_name(home)}, which alone claims here (mode home)"
 
 
 def _next_of_unknown(session: Session, explanation: Explanation, claims: list[dict[str, Any]]) -> str:
@@ -155,6 +177,9 @@ def _next_of_reserved(session: Session, explanation: Explanation, claims: list[d
         return f"this device works on it, or does when the app runs again: leasemesh show {short_run(holder['run'])}"
     if permit is not None and permit.state == "granted" and any(one.run == event.run for one in silent_permits(node)):
         return f"{device} has a permit and fell silent; ask the service, then: {resolve_sentence(permit.work)}"
+    refused = _refused_here(session, event, holder)
+    if refused is not None:
+        return refused
     try:
         wait_ms = node.staleness.holder(event.id).wait_ms
     except IllegalState:  # it changed a moment ago

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 WAIT_STEP_S = 1.0
 """A waiting take-over looks again this often: the wait is a minute or more."""
 
+MANUAL = "manual"
+"""For whom people claim by hand, unless they say it."""
+
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run that `leasemesh reserve` named.")]
 HandlerOption = Annotated[str, typer.Option(help="Who works on them, for people.")]
 
@@ -47,7 +50,7 @@ def reserve(
     partial: Annotated[
         bool, typer.Option("--partial", help="With --id: take those that are free. Without it, all or none.")
     ] = False,
-    handler: HandlerOption = "manual",
+    handler: HandlerOption = MANUAL,
 ) -> None:
     """Reserve pending events for a new run of this device. Settle the run with consume, skip or release."""
     node = session.node
@@ -135,7 +138,7 @@ def take_over(
     force: Annotated[
         bool, typer.Option("--force", help="Do not wait: you know that the holders will not go on.")
     ] = False,
-    handler: HandlerOption = "manual",
+    handler: HandlerOption = MANUAL,
 ) -> None:
     """Reserve events that another device holds and has been silent about, for a new run of this device.
 
