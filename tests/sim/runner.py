@@ -50,8 +50,8 @@ class Job:
 
     @property
     def params(self) -> Params:
-        params = PRESETS[self.preset]
-        return replace(params, nodes=self.nodes or params.nodes - params.one_less_in_odd_seeds * self.seed % 2)
+        params = PRESETS[self.preset](self.seed)
+        return replace(params, nodes=self.nodes or params.nodes)
 
     @property
     def command(self) -> str:

@@ -29,14 +29,13 @@ class Step:
 def draw(seed: int, params: Params) -> list[Step]:
     """Draw a schedule. Each seed uses some kinds of faults only, so that those it uses meet each other."""
     random = Random(f"{seed} schedule")
-    handled = params.handled(seed)
-    possible = FAULT_KINDS + HANDLED_FAULT_KINDS if handled else FAULT_KINDS
+    possible = FAULT_KINDS + HANDLED_FAULT_KINDS if params.handled else FAULT_KINDS
     faults = [*params.fault_kinds]
     if not faults:
         faults = [kind for kind in possible if random.random() < 0.5] or [random.choice(possible)]
         if {"restore", "clone"} & set(faults):
             faults.append("back up")
-    work = WORK_KINDS | HANDLED_WORK_KINDS if handled else WORK_KINDS
+    work = WORK_KINDS | HANDLED_WORK_KINDS if params.handled else WORK_KINDS
     kinds = random.choices(list(work), list(work.values()), k=params.work_steps)
     kinds += random.choices(faults, k=params.fault_steps)
     times = [random.randrange(EARLY_MS, params.faulty_ms) for _ in kinds]

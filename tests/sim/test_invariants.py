@@ -15,26 +15,27 @@ from node.stores import EventStore, MutationStore
 from node.stores.base import Store
 from node.stores.leasing import Leasing
 from sim import files
-from sim.params import LITE, PRESETS
+from sim.params import PRESETS, lite
 from sim.runner import Job, run, shrink
 from sync.loop import SyncLoop
 
 SEEDS = range(1, 61)
 """Within these a checker has to find what is wrong."""
 
-COPIES = replace(LITE, fault_kinds=("back up", "back up", "restore", "clone"), fault_steps=8, handlers_every=0)
-DEATHS = replace(LITE, fault_kinds=("kill",), one_less_in_odd_seeds=False, handlers_every=0)
-SPLIT = replace(LITE, fault_kinds=("partition",), one_less_in_odd_seeds=False, handlers_every=1, work_steps=30)
+MORE_PRESETS = {
+    "apps": {"handled": False},
+    "handlers": {"handled": True},
+    "copies": {"fault_kinds": ("back up", "back up", "restore", "clone"), "fault_steps": 8, "handled": False},
+    "deaths": {"fault_kinds": ("kill",), "nodes": 3, "handled": False},
+    "split": {"fault_kinds": ("partition",), "nodes": 3, "handled": True, "work_steps": 30},
+}
+"""For what is rare in lite runs: the knobs that are set otherwise."""
 
 
 @pytest.fixture(autouse=True)
 def presets(monkeypatch):
-    """Presets for what is rare in others."""
-    monkeypatch.setitem(PRESETS, "apps", replace(LITE, handlers_every=0))
-    monkeypatch.setitem(PRESETS, "handlers", replace(LITE, handlers_every=1))
-    monkeypatch.setitem(PRESETS, "copies", COPIES)
-    monkeypatch.setitem(PRESETS, "deaths", DEATHS)
-    monkeypatch.setitem(PRESETS, "split", SPLIT)
+    for name, knobs in MORE_PRESETS.items():
+        monkeypatch.setitem(PRESETS, name, lambda seed, knobs=knobs: replace(lite(seed), **knobs))
 
 
 def first_violation(invariant, seeds=SEEDS, *, preset="apps"):

@@ -84,7 +84,7 @@ class World(world.World):
         self.levels: dict[int, int] = {}
         self.apps_by_device: dict[int, App] = {}
         self.write_crashes: dict[int, str] = {}
-        self.handled = params.handled(seed)
+        self.handled = params.handled
         self.lying = False
         self.gone: set[str] = set()
         self.tidied_at_ms = 0
