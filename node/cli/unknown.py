@@ -21,7 +21,7 @@ from node.cli.effects import (
 from node.cli.naming import find_work, person
 from node.cli.output import ExitCode, ago, brief, clock, joined, styled
 from node.errors import IllegalState, NotFound
-from node.ids import WorkId, short, short_run
+from node.ids import RunId, WorkId, short, short_run
 from node.stores import Mutation, Permit
 from node.stores.mutations import Verdict
 
@@ -68,19 +68,21 @@ def count_unknown(node: Node) -> tuple[int, int]:
 
 
 def silent_permits(node: Node) -> list[Permit]:
-    """Return the permits that stand, of runs on other devices that have been silent for so long that their work would
-    be taken over if they had none; the longest held first."""
-    found = []
-    for run in node.events.held_runs(own=False)[:LIST_MAX]:
-        permit = node.permits.get(run)
-        if permit is None or permit.state != "granted" or node.mutations.outcome(permit.work) != "none":
-            continue  # what is known to be begun, or decided by a person, is not for this list
-        try:
-            if node.staleness.longest_wait_ms(permit.events) == 0:
-                found.append(permit)
-        except (IllegalState, NotFound):
-            continue  # another run has its events now, or they are not here
-    return found
+    """Return the silent permits of the runs on other devices; the longest held first."""
+    found = (silent_permit(node, run) for run in node.events.held_runs(own=False)[:LIST_MAX])
+    return [permit for permit in found if permit is not None]
+
+
+def silent_permit(node: Node, run: RunId) -> Permit | None:
+    """Return the permit of another device's run if it stands and the device has been silent for so long that the work
+    would be taken over without it; else None."""
+    permit = node.permits.get(run)
+    if permit is None or permit.state != "granted" or node.mutations.outcome(permit.work) != "none":
+        return None  # what is known to be begun, or decided by a person, is not for this list
+    try:
+        return permit if node.staleness.longest_wait_ms(permit.events) == 0 else None
+    except (IllegalState, NotFound):
+        return None  # another run has its events now, or they are not here
 
 
 def _unknown_document(session: Session, entry: Mutation) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from node.cli.events import event_document
 from node.cli.naming import find_event
 from node.cli.output import Column, ago, clock, joined, status_text, styled
 from node.cli.story import Chapter, chapters, claim_documents, last_failure
-from node.cli.unknown import silent_permits
+from node.cli.unknown import silent_permit
 from node.cli.work import MANUAL
 from node.errors import HomeElsewhere, IllegalState
 from node.ids import short, short_run
@@ -175,7 +175,7 @@ def _next_of_reserved(session: Session, explanation: Explanation, claims: list[d
         if happened:
             return "its effect happened, and what follows is still to be done: this device does it while the app runs"
         return f"this device works on it, or does when the app runs again: leasemesh show {short_run(holder['run'])}"
-    if permit is not None and permit.state == "granted" and any(one.run == event.run for one in silent_permits(node)):
+    if permit is not None and silent_permit(node, permit.run) is not None:
         return f"{device} has a permit and fell silent; ask the service, then: {resolve_sentence(permit.work)}"
     refused = _refused_here(session, event, holder)
     if refused is not None:
