@@ -23,6 +23,9 @@ LEARNED = {"WORKSPACE": r"--workspace ([0-9a-f]{32})", "WORK": r"resolve ([0-9a-
 """What a reader copies from what was printed before."""
 
 
+END = "end-of-command"
+
+
 @dataclass(frozen=True)
 class Block:
     """One code block: a file to write or to add to, or commands with what they print."""
@@ -79,20 +82,21 @@ class Reader:
         with (self.folder / block.file).open("a" if block.adds else "w") as file:
             file.write(("\n\n" if block.adds else "") + block.text)
 
-    def type(self, command: str) -> str:
+    def type(self, command: str) -> tuple[int, str]:
+        """Run a command; returns its exit code and what it printed."""
         assert self._shell.stdin is not None and self._shell.stdout is not None
         for name, pattern in LEARNED.items():
             if re.search(rf"\b{name}\b", command):
                 command = re.sub(rf"\b{name}\b", re.findall(pattern, self.printed)[-1], command)
-        self._shell.stdin.write(f"set -m; {command.replace('8787', self.port)}\necho end-of-command $?\n")
+        self._shell.stdin.write(f"set -m; {command.replace('8787', self.port)}\necho {END} $?\n")
         self._shell.stdin.flush()
         lines = []
-        while not (line := self._shell.stdout.readline()).startswith("end-of-command"):
+        while not (line := self._shell.stdout.readline()).startswith(END):
             assert line, "the shell ended"
             lines.append(line)
         printed = "".join(lines)
         self.printed += printed
-        return printed.replace(self.port, "8787")
+        return int(line.removeprefix(END)), printed.replace(self.port, "8787")
 
     def learned(self, text: str) -> str:
         for name, pattern in LEARNED.items():
@@ -123,7 +127,8 @@ def test_the_tutorial_works_from_its_first_command_to_its_last(reader: Reader) -
             reader.write(block)
             continue
         for command, shown in commands(block.text):
-            printed = reader.type(command)
+            code, printed = reader.type(command)
+            assert (code == 0) != ("PULL_THE_PLUG=" in command), f"{command} ended with {code}\n{printed}"
             assert fits(reader.learned(shown), printed), f"{command}\nshown:\n{shown}\nprinted:\n{printed}"
 
 
@@ -131,6 +136,12 @@ def test_output_that_differs_from_the_document_is_found() -> None:
     assert fits("a\n...\nshop/orders   3\n", "a\nbcd\nshop/orders     3\n")
     assert not fits("a\n...\nshop/orders   3\n", "a\nbcd\nshop/orders     2\n")
     assert not fits("1 passed...", "1 failed in 2 s")
+
+
+def test_how_a_command_ended_is_known(reader: Reader) -> None:
+    assert [reader.type("true"), reader.type("echo 8787; false"), reader.type("leasemesh topics")[0]] == [
+        (0, ""), (1, "8787\n"), 3,
+    ]  # fmt: skip
 
 
 def test_the_code_of_the_guide_to_modes_runs() -> None:
