@@ -5,8 +5,9 @@
 Prints one JSON object, rates per second:
 
 * `starts`: workflows enqueued, which is DBOS's fastest durable start; nothing takes them from their queue meanwhile.
-* `runs_without_step`, `runs`: workflows called one after the other, without a step and with one that does nothing.
-  Starting them all and waiting then, and the async functions of DBOS, measured slower.
+* `runs_without_step`, `runs`: workflows called one after the other, without a step and with one that does nothing. A
+  call starts the workflow durably, too. Starting them all and waiting then, and the async functions of DBOS, measured
+  slower.
 
 `wal` is the write-ahead log with `synchronous=NORMAL`, as leasemesh has it; `shipped` leaves SQLite's defaults, as DBOS
 does. What this uses of DBOS is in its documentation; only `dbos` and the standard library can be imported here.
