@@ -59,14 +59,14 @@ class Reconciliation:
             seen = self._look.count
             try:
                 await self._hear_late_calls()
-                due = await self._in_thread(self._due)
+                due, left_out = await self._in_thread(self._due)
                 limit = asyncio.Semaphore(AT_A_TIME)
                 asked = await asyncio.gather(*(self._within(limit, entry) for entry in due))
                 next_at = await self._in_thread(self._node.mutations.next_due_at)
                 wait_s = None if next_at is None else max((next_at - self._runner.clock_ms()) / 1000, 0.0)
                 if wait_s is not None:  # no longer than a clock that was set back should hold it up
                     wait_s = min(wait_s, self._manager.retry.most_ms / 1000)
-                if wait_s is not None and not all(asked):
+                if wait_s is not None and (left_out or not all(asked)):
                     wait_s = max(wait_s, TROUBLE_S)
             except LeasemeshError as error:
                 log.warning("finding out what became of effects is put off: %s", error)
@@ -79,12 +79,14 @@ class Reconciliation:
             except TimeoutError:
                 pass
 
-    def _due(self) -> list[Mutation]:
+    def _due(self) -> tuple[list[Mutation], bool]:
+        """Return what is due, and whether more is that is left out: its work is gone on with, which may take long."""
         now_ms, next_at = self._runner.clock_ms(), self._node.mutations.next_due_at()
         if next_at is not None and next_at > now_ms + self._manager.retry.most_ms:
             now_ms = next_at  # it was planned by a clock that has been set back since
-        due = self._node.mutations.due(now_ms)
-        return [entry for entry in due if not self._manager.is_under_way(entry.run)]
+        all_due = self._node.mutations.due(now_ms)
+        due = [entry for entry in all_due if not self._manager.is_under_way(entry.run)]
+        return due, len(due) < len(all_due)
 
     async def _within(self, limit: asyncio.Semaphore, entry: Mutation) -> bool:
         async with limit:
