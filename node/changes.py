@@ -46,9 +46,11 @@ from node.knowledge_store import (
 )
 from node.packed_keys import find_malformed
 from node.parking import count_parked_after, finish_retries, park, read_parked, read_retries
+from node.sizes import ROW_BYTES, change_bytes
+from node.staging import Staging
 from node.versions import Query, replicated_tables
 from sync import limits
-from sync.errors import RemoteProtocolError, StagingLost, StorageLimit
+from sync.errors import RemoteProtocolError
 from sync.knowledge import Absorbed, Era, Knowledge, Resume, SiteId, ranges_to_send
 from sync.ports import (
     Applied,
@@ -61,10 +63,6 @@ from sync.ports import (
     TableDigest,
     TransferHeader,
 )
-
-STAGED_BYTES_MAX = 512 * limits.MIB
-"""What may wait in temporary files for the end of its transaction, of all peers together. Nobody writes half a gigabyte
-in one transaction by hand."""
 
 ESTIMATE_ROWS_MAX = 100_000
 """A table's changes are counted up to here for the progress display (some 3 ms); beyond that "many" is good enough."""
@@ -83,17 +81,8 @@ _INSERT = f"INSERT INTO crsql_changes ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, 
 
 _VERSION: Final = 5  # The index of db_version in a change.
 _CAUSAL_LENGTH: Final = 7
-_ROW_BYTES = 40  # What a change takes besides its key and value, about.
 
 _SHORT_RANGES_MAX = 4  # With more, one query over all tables costs less.
-
-_STAGED_ROWS_AT_ONCE = 4096
-_STAGED = """
-CREATE TEMP TABLE IF NOT EXISTS staged (
-    number INTEGER PRIMARY KEY, sender BLOB, table_name TEXT, pk BLOB, cid TEXT, val ANY, col_version INTEGER,
-    db_version INTEGER, site_id BLOB, cl INTEGER, seq INTEGER
-) STRICT
-"""
 
 # Errors that say nothing about the row, but about the disk, the file or a lock. Any other is the row's own.
 _NOT_THE_ROWS_FAULT = (
@@ -275,7 +264,7 @@ class ChangeReader:
     def _next_piece(self, rows_bytes_max: int) -> tuple[list[Change], bool]:
         """Take rows up to the size; end at a border if there was one since the piece began."""
         rows, self._carried = self._carried, []
-        size = sum(map(_size, rows))
+        size = sum(map(change_bytes, rows))
         version = rows[-1][_VERSION] if rows else 0
         border = 0
         for stream, is_parked in ((self._changes, False), (self._parked, True)):
@@ -288,8 +277,8 @@ class ChangeReader:
                     return (rows[:border], True) if border else (rows, False)
                 rows.append(row)
                 value = row[3]
-                # Inlined `_size`: a call for each row would cost a tenth of reading it.
-                size += _ROW_BYTES + len(row[1]) + (len(value) if isinstance(value, (str, bytes)) else 0)
+                # Inlined `change_bytes`: a call for each row would cost a tenth of reading it.
+                size += ROW_BYTES + len(row[1]) + (len(value) if isinstance(value, (str, bytes)) else 0)
         return rows, True
 
     @contextmanager
@@ -352,10 +341,7 @@ class ChangeStorage:
         self._schema_version = -1
         # What a change may name here: (table, column or "-1", number of key columns).
         self._known: frozenset[tuple[str, str, int]] = frozenset()
-        # Bytes that each sender has in the temporary table.
-        self._staged: dict[SiteId, int] = {}
-        # Senders whose beginning of a transaction was given up, until they begin anew.
-        self._given_up: set[SiteId] = set()
+        self._staging = Staging()
 
     def state(self) -> LocalState:
         """Read the local state."""
@@ -379,10 +365,14 @@ class ChangeStorage:
         """Remember when each node was last heard of: site -> (incarnation, monotonic milliseconds)."""
         write_heard(self._database, heard, boot=self._boot)
 
+    def close(self) -> None:
+        """Let go of what waits for its end."""
+        self._staging.clear()
+
     def reidentify(self) -> LocalState:
         """Give this file a new site id (it is an older copy, or a clone, of another) and return the new state."""
         reidentify(self._database)
-        self._staged.clear()
+        self._staging.clear()
         return self.state()
 
     def apply(self, incoming: Incoming) -> Applied:
@@ -394,17 +384,16 @@ class ChangeStorage:
             StagingLost: what came before of this transfer was given up for another peer's.
         """
         _refuse_malformed(incoming, self._database.version())
-        if incoming.first:
-            self._given_up.discard(incoming.site)
-        elif incoming.site in self._given_up:
-            raise StagingLost("the beginning of the transaction had to make room for another peer's; send it again")
+        self._staging.check(incoming)
         if not incoming.whole:
-            return self._stage(incoming)
+            self._staging.add(incoming)
+            return Applied(self.state(), rows=0, parked=0, tables=frozenset())
         retried = self.retry_parked()
         try:
             applied = self._merge(incoming, careful=False)
         except _Poisoned:
             applied = self._merge(incoming, careful=True)
+        self._staging.drop(incoming.site)
         return replace(applied, tables=applied.tables | retried)
 
     def retry_parked(self) -> frozenset[str]:
@@ -430,34 +419,6 @@ class ChangeStorage:
                 )
             return self._states.tables_changed_since(transaction.execute, before)
 
-    def _stage(self, incoming: Incoming) -> Applied:
-        kept = 0 if incoming.first else self._staged.get(incoming.site, 0)
-        added = sum(_size(row) for row in incoming.rows)
-        if kept + added > STAGED_BYTES_MAX:
-            raise StorageLimit(
-                f"a peer sends a transaction of more than {STAGED_BYTES_MAX:,} bytes",
-                hint="write the data in several transactions",
-            )
-        self._make_room(incoming.site, kept + added)
-        with self._database.transaction(replicated=False) as transaction:
-            transaction.execute(_STAGED)
-            if incoming.first:
-                transaction.execute("DELETE FROM staged WHERE sender = ?", (incoming.site,))
-            sql = "INSERT INTO staged VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-            transaction.execute_many(sql, ((incoming.site, *row) for row in incoming.rows))
-        self._staged[incoming.site] = kept + added
-        return Applied(self.state(), rows=0, parked=0, tables=frozenset())
-
-    def _make_room(self, sender: SiteId, needed: int) -> None:
-        """Give up what others began, the longest waiting first: a peer that is gone must not keep the room for ever."""
-        for other in [site for site in self._staged if site != sender]:
-            if sum(size for site, size in self._staged.items() if site != sender) + needed <= STAGED_BYTES_MAX:
-                return
-            with self._database.transaction(replicated=False) as transaction:
-                transaction.execute("DELETE FROM staged WHERE sender = ?", (other,))
-            del self._staged[other]
-            self._given_up.add(other)
-
     def _merge(self, incoming: Incoming, *, careful: bool) -> Applied:
         with self._database.transaction(source="peer") as transaction:
             query = transaction.execute
@@ -465,7 +426,7 @@ class ChangeStorage:
             self._refresh_schema(transaction)
             rows = parked = 0
             revives = False
-            for chunk in self._chunks(transaction, incoming):
+            for chunk in self._chunks(incoming):
                 revives = revives or any(row[_CAUSAL_LENGTH] > 1 for row in chunk)
                 failed = self._insert_known(transaction, chunk, careful)
                 rows += len(chunk)
@@ -482,7 +443,6 @@ class ChangeStorage:
                 append_absorbed(query, Absorbed(before + 1, after, incoming.header.knowledge))
             self._advance(query, incoming)
             state = self._states.read(query)
-        self._staged.pop(incoming.site, None)
         return Applied(state, rows, parked, tables)
 
     def _advance(self, query: Query, incoming: Incoming) -> None:
@@ -493,20 +453,11 @@ class ChangeStorage:
         else:
             write_resume(query, incoming.site, Resume(incoming.upto.version, incoming.header.point))
 
-    def _chunks(self, transaction: Transaction, incoming: Incoming) -> Iterator[list[Change]]:
+    def _chunks(self, incoming: Incoming) -> Iterator[list[Change]]:
         """Yield what was staged of this transfer, then the piece itself."""
-        if incoming.site in self._staged:
-            if not incoming.first:
-                yield from self._staged_chunks(transaction, incoming.site)
-            transaction.execute("DELETE FROM staged WHERE sender = ?", (incoming.site,))
+        if not incoming.first:
+            yield from self._staging.read(incoming.site)
         yield incoming.rows
-
-    def _staged_chunks(self, transaction: Transaction, site: SiteId) -> Iterator[list[Change]]:
-        sql = f"SELECT * FROM staged WHERE number > ? AND sender = ? ORDER BY number LIMIT {_STAGED_ROWS_AT_ONCE}"
-        number = 0
-        while rows := transaction.execute(sql, (number, site)):
-            number = rows[-1][0]
-            yield [row[2:] for row in rows]
 
     def _insert_known(self, transaction: Transaction, rows: list[Change], careful: bool) -> list[tuple[int, str]]:
         """Merge rows; return the index of each that was not merged, with the reason."""
@@ -601,8 +552,3 @@ def _is_consistent(row: Change) -> bool:
     accepts, or that differ on two nodes by the order in which they came: this node would be cut off for ever."""
     _, _, cid, _, col_version, _, _, cl, _ = row
     return col_version == cl if cid == "-1" else cl % 2 == 1
-
-
-def _size(row: Change) -> int:
-    value = row[3]
-    return _ROW_BYTES + len(row[1]) + (len(value) if isinstance(value, (str, bytes)) else 0)

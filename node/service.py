@@ -659,6 +659,7 @@ class Node:
         if self._runner is not None:
             raise IllegalState(f"node {self.name}", "running handlers", "leave the block of running before close")
         self._watch.close()
+        self._storage.close()
         self.database.close()
 
     def __enter__(self) -> Node:

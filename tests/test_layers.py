@@ -24,7 +24,7 @@ CHANCE_AND_CLOCK = {"datetime", "random", "secrets", "uuid"}
 DATABASE_MODULES = {
     "node.changes", "node.clock_tables", "node.connection", "node.database", "node.derived", "node.identity",
     "node.knowledge_store", "node.lint", "node.migrate", "node.parking", "node.scratch", "node.staleness",
-    "node.starting", "node.stores", "node.versions",
+    "node.staging", "node.starting", "node.stores", "node.versions",
 }  # fmt: skip
 
 RULES_OF_THE_RUNTIME = (

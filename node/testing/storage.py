@@ -75,6 +75,9 @@ class LentStorage:
     def record_heard(self, heard: dict[SiteId, tuple[Era, int]]) -> None:
         self._storage.record_heard(heard)
 
+    def close(self) -> None:
+        self._storage.close()
+
     def close_readers(self) -> None:
         self._free.clear()
         for reader in list(self._readers.values()):

@@ -46,6 +46,7 @@ class Replica:
         upgrade(self.database, [own_migrations(), ("app", folder)])
 
     def close(self) -> None:
+        self.storage.close()
         self.database.close()
 
     def restart(self) -> None:

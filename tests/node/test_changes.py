@@ -2,17 +2,21 @@ import os
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from random import Random
 
 import apsw
 import pytest
 from replicas import NOTES, Replica, converge, exchange, incoming, pieces, request, send
 
-from node import changes, knowledge_store, parking
+from node import changes, knowledge_store, parking, staging
 from node.clock_tables import ROWS_MAX, ClockTables
 from node.connection import DatabaseError
+from node.doctor import examine
 from node.knowledge_store import read_absorbed, read_heard
 from node.packed_keys import is_well_formed
+from node.sizes import change_bytes
+from sync import limits
 from sync.errors import RemoteProtocolError, StagingLost, StorageLimit
 from sync.knowledge import FROM_START, START, Knowledge, Point
 from sync.ports import Incoming, ReadRequest, TransferHeader
@@ -35,6 +39,43 @@ def make(tmp_path):
     yield make_one
     for replica in replicas:
         replica.close()
+
+
+class TemporaryFiles(list):
+    """The temporary files that SQLite has made, each with its size; no more can be written while `is_full`."""
+
+    is_full = False
+
+
+@pytest.fixture
+def temporary_files():
+    files = TemporaryFiles()
+    ordinary = apsw.vfs_names()[0]
+
+    class File(apsw.VFSFile):
+        def __init__(self, name, flags):
+            super().__init__(ordinary, name, flags)
+            self.size, self.is_open, self.is_temporary = 0, True, name is None
+            if self.is_temporary:
+                files.append(self)
+
+        def xWrite(self, data, offset):
+            if self.is_temporary and files.is_full:
+                raise apsw.FullError
+            super().xWrite(data, offset)
+            self.size = max(self.size, offset + len(data))
+
+        def xClose(self):
+            self.is_open = False
+            super().xClose()
+
+    class Disk(apsw.VFS):
+        def xOpen(self, name, flags):
+            return File(name, flags)
+
+    disk = Disk("counting temporary files", base=ordinary, makedefault=True)
+    yield files
+    disk.unregister()
 
 
 def change(table="notes", pk=b"\x01\x0c\x10" + b"k" * 16, cid="title", value="x", version=1, site=b"s" * 16, **others):
@@ -194,7 +235,7 @@ def test_pieces_end_at_versions_borders_and_keep_about_to_the_size(make):
     assert all(result.whole for result in results)
     versions = [{row[5] for row in result.rows} for result in results]
     assert sum(map(len, versions)) == len(set().union(*versions)) == 20
-    assert all(sum(changes._size(row) for row in result.rows) < 1500 + 200 for result in results)
+    assert all(sum(change_bytes(row) for row in result.rows) < 1500 + 200 for result in results)
     assert [result.upto.version for result in results] == [max(found) for found in versions]
 
 
@@ -228,7 +269,7 @@ def test_a_large_transaction_that_was_cut_is_sent_again_from_its_beginning(make)
     assert other.storage.resume_point(one.site) == FROM_START
     send(one, other)
     assert other.tables() == one.tables()
-    assert other.storage._staged == {}
+    assert other.storage._staging._senders == {}
     assert other.database.query("SELECT version FROM knowledge") == [(1,)]
 
 
@@ -245,7 +286,7 @@ def test_two_senders_may_stage_at_once(make):
 
 
 def test_staged_rows_are_bounded_and_a_refusal_keeps_nothing(make, monkeypatch):
-    monkeypatch.setattr(changes, "STAGED_BYTES_MAX", 3000)
+    monkeypatch.setattr(staging, "STAGED_BYTES_MAX", 3000)
     one, other = make(), make()
     with one.database.transaction():
         for _ in range(100):
@@ -262,7 +303,7 @@ def test_what_a_lost_peer_began_makes_room_for_others(make, monkeypatch):
             for _ in range(80):
                 node.note("x" * 50)
     staged = [row for piece in pieces(busy, other, rows_bytes_max=3000)[:-1] for row in piece.rows]
-    monkeypatch.setattr(changes, "STAGED_BYTES_MAX", sum(map(changes._size, staged)))
+    monkeypatch.setattr(staging, "STAGED_BYTES_MAX", sum(map(change_bytes, staged)))
     began = [incoming(lost, piece) for piece in pieces(lost, other, rows_bytes_max=3000)]
     assert not began[0].whole and not began[1].whole
     other.storage.apply(began[0])
@@ -273,6 +314,68 @@ def test_what_a_lost_peer_began_makes_room_for_others(make, monkeypatch):
     assert refused.value.retryable
     send(lost, other, rows_bytes_max=3000)
     assert len(other.titles()) == 160
+
+
+def test_what_is_staged_outlives_an_examination_of_the_file(make):
+    one, other = make(), make()
+    with one.database.transaction():
+        for _ in range(100):
+            one.note("x" * 50)
+    first, *others = pieces(one, other)
+    other.storage.apply(incoming(one, first))
+    assert all(finding.healthy for finding in examine(other.database))
+    for result in others:
+        other.storage.apply(incoming(one, result))
+    assert other.tables() == one.tables()
+
+
+def test_what_is_staged_is_in_a_file_while_a_small_transaction_needs_none(make, temporary_files):
+    one, other = make(), make()
+    with one.database.transaction():
+        for _ in range(50):
+            one.note("x")
+    send(one, other)
+    assert temporary_files == []
+    with one.database.transaction():
+        for _ in range(50):
+            one.note("x" * 50_000)
+    began = pieces(one, other, rows_bytes_max=limits.MIB)[:2]
+    for result in began:
+        other.storage.apply(incoming(one, result))
+    assert sum(file.size for file in temporary_files) > 1.5 * limits.MIB
+    other.storage.reidentify()
+    assert [file.is_open for file in temporary_files] == [False]
+    with pytest.raises(StagingLost):
+        other.storage.apply(incoming(one, pieces(one, other, rows_bytes_max=limits.MIB)[2]))
+
+
+def test_no_more_transactions_wait_than_there_may_be_peers(make, monkeypatch):
+    monkeypatch.setattr(staging, "STAGED_SENDERS_MAX", 2)
+    other = make()
+    began = [piece(change(), site=bytes([number]) * 16, whole=False, last=False) for number in range(3)]
+    for first in began:
+        other.storage.apply(first)
+    assert list(other.storage._staging._senders) == [began[1].site, began[2].site]
+    with pytest.raises(StagingLost):
+        other.storage.apply(replace(began[0], first=False))
+
+
+def test_without_room_for_temporary_files_a_large_transaction_is_refused_and_can_come_later(make, temporary_files):
+    one, other = make(), make()
+    with one.database.transaction():
+        for _ in range(50):
+            one.note("x" * 50_000)
+    results = [incoming(one, result) for result in pieces(one, other, rows_bytes_max=limits.MIB)]
+    temporary_files.is_full = True
+    with pytest.raises(DatabaseError, match="free some space in the folder for temporary files"):
+        for result in results:
+            other.storage.apply(result)
+    with pytest.raises(StagingLost):
+        other.storage.apply(results[-1])
+    temporary_files.is_full = False
+    for result in results:
+        other.storage.apply(result)
+    assert other.tables() == one.tables()
 
 
 def test_a_piece_is_merged_with_its_knowledge_or_not_at_all(make, monkeypatch):
