@@ -91,6 +91,7 @@ def main(
 
 def _table(results: list[Measurement]) -> Table:
     table = Table("name", "value", "limit", "ratio", "unit", "the limit is", title="leasemesh against the limit")
+    table.columns[0].no_wrap = True
     for column in table.columns[1:4]:
         column.justify = "right"
     for one in results:

@@ -15,7 +15,7 @@ from benchmarks.processes import child, serving
 from node import Node
 from node.stores import EventStore, HandlerRunStore
 
-NOTE = "reserve, copy to a hub, copy from there to a device: three files, one process, no network"
+NOTE = "reserve, by the store, copy to a hub, copy from there to a device: three files, one process, no network"
 
 
 def barrier(quick: bool) -> Iterator[Measurement]:

@@ -16,8 +16,8 @@ from node.authority import Arbiter
 from node.database import Database
 from node.stores import AuthorityStore, EventStore, HandlerRunStore, PermitStore
 
-LATENCY_NOTE = "reserve, ask, copy, decide, copy back: two files, one process, no network"
-RATE_NOTE = "reserve, ask and decide on one file, no network"
+LATENCY_NOTE = "reserve, ask, copy, decide, copy back: by the stores, two files, one process, no network"
+RATE_NOTE = "reserve, ask and decide: by the stores, one file, no network"
 
 
 def confirmed(quick: bool) -> Iterator[Measurement]:

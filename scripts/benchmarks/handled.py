@@ -12,15 +12,16 @@ from pathlib import Path
 from benchmarks import raw
 from benchmarks.handlers import plain
 from benchmarks.measuring import TOPIC, WORKFLOW, Measurement, database, folder, new_events, percentiles
-from benchmarks.processes import child, readable
+from benchmarks.network import latencies_of
+from benchmarks.processes import readable
 from node import Node
 from node.database import CommitSource
 from node.runtime.loops import PEER_EVENTS_LATER_S
 from node.stores import EventStore, HandlerRunStore
 
 NOTE = (
-    "publish, copy, reserve, copy back, consume: two files, one process, no network; the value includes a random wait "
-    f"of up to {1000 * PEER_EVENTS_LATER_S:.0f} ms, by which devices seldom claim the same"
+    "publish, copy, reserve, copy back, consume: by the stores, two files, one process, no network; the value includes "
+    f"a random wait of up to {1000 * PEER_EVENTS_LATER_S:.0f} ms, by which devices seldom claim the same"
 )
 
 
@@ -28,44 +29,25 @@ def handled(quick: bool) -> Iterator[Measurement]:
     """Publish single events on one device; each is handled by the other, a process of its own, once it is its owner."""
     count = 20 if quick else 500
     with folder() as path:
-        latencies = _latencies(path, count)
+        latencies = latencies_of(_handle, path, count)
         limits = _raw_latencies(path, count)
     yield from percentiles("handled", latencies, limits, NOTE)
-
-
-def _latencies(path: Path, count: int) -> list[float]:
-    """Return milliseconds from before each publish until the other process has committed the run."""
-    with child(_handle, path / "handling.db", count) as (pipe, _):
-        url = pipe.recv()
-
-        async def publish() -> list[float]:
-            latencies = []
-            with Node.open(path / "publishing.db", workspace="bench", name="publishing") as node:
-                async with node.syncing(peers=[url]):
-                    await node.caught_up()
-                    for event in new_events(0, count):
-                        began_ns = time.monotonic_ns()
-                        node.publish_many(WORKFLOW, TOPIC, [event])
-                        await readable(pipe)
-                        latencies.append((pipe.recv() - began_ns) / 1e6)
-                    pipe.send("stop")
-            return latencies
-
-        return asyncio.run(publish())
 
 
 def _handle(pipe: Connection, path: Path, count: int) -> None:
     async def handle() -> None:
         waiting = iter(new_events(0, count))
-        expected = next(waiting)
+        expected = next(waiting, None)
         with Node.open(path, workspace="bench", name="handling") as node:
 
             def committed(_: CommitSource) -> None:
                 nonlocal expected
+                if expected is None:
+                    return
                 now_ns = time.monotonic_ns()
                 event = node.events.get_by_message_id(WORKFLOW, TOPIC, expected.message_id)
                 if event is not None and event.status == "consumed":
-                    expected = next(waiting, expected)
+                    expected = next(waiting, None)
                     pipe.send(now_ns)
 
             async with node.syncing(listen=("127.0.0.1", 0)) as sync, node.running([plain(1)]):

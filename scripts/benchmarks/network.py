@@ -7,7 +7,8 @@ import asyncio
 import importlib
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def live(quick: bool) -> Iterator[Measurement]:
     """Publish single events on one device and see when each can be read on the other."""
     count = 100 if quick else 1_000
     with folder() as path:
-        latencies = _live_latencies(path, count)
+        latencies = latencies_of(_reader, path, count)
         limits = _raw_latencies(path, count)
     yield from percentiles("live", latencies, limits, "insert, select from crsql_changes, insert elsewhere, no network")
 
@@ -122,14 +123,18 @@ def _catch_up_client(pipe: Connection, path: Path, url: str) -> None:
     asyncio.run(catch_up())
 
 
-def _live_latencies(path: Path, count: int) -> list[float]:
-    """Return milliseconds from before each publish until the other process can read the event."""
-    with child(_reader, path / "reader.db", count) as (pipe, _):
+def latencies_of(worker: Callable[[Connection, Path, int], None], path: Path, count: int) -> list[float]:
+    """Return milliseconds from before each of `count` single events is published here until a worker is done with it.
+
+    The worker is a process of its own with its own file. It sends its address, and then for each event in order the
+    monotonic nanoseconds at which it was done. The other end of its pipe is closed when there are no more.
+    """
+    with child(worker, path / "worker.db", count) as (pipe, _):
         url = pipe.recv()
 
         async def publish() -> list[float]:
             latencies = []
-            with Node.open(path / "writer.db", workspace="bench", name="writer") as node:
+            with Node.open(path / "publisher.db", workspace="bench", name="publisher") as node:
                 async with node.syncing(peers=[url]):
                     await node.caught_up()
                     for event in new_events(0, count):
@@ -163,14 +168,14 @@ def _reader(pipe: Connection, path: Path, count: int) -> None:
 
 def _raw_latencies(path: Path, count: int) -> list[float]:
     source, target = path / "raw-source.db", path / "raw-target.db"
-    with database(source) as opened, database(target):
-        store = EventStore(opened)
-        with raw.Copier(source, target) as copier:
+    with database(target):
+        pass
+    milliseconds = []
+    with closing(raw.Statements(source)) as statements, raw.Copier(source, target) as copier:
+        copier.copy()
+        for number in range(count):
+            began = time.perf_counter()
+            statements.publish(number, 1)
             copier.copy()
-            milliseconds = []
-            for event in new_events(0, count):
-                began = time.perf_counter()
-                store.publish_many(WORKFLOW, TOPIC, [event])
-                copier.copy()
-                milliseconds.append(1000 * (time.perf_counter() - began))
+            milliseconds.append(1000 * (time.perf_counter() - began))
     return milliseconds

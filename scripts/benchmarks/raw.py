@@ -1,10 +1,11 @@
-"""The limits: plain APSW with cr-sqlite and the same pragmas, and no leasemesh code.
+"""The limits: what is measured here is plain APSW with cr-sqlite. leasemesh only makes the schema beforehand, and opens
+the connections, with the pragmas that it uses itself.
 
 `Statements` writes the same rows into the same schema, its triggers included: nothing is checked, looked up or
 returned. That is the limit that publishing, reserving and consuming are held to. `Handmade` is a queue without
 ownership in the fewest columns that replicate: one row (id, body) for each event, one for each batch that is taken,
-and a local table of status; it shows what the rule, the claims and the derived tables cost. Catching up and merging:
-select from crsql_changes in one process and insert into another database, no network.
+and a local table of status; it shows what the rule, the claims and the derived tables cost. Catching up, merging and
+seeing what a peer published: select from crsql_changes and insert into another database, one process, no network.
 """
 
 from __future__ import annotations
