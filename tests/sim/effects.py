@@ -1,7 +1,8 @@
 """The invariants about handlers and their effects, as checkers. See `sim.invariants` for the others.
 
 S4, S7 and S8 are looked at when an intent is committed and when a call leaves a device; S5 and S6 when an effect
-happens outside; S11 after commits; L2 whenever something is unknown; L3 and L4 in the end, on a mesh at rest.
+happens outside; S9 when a run has claimed; S11 after commits; L2 now and then and in the end; L3 and L4 in the end, on
+a mesh at rest.
 """
 
 from __future__ import annotations
@@ -80,7 +81,9 @@ class EffectChecks:
         """Look at what a commit has changed."""
         own = app.database.site_id
         for (run,) in app.database.query("SELECT lower(hex(id)) FROM run_index WHERE state = 0 AND node = ?", (own,)):
-            self._claimed_at_us.setdefault(run, self._world.scheduler.now_us)
+            if run not in self._claimed_at_us:
+                self._claimed_at_us[run] = self._world.scheduler.now_us
+                self._claims_the_next_epoch(app, run)
         if not self._world.handled:
             return
         seen = self._intents.setdefault(app.device.number, set())
@@ -94,6 +97,18 @@ class EffectChecks:
                 seen.add(run)
                 self._intent(app, run, json.loads(body))
         self._phases_go_on(app)
+
+    def _claims_the_next_epoch(self, app, run: str) -> None:
+        """A run of this process has just claimed."""
+        facts = self._world.checks.facts(app.database, besides=run)
+        reservation = facts.reservations[run]
+        if reservation.incarnation != app.database.incarnation.hex():
+            return  # It came with a merge, and was claimed long ago by this file before it was restored.
+        for event, epoch in reservation.claims.items():
+            others = max((claim.epoch for claim in facts.claims[event] if claim.run != run), default=0)
+            self._demand(
+                "S9", epoch > others, f"{app.device.name}: run {run} claims {event}@{epoch}, there is @{others}"
+            )
 
     def forget_file(self, device) -> None:
         """Another file is in the place of this device's."""
@@ -141,13 +156,13 @@ class EffectChecks:
             self._demand("S11", status == EventStatus.CONSUMED, text)
 
     def unknown_items_say_all(self, app) -> None:
-        """What waits for a person says who holds it, since when, with which tool and which parameters."""
-        calls = {call.key: call for call in self._world.service.calls}
+        """What is unknown says who holds it, since when, with which tool and which parameters."""
+        calls = {call.run: call for call in self._world.service.calls}
         for entry in app.node.mutations.unresolved():
-            call = calls.get(entry.work)
+            call = calls.get(entry.run)
             told = entry.tool.startswith("deliver_") and entry.created_at > 0 and len(entry.node) == 32
             said = entry.params if isinstance(entry.params, dict) else {}
-            same = bool(said) if call is None else said.get("events") == list(call.events)
+            same = bool(said) if call is None else (entry.node, said.get("events")) == (call.node, list(call.events))
             self._demand("L2", told and same, f"{app.device.name} says of {entry.run} only {entry}")
 
     # --- Outside ------------------------------------------------------------------------------------------------------
@@ -157,6 +172,8 @@ class EffectChecks:
         rows = app.database.query("SELECT status, lower(hex(work)) FROM mutations WHERE id = unhex(?)", (call.run,))
         text = f"{app.device.name} calls for run {call.run}, its file says {rows}"
         self._demand("S7", rows == [("in_flight", call.key)], text)
+        again = any(other.run == call.run for other in self._world.service.calls)
+        self._demand("S8", not again, f"{app.device.name} calls for run {call.run} a second time")
         if call.topic == SOFT:
             self.work_begins(app, call.run, call.events)
 
@@ -169,7 +186,8 @@ class EffectChecks:
                 calm = self._was_calm_at_claim(other.run) and self._was_calm_at_claim(run)
                 text = f"{app.device.name} begins {shared} while {other.app.device.name} is at it, and all was calm"
                 self._demand("S5", not calm, text)
-        self._demand("S5", True, "")
+        if self._was_calm_at_claim(run):
+            self._demand("S5", True, "")
         self._works.append(Work(app, run, tuple(events)))
 
     def work_ends(self, run: str) -> None:
@@ -204,7 +222,7 @@ class EffectChecks:
         """While the authority was away."""
         self._demand("L4", self.is_done(app, SOFT, message), f"{app.device.name} did no soft work meanwhile")
         (event,) = app.events.get_many(AUTOMATION, CONFIRMED, [message])
-        begun = self._world.service.happened(event.id)
+        begun = any(event.id in call.events for call in self._world.service.calls)
         self._demand("L4", not begun, f"{app.device.name} did not wait for the authority")
 
     def resumed(self, app, message: str) -> None:

@@ -42,7 +42,7 @@ class Call:
     """A call that has left a device."""
 
     number: int
-    process: object
+    node: str
     key: str
     run: str
     topic: str
@@ -78,7 +78,7 @@ class Service:
         """What the effects of all handlers call."""
         world, loop = self._world, asyncio.get_running_loop()
         process = next(one for one in world.processes() if one.loop is loop)
-        call = Call(len(self.calls), process, key, run, topic, tuple(events))
+        call = Call(len(self.calls), process.node.site_id, key, run, topic, tuple(events))
         world.checks.effects.begins(world.apps_by_device[process.device.number], call)
         self.calls.append(call)
         fate = "works" if self.honest else self._random.choices(list(FATES), list(FATES.values()))[0]

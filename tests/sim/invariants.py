@@ -8,22 +8,36 @@ digests on all devices, nothing parked, nothing under way.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from node.ids import event_ids, topic_id
 from node.leases import Claim, ClaimState, EventStatus, Ownership, decide
+from node.runtime.recovery import Found, Recovery
 from sim.effects import EffectChecks, unknown_runs
 
 _FOREIGN_ROWS = """
 SELECT '{table}', lower(hex(t.id)), c.col_name, lower(hex(s.site_id)) FROM {table} AS t
 JOIN {table}__crsql_pks AS k ON k.id = t.id JOIN {table}__crsql_clock AS c ON c.key = k.__crsql_key
 JOIN crsql_site_id AS s ON s.ordinal = c.site_id
-WHERE t.body <> '{{}}' AND lower(hex(s.site_id)) <> t.body ->> '$.node' ORDER BY 2, 3
+WHERE c.col_name <> '-1' AND t.body <> '{{}}' AND lower(hex(s.site_id)) IS NOT t.body ->> '$.node' ORDER BY 2, 3
 """
-OWN_ROWS = ("reservations", "handler_runs", "mutations")
-"""Tables whose rows one node alone writes."""
+OWN_ROWS = (
+    "reservations", "devices", "handler_runs", "mutations", "permit_requests", "permits", "authorities",
+    "authority_fences", "verdicts",
+)  # fmt: skip
+"""Tables whose rows one node alone writes: it stands in their bodies. The first two are written where no handlers run,
+too."""
+
+_RUNS_ROWS = """
+SELECT 'reservations', lower(hex(id)), body ->> '$.node', body ->> '$.incarnation', state
+FROM reservations WHERE body <> '{}' UNION ALL
+SELECT 'handler_runs', lower(hex(id)), body ->> '$.node', body ->> '$.incarnation', progress || ended
+FROM handler_runs WHERE body <> '{}' UNION ALL
+SELECT 'mutations', lower(hex(id)), body ->> '$.node', body ->> '$.incarnation', progress || outcome
+FROM mutations WHERE body <> '{}' ORDER BY 1, 2
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +116,8 @@ class Checks:
             self._follows_from_facts(app)
             self._one_event_per_message(app)
             self._one_writer(app)
+            if self._world.handled:
+                self.effects.unknown_items_say_all(app)
 
     def forget_file(self, device) -> None:
         """Another file is in the place of this device's."""
@@ -140,23 +156,34 @@ class Checks:
                 self.demand("S10", identifier == known == expected, found)
 
     def _one_writer(self, app) -> None:
-        tables = OWN_ROWS if self._world.handled else OWN_ROWS[:1]
+        tables = OWN_ROWS if self._world.handled else OWN_ROWS[:2]
         rows = [row for table in tables for row in app.database.query(_FOREIGN_ROWS.format(table=table))]
         self.demand("S14", not rows, f"{app.device.name}: (table, run, column, site that wrote it) {rows[:3]}")
 
     # --- Around what the stores do ------------------------------------------------------------------------------------
 
     @contextmanager
-    def recovery(self, app) -> Iterator[None]:
-        """Around what a process does at its start."""
-        before = Facts(app.database).reservations
+    def recovery(self, app, *, at_start: bool) -> Iterator[None]:
+        """Around recovery; at the start of a process no run of this incarnation has been left behind yet."""
+        before = set(app.database.query(_RUNS_ROWS))
         yield
         own, incarnation = app.database.site_id.hex(), app.database.incarnation.hex()
-        after = Facts(app.database).reservations
-        for run, reservation in after.items():
-            if before.get(run) != reservation:
-                mine = reservation.node == own and reservation.incarnation != incarnation
-                self.demand("S12", mine, f"recovery on {app.device.name} changed run {run} of {reservation.node}")
+        for row in app.database.query(_RUNS_ROWS):
+            if row not in before:
+                table, run, node, of, _ = row
+                mine = node == own and (of != incarnation or not at_start)
+                self.demand("S12", mine, f"recovery on {app.device.name} changed {table} of run {run} of {node} {of}")
+
+    def watched(self, look: Callable[[Recovery], Found]) -> Callable[[Recovery], Found]:
+        """Return the runtime's recovery, watched."""
+
+        def watched_look(recovery: Recovery) -> Found:
+            app = next(app for app in self._world.apps_by_device.values() if app.node is recovery._node)
+            at_start, app.has_recovered = not app.has_recovered, True
+            with self.recovery(app, at_start=at_start):
+                return look(recovery)
+
+        return watched_look
 
     def claimed(self, app, run: str, asked: int | None, got) -> None:
         """A run was given events."""

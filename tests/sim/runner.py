@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from node.migrate import read_migrations
+from node.runtime.recovery import Recovery
 from node.testing.files import temporary_folder
 from sim.params import PRESETS, Params
 from sim.schedule import Step, draw
@@ -105,6 +106,7 @@ def _run(job: Job, keep_log: bool) -> Report:
         world = World(job.seed, job.params, Path(folder))
         if keep_log:
             world.log = []
+        stack.enter_context(unittest.mock.patch.object(Recovery, "look", world.checks.watched(Recovery.look)))
         violations = world.checks.violations
         try:
             world.run(job.schedule())

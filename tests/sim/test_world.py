@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sim.params import FAULT_KINDS, HANDLED_FAULT_KINDS
+from sim.faults import STEPS
+from sim.params import FAULT_KINDS, HANDLED_FAULT_KINDS, lite
 from sim.runner import Job, run_many
 
 ROOT = Path(__file__).parent.parent.parent
@@ -20,8 +21,7 @@ MUST_FIRE = sorted(
         *FAULT_KINDS,
         *HANDLED_FAULT_KINDS,
         "cut mid-batch",
-        "crash before commit",
-        "crash after commit",
+        *(f"crash {moment} {step}" for step in STEPS for moment in ("before", "after")),
         "parked by an older schema",
         "new site id",
     }
@@ -64,7 +64,9 @@ def test_every_invariant_is_looked_at_in_the_series(series):
 
 
 def test_a_seed_gives_the_same_trace_in_two_processes_that_hash_differently():
-    script = "from sim.runner import *; print(*[run(Job(seed)).trace for seed in (3, 12, 24)])"
+    seeds = (3, 12, 16)
+    assert lite(16).handled
+    script = f"from sim.runner import *; print(*[run(Job(seed)).trace for seed in {seeds}])"
     traces = [
         subprocess.run(
             [sys.executable, "-c", script],

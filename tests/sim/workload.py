@@ -27,6 +27,7 @@ class App:
 
     Attributes:
         held: run -> the events that it holds.
+        has_recovered: its handlers' recovery has had its first look.
     """
 
     def __init__(self, process, world) -> None:
@@ -38,6 +39,7 @@ class App:
         self.events = process.node.events
         self.staleness = process.node.staleness
         self.held: dict[str, list[str]] = {}
+        self.has_recovered = False
 
 
 def commit(app, work):

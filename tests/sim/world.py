@@ -85,7 +85,6 @@ class World(world.World):
         self.apps_by_device: dict[int, App] = {}
         self.write_crashes: dict[int, str] = {}
         self.handled = params.handled
-        self.lying = False
         self.gone: set[str] = set()
         self.tidied_at_ms = 0
         self.calm_since_us: int | None = None
@@ -156,7 +155,7 @@ class World(world.World):
     def _recover(self, app: App) -> None:
         """Give back what an earlier process of this node held when it died."""
         try:
-            with self.checks.recovery(app):
+            with self.checks.recovery(app, at_start=True):
                 for run in held_by_hand(app):
                     reservation = app.events.reservation(run)
                     if reservation is not None and reservation.incarnation != app.database.incarnation.hex():
