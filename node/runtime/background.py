@@ -46,19 +46,29 @@ class Reconciliation:
         self._node = driver.manager.node
         self._handlers = handlers
         self._look = Signal()
-        self.busy = True
+        self._late = Signal()
+        self._finding = self._hearing = True
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to find out or to write down now."""
+        return self._finding or self._hearing
 
     def look(self) -> None:
         """The ledger may have changed."""
-        self.busy = True
+        self._finding = True
         self._look.set()
+
+    def look_for_late_calls(self) -> None:
+        """What a call came to, whose run waits for it no more, may be known."""
+        self._hearing = True
+        self._late.set()
 
     async def run(self) -> None:
         """Find out what is due, for ever."""
         while True:
             seen = self._look.count
             try:
-                await self._hear_late_calls()
                 due, left_out = await self._in_thread(self._due)
                 limit = asyncio.Semaphore(AT_A_TIME)
                 asked = await asyncio.gather(*(self._within(limit, entry) for entry in due))
@@ -71,13 +81,22 @@ class Reconciliation:
             except LeasemeshError as error:
                 log.warning("finding out what became of effects is put off: %s", error)
                 wait_s = TROUBLE_S
-            self.busy = self._look.count > seen
+            self._finding = self._look.count > seen
             self._runner.activity_changed()
+            await self._look.after(seen, within_s=wait_s)
+
+    async def hear(self) -> None:
+        """Write down what becomes known late, for ever. Beside `run`, whose questions may take long."""
+        while True:
+            seen = self._late.count
             try:
-                async with asyncio.timeout(wait_s):
-                    await self._look.after(seen)
-            except TimeoutError:
-                pass
+                wait_s = None if await self._hear_late_calls() else TROUBLE_S
+            except LeasemeshError as error:
+                log.warning("what became of a call is written down later: %s", error)
+                wait_s = TROUBLE_S
+            self._hearing = self._late.count > seen
+            self._runner.activity_changed()
+            await self._late.after(seen, within_s=wait_s)
 
     def _due(self) -> tuple[list[Mutation], bool]:
         """Return what is due, and whether more is that is left out: its work is gone on with, which may take long."""
@@ -107,22 +126,29 @@ class Reconciliation:
         self._runner.look()
         return True
 
-    async def _hear_late_calls(self) -> None:
-        """Record what calls came to that a thread still made when their time was over."""
+    async def _hear_late_calls(self) -> bool:
+        """Record what calls came to that a thread still made when their time was over; False when a run that is still
+        under way stands before one of them."""
+        all_heard = True
         for number, call in list(self._driver.late.items()):
-            if not call.done() or self._manager.is_under_way(number):
+            if not call.done():
                 continue
-            entry = await self._in_thread(self._node.mutations.get, number)
+            if self._manager.is_under_way(number):
+                all_heard = False
+                continue
             run = await self._in_thread(self._node.handler_runs.get, number)
-            if run is not None and entry is not None and entry.status == "in_flight":
+            entry = await self._in_thread(self._node.mutations.get, number)
+            if run is not None and entry is not None:
                 effect = self._effect(run, entry)
                 outcome = judge(effect, call) if effect is not None else Unknown("the call has ended")
                 try:
                     await self._in_thread(self._record_late, run, entry, outcome)
                 except IllegalState as error:
                     log.info("run %s: %s", short_run(run.id), error)
-                self._runner.look()
             del self._driver.late[number]
+            self._runner.look()
+            self.look()
+        return all_heard
 
     async def _ask(self, run: HandlerRun, entry: Mutation) -> Outcome:
         effect = self._effect(run, entry)
@@ -139,8 +165,10 @@ class Reconciliation:
         return handler.effects.get(entry.tool) if isinstance(handler, Consumer) else None
 
     def _record_late(self, run: HandlerRun, entry: Mutation, outcome: Outcome) -> None:
+        """Record it. Only what nobody knows need not be said of an entry that says so already."""
         if not isinstance(outcome, Unknown):
             self._record(run, entry, outcome)
+        if not isinstance(outcome, Unknown) or entry.status != "in_flight":
             return
         effect = self._effect(run, entry)
         can_ask = effect is not None and effect.reconciler is not None

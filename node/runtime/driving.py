@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from node.errors import LeaseLost, LeasemeshError
@@ -65,10 +65,12 @@ class Signal:
         self._next.set()
         self._next = asyncio.Event()
 
-    async def after(self, count: int) -> None:
-        """Return when it has happened more often than `count` times."""
-        while self.count <= count:
-            await self._next.wait()
+    async def after(self, count: int, *, within_s: float | None = None) -> None:
+        """Return when it has happened more often than `count` times, or so many seconds have passed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while self.count <= count:
+                    await self._next.wait()
 
 
 class Driver:
@@ -79,7 +81,7 @@ class Driver:
         places: how many runs may be driven at a time.
         changed: happens when something was committed that a waiting run may have waited for.
         sleep: notices that the machine has slept.
-        late: calls that threads still make although their time is over, by run.
+        late: calls that threads still make although their time is over, by run, until what they came to is recorded.
         executor: threads for the file, and for functions of the app.
         calls: threads for scripts that make calls to the outside, some of which may hang for ever, and for asking what
             became of calls.

@@ -21,7 +21,7 @@ effect is unknown, or it has a permit to begin one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from node.errors import HomeElsewhere, IllegalState, LeaseLost, NotAvailable, NotFound
@@ -75,9 +75,18 @@ class Found:
 class Recovery:
     """Looks after what was left behind. Synchronous; each thing that it does is a transaction of its own."""
 
-    def __init__(self, manager: Manager, handlers: Mapping[HandlerKey, Handler]) -> None:
-        """Args: the manager, and the handlers that run on this node by (workflow, name)."""
+    def __init__(
+        self, manager: Manager, handlers: Mapping[HandlerKey, Handler], *, unheard: Container[RunId] = ()
+    ) -> None:
+        """Make one.
+
+        Args:
+            manager: makes the transitions.
+            handlers: those that run on this node, by (workflow, name).
+            unheard: runs whose effect's outcome is known to this process, or will be, and is not recorded yet.
+        """
         self._manager = manager
+        self._unheard = unheard
         self._node = manager.node
         self._handlers = handlers
         self._told: list[Telling] = []
@@ -116,7 +125,7 @@ class Recovery:
         held = reservation is not None and reservation.state == "held"
         entry = self._node.mutations.get(run.id)
         if entry is not None and entry.status == "in_flight" and self._node.mutations.outcome(entry.work) == "unknown":
-            if run.id not in self._node.calls_going_on:
+            if run.id not in self._node.calls_going_on and run.id not in self._unheard:
                 self._cut_off(run, entry)
             return None
         effect = events.effect_behind(run.id) if held else None

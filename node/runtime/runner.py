@@ -134,9 +134,9 @@ class Runner:
             self.driver.on_begun = self._begun
             self.driver.on_committed = self._committed
             self.sessions = Sessions(self.driver)
-            self._recovery = Recovery(self.manager, self._handlers)
+            self._recovery = Recovery(self.manager, self._handlers, unheard=self.driver.late)
             self._reconciliation = Reconciliation(self, self.driver, self._handlers)
-            self.driver.on_late_end = self._reconciliation.look
+            self.driver.on_late_end = self._reconciliation.look_for_late_calls
             self._loops: dict[HandlerKey, HandlerLoop] = {
                 key: self._loop_of(handler) for key, handler in self._handlers.items()
             }
@@ -146,6 +146,7 @@ class Runner:
             await self.read_gates()
             self._begin(self._watch(changes), "changes")
             self._begin(self._reconciliation.run(), "reconciliation")
+            self._begin(self._reconciliation.hear(), "late calls")
             self._begin(Housekeeping(self, self.driver).run(), "housekeeping")
             self._peers_heard = asyncio.create_task(hear_peers(self.node), name="leasemesh hearing")
             for key, loop in self._loops.items():

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from handling import publish, statuses
 
 from node import Retry, effect
@@ -37,3 +38,50 @@ def test_an_effect_that_another_run_goes_on_with_is_not_looked_at_all_the_time(d
     lab.advance(70)
     assert statuses(node) == {"one": "consumed"}
     assert 1 <= len(looks) <= 30
+
+
+@pytest.mark.parametrize("said", [None, "not_happened"])
+def test_what_a_call_came_to_after_its_time_is_recorded_while_another_effect_is_found_out(
+    device_lab, mail, inbox, sent, said
+):
+    keys, asking = [], []
+
+    @effect(name="mail", timeout_s=10)
+    async def send_mail(key):
+        keys.append(key)
+        try:
+            await asyncio.sleep(1_000)
+        except asyncio.CancelledError:
+            await asyncio.sleep(20)
+        return "sent late"
+
+    @effect(name="ping", timeout_s=100)
+    async def ping(key):
+        raise ConnectionResetError
+
+    @ping.reconcile
+    async def was_pinged(key):
+        asking.append(key)
+        if len(asking) > 1:
+            await asyncio.sleep(90)
+        return Retry()
+
+    sending = mail.consumer(inbox, name="send", mode="soft", publishes=[sent])
+    sending.mutate(lambda run: send_mail())
+    sending.next(lambda run: run.publish(sent, "re-one", payload=run.result))
+    mail.consumer(mail.topic("others"), name="ping", mode="soft").mutate(lambda run: ping())
+    lab = device_lab(devices=1, workflows=[mail])
+    node = lab[0].node
+    publish(node, "one")
+    publish(node, "other", topic="others")
+    lab.until(lambda: len(asking) == 2)
+    lab.until(lambda: statuses(node) == {"one": "unknown"})
+    if said is not None:
+        node.mutations.resolve(keys[0], said, by="Ann")
+    lab.advance(60)
+    assert node.calls_going_on == set()
+    assert len(asking) == 2, "the other one is still asked about"
+    lab.advance(60)
+    assert statuses(node) == {"one": "consumed"}
+    assert [event.payload for event in node.peek("mail", "sent")] == ["sent late"]
+    assert len(keys) == 1
