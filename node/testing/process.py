@@ -182,7 +182,7 @@ class Process:
             await sync.wait()
 
     def _served(self, serving: asyncio.Task[None]) -> None:
-        if self.alive and not self.loop.buried and not self.stopping and not serving.cancelled():
+        if self.alive and not self.loop.is_buried and not self.stopping and not serving.cancelled():
             self.world.failed(self.device, "sync has ended", serving.exception())
 
     async def _end(self, then: Callable[[], None] | None) -> None:

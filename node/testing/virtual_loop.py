@@ -37,7 +37,6 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     Attributes:
         alive: False after `die`.
-        buried: whether `bury` has begun.
     """
 
     def __init__(
@@ -52,7 +51,6 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self.clock = clock
         self.job_us = job_us
         self.alive = True
-        self.buried = False
         self._on_error = on_error
         self._put_off: list[asyncio.Handle] | None = None  # while paused
         self._tasks: dict[asyncio.Task[Any], None] = {}  # those that have not ended
@@ -111,7 +109,6 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         """
         left = list(self._tasks)
         grave = _Grave()
-        self.buried = True
         asyncio._set_running_loop(self)
         try:
             self.alive, self.scheduler = True, grave
@@ -125,7 +122,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             setattr(task, "_log_destroy_pending", False)  # noqa: B010, not in the types
             coroutine = task.get_coro()
             if coroutine is not None:
-                with suppress(RuntimeError):
+                with suppress(Exception):  # what a `finally` of the dead says, too
                     coroutine.close()
 
     @property
