@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from node import RetryRule
+
 ROOT = Path(__file__).parent.parent
 TUTORIAL = ROOT / "TUTORIAL.md"
 MODES = ROOT / "MODES.md"
@@ -148,6 +150,12 @@ def test_the_code_of_the_guide_to_modes_runs() -> None:
     (code,) = [block.text for block in blocks(MODES) if block.kind == "python"]
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_pauses_that_the_guide_to_modes_names_are_those_of_the_rule() -> None:
+    rule = RetryRule()
+    *pauses, last = (f"{rule.delay_ms(asked) // 1000}" for asked in range(1, rule.tries + 1))
+    assert f"after {', '.join(pauses)} and {last} seconds more" in MODES.read_text()
 
 
 @pytest.mark.parametrize("document", [TUTORIAL, MODES], ids=["tutorial", "modes"])
