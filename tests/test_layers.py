@@ -7,6 +7,7 @@ one module.
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -93,6 +94,14 @@ def strings_that_are_used(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in mentioned:
             yield node.value
+
+
+def test_the_table_of_layers_names_every_module_of_sync_and_every_folder_of_node():
+    table = (ROOT / "ARCHITECTURE.md").read_text().partition("## Layers")[2].partition("`tests/test_layers.py`")[0]
+    named = {name.strip("/") for name in re.findall(r"`([\w/]+)`", table)}
+    modules = {path.stem for path in ROOT.glob("sync/*.py")} - {"__init__"}
+    folders = {f"node/{path.parent.name}" for path in ROOT.glob("node/*/__init__.py")}
+    assert (modules | folders) - named == set()
 
 
 @pytest.mark.parametrize("module", python_modules())
