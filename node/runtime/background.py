@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from node.errors import IllegalState, LeasemeshError
 from node.ids import short_run
@@ -126,12 +126,19 @@ class Reconciliation:
         self._runner.look()
         return True
 
+    async def last_words(self) -> None:
+        """Write down what is known now, at the end."""
+        try:
+            await self._hear_late_calls()
+        except LeasemeshError as error:
+            log.warning("what became of a call is lost: %s", error)
+
     async def _hear_late_calls(self) -> bool:
-        """Record what calls came to that a thread still made when their time was over; False when a run that is still
-        under way stands before one of them."""
+        """Record what calls came to that a thread still made when their time was over, and what the file could not
+        take before; False when it must wait until a run is not under way any more."""
         all_heard = True
         for number, call in list(self._driver.late.items()):
-            if not call.done():
+            if isinstance(call, asyncio.Future) and not call.done():
                 continue
             if self._manager.is_under_way(number):
                 all_heard = False
@@ -139,10 +146,8 @@ class Reconciliation:
             run = await self._in_thread(self._node.handler_runs.get, number)
             entry = await self._in_thread(self._node.mutations.get, number)
             if run is not None and entry is not None:
-                effect = self._effect(run, entry)
-                outcome = judge(effect, call) if effect is not None else Unknown("the call has ended")
                 try:
-                    await self._in_thread(self._record_late, run, entry, outcome)
+                    await self._in_thread(self._record_late, run, entry, self._outcome_of(call, run, entry))
                 except IllegalState as error:
                     log.info("run %s: %s", short_run(run.id), error)
             del self._driver.late[number]
@@ -163,6 +168,12 @@ class Reconciliation:
     def _effect(self, run: HandlerRun, entry: Mutation) -> Effect[...] | None:
         handler = self._handlers.get((run.workflow, run.handler))
         return handler.effects.get(entry.tool) if isinstance(handler, Consumer) else None
+
+    def _outcome_of(self, call: asyncio.Future[Any] | Outcome, run: HandlerRun, entry: Mutation) -> Outcome:
+        if not isinstance(call, asyncio.Future):
+            return call
+        effect = self._effect(run, entry)
+        return judge(effect, call) if effect is not None else Unknown("the call has ended")
 
     def _record_late(self, run: HandlerRun, entry: Mutation, outcome: Outcome) -> None:
         """Record it. Only what nobody knows need not be said of an entry that says so already."""

@@ -81,13 +81,14 @@ class Driver:
         places: how many runs may be driven at a time.
         changed: happens when something was committed that a waiting run may have waited for.
         sleep: notices that the machine has slept.
-        late: calls that threads still make although their time is over, by run, until what they came to is recorded.
+        late: calls that threads still make although their time is over, and outcomes that the file could not take, by
+            run, until what became of the effect is recorded.
         executor: threads for the file, and for functions of the app.
         calls: threads for scripts that make calls to the outside, some of which may hang for ever, and for asking what
             became of calls.
         on_begun: called in a thread with each run that begins.
         on_committed: called in a thread with a run that has committed, when another follows at once.
-        on_late_end: called when one of the late calls has ended.
+        on_late: called when one of the late calls has ended, or an outcome could not be written.
         on_waiting: called with a run that begins to wait for somebody's permit, and again, with None, at the end.
     """
 
@@ -96,15 +97,15 @@ class Driver:
         self.places = asyncio.Semaphore(concurrency)
         self.changed = Signal()
         self.sleep = SleepWatch(manager.node.database.clock_ms)
-        self.late: dict[RunId, asyncio.Future[Any]] = {}
+        self.late: dict[RunId, asyncio.Future[Any] | Outcome] = {}
         self.on_begun: Callable[[Attempt], None] = _ignore
         self.on_committed: Callable[[Attempt], None] = _ignore
-        self.on_late_end: Callable[[], None] = _ignore
+        self.on_late: Callable[[], None] = _ignore
         self.on_waiting: Callable[[Attempt, str | None], None] = _ignore
         self.executor = Threads(concurrency + THREADS_MORE, "leasemesh-run")
         self.calls = Threads(concurrency + HANGING_MAX, "leasemesh-call")
         manager.calls_hang = lambda: self.calls.all_taken
-        self._time_s = asyncio.get_running_loop().time
+        self._loop = asyncio.get_running_loop()
         self._waits: dict[RunId, tuple[Request | Begun, asyncio.Task[Any]]] = {}
         self._carried: set[Carrying] = set()
         self._permits_end = False
@@ -129,13 +130,18 @@ class Driver:
         """See `script.Surrounding`."""
         self.on_committed(attempt)
 
+    def not_written(self, run: RunId, outcome: Outcome) -> None:
+        """See `script.Surrounding`."""
+        self.late.setdefault(run, outcome)  # a call that goes on will say more
+        self._loop.call_soon_threadsafe(self.on_late)
+
     def time_s(self) -> float:
         """See `script.Surrounding`."""
-        return self._time_s()
+        return self._loop.time()
 
     def may_go_on(self, runs: int, since_s: float) -> bool:
         """See `script.Surrounding`. When more want to run than there are places, each gets its turn."""
-        return not self._permits_end and runs < RUNS_IN_ONE_GO and self._time_s() - since_s < ONE_GO_S
+        return not self._permits_end and runs < RUNS_IN_ONE_GO and self._loop.time() - since_s < ONE_GO_S
 
     async def drive(self, script: Script, *, calls_take_s: float | None = None) -> Result:
         """Take a script to its end. Raises what it raises: trouble with the node's file.
@@ -288,7 +294,7 @@ class Driver:
         if isinstance(outcome, Unknown) and outcome.late is not None:
             log.warning("run %s: %s, and the call goes on", short_run(run), outcome.reason)
             self.late[run] = outcome.late
-            outcome.late.add_done_callback(lambda _: self.on_late_end())
+            outcome.late.add_done_callback(lambda _: self.on_late())
         return outcome
 
 

@@ -136,7 +136,7 @@ class Runner:
             self.sessions = Sessions(self.driver)
             self._recovery = Recovery(self.manager, self._handlers, unheard=self.driver.late)
             self._reconciliation = Reconciliation(self, self.driver, self._handlers)
-            self.driver.on_late_end = self._reconciliation.look_for_late_calls
+            self.driver.on_late = self._reconciliation.look_for_late_calls
             self._loops: dict[HandlerKey, HandlerLoop] = {
                 key: self._loop_of(handler) for key, handler in self._handlers.items()
             }
@@ -181,6 +181,7 @@ class Runner:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        await self._reconciliation.last_words()
         await self.sessions.end_all()
         for observer in self._observers:
             observer.end()

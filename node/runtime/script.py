@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Protocol
 
+from node.connection import DatabaseError
 from node.errors import HomeElsewhere, IllegalState, InvalidInput, LeaseLost, NotAvailable, PermitRefused, StaleVersion
 from node.ids import RunId, WorkId
 from node.jsonvalue import Json
@@ -140,6 +141,9 @@ class Surrounding(Protocol):
 
     def committed(self, attempt: Attempt) -> None:
         """A run has committed, and another one follows at once."""
+
+    def not_written(self, run: RunId, outcome: Outcome) -> None:
+        """The file could not take what became of a run's effect; somebody must write it down when it can."""
 
     def time_s(self) -> float:
         """Seconds by the event loop's clock."""
@@ -339,6 +343,15 @@ def _effect(
     outcome: Outcome = yield Perform(call.effect, attempt.work, call.params, attempt.run)
     if isinstance(outcome, Unknown) and outcome.may_ask and call.effect.reconciler is not None:
         outcome = yield FindOut(call.effect, attempt.work, call.params, attempt.run)
+    try:
+        return _record(manager, attempt, call, outcome, follow)
+    except DatabaseError:
+        by.not_written(attempt.run, outcome)
+        raise
+
+
+def _record(manager: Manager, attempt: Attempt, call: EffectCall, outcome: Outcome, follow: Follow) -> Result | None:
+    """Record what became of the effect; None when it happened, and the phase `next` comes."""
     if isinstance(outcome, Happened):
         attempt.told.logs += outcome.notes
         if _consumer(attempt).next_function is None:

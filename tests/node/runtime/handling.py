@@ -15,12 +15,16 @@ class Hands:
         self.alarms = 0
         self.has_sync = has_sync
         self.begun = []
+        self.lost = []
 
     def began(self, attempt):
         self.begun.append(attempt.run)
 
     def committed(self, attempt):
         pass
+
+    def not_written(self, run, outcome):
+        self.lost.append((run, outcome))
 
     def time_s(self):
         return 0.0

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from handling import publish, statuses
 
-from node import Retry, effect
+from node import DidNotHappen, Retry, effect
 
 
 def test_an_effect_that_another_run_goes_on_with_is_not_looked_at_all_the_time(device_lab, mail, inbox, monkeypatch):
@@ -81,7 +81,67 @@ def test_what_a_call_came_to_after_its_time_is_recorded_while_another_effect_is_
     lab.advance(60)
     assert node.calls_going_on == set()
     assert len(asking) == 2, "the other one is still asked about"
-    lab.advance(60)
     assert statuses(node) == {"one": "consumed"}
     assert [event.payload for event in node.peek("mail", "sent")] == ["sent late"]
+    assert len(keys) == 1
+
+
+@pytest.fixture
+def full_disk_during_call(device_lab, mail, inbox, sent):
+    """A device whose disk is full from before the end of its first call on, and the keys of its calls."""
+
+    def fill(*, outcome, with_next=True):
+        keys = []
+
+        @effect(name="mail")
+        async def send_mail(key):
+            keys.append(key)
+            await asyncio.sleep(5)
+            if len(keys) == 1 and outcome is not None:
+                raise outcome
+            return "sent"
+
+        consumer = mail.consumer(inbox, name="send", mode="soft", publishes=[sent])
+        consumer.mutate(lambda run: send_mail())
+        if with_next:
+            consumer.next(lambda run: run.publish(sent, "re-one", payload=run.result))
+        lab = device_lab(devices=1, workflows=[mail])
+        publish(lab[0].node, "one")
+        lab.until(lambda: keys)
+        lab.fill_disk(0)
+        lab.advance(20)
+        assert statuses(lab[0].node) == {"one": "unknown"}
+        return lab, keys
+
+    return fill
+
+
+@pytest.mark.parametrize("with_next", [True, False])
+@pytest.mark.parametrize("stops", [True, False])
+def test_that_it_happened_is_written_when_the_disk_has_room_again(full_disk_during_call, with_next, stops):
+    lab, keys = full_disk_during_call(outcome=None, with_next=with_next)
+    lab.heal()
+    if stops:
+        lab.restart(0)
+    lab.advance(30)
+    assert statuses(lab[0].node) == {"one": "consumed"}
+    published = [event.payload for event in lab[0].node.peek("mail", "sent")]
+    assert published == (["sent"] if with_next else [])
+    assert len(keys) == 1
+
+
+def test_that_it_did_not_happen_is_written_when_the_disk_has_room_again(full_disk_during_call):
+    lab, keys = full_disk_during_call(outcome=DidNotHappen("refused", transient=True))
+    lab.heal()
+    lab.advance(60)
+    assert statuses(lab[0].node) == {"one": "consumed"}
+    assert len(keys) == 2
+
+
+def test_why_nobody_knows_is_written_when_the_disk_has_room_again(full_disk_during_call):
+    lab, keys = full_disk_during_call(outcome=ConnectionResetError("the line is dead"))
+    lab.heal()
+    lab.advance(60)
+    (entry,) = lab[0].node.mutations.unresolved()
+    assert entry.result == "ConnectionResetError: the line is dead"
     assert len(keys) == 1
