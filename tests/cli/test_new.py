@@ -1,5 +1,6 @@
 """new: what it writes works."""
 
+import shlex
 import subprocess
 import sys
 
@@ -78,6 +79,28 @@ def test_it_does_its_work(leasemesh, written, monkeypatch):
         process.wait_for("run", kind="committed", handler="read")
         assert process.stop() == 0
     assert (written / "delivered.txt").read_text().splitlines() == delivered
+
+
+def commands_of(readme):
+    """The words of each command that is shown."""
+    return [shlex.split(line[2:], comments=True) for line in readme.read_text().splitlines() if line.startswith("$ ")]
+
+
+def test_a_second_device_joins_as_its_readme_says(leasemesh, written, monkeypatch):
+    monkeypatch.chdir(written)
+    shown = commands_of(written / "README.md")
+    (first,) = (words[1:] for words in shown if "--listen" in words)
+    (second,) = (words[1:] for words in shown if "--peer" in words)
+    (join,) = (words[1:] for words in shown if "--workspace" in words)
+    (written / "secret").write_text("a secret\n")
+    leasemesh("init")
+    workspace = leasemesh("status", "--json").document["workspace"]
+    leasemesh(*(workspace if word == "WORKSPACE" else word for word in join), "--db", "second.db")
+    with running(*("127.0.0.1:0" if ":" in word else word for word in first)) as listening:
+        url = listening.wait_for("started")["url"]
+        with running(*(url if ":" in word else word for word in second), "--db", "second.db") as dialling:
+            dialling.wait_for("caught_up")
+            assert (dialling.stop(), listening.stop()) == (0, 0)
 
 
 def test_nothing_is_overwritten(leasemesh, written):
