@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -69,11 +68,9 @@ def test_python_without_its_venv_module_is_one_sentence(bare_checkout):
     )
 
 
-def test_set_up_that_is_done_takes_under_two_seconds_and_says_nothing():
-    begin = time.monotonic()
+def test_set_up_that_is_done_says_nothing():
     result = subprocess.run([ROOT / "scripts/setup"], env=os.environ, capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-    assert time.monotonic() - begin < 2
 
 
 def test_command_is_installed():
