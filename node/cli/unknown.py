@@ -251,7 +251,9 @@ def _follows_for_permit(device: str, outcome: str) -> str:
     """Return what a verdict leads to when nothing but a permit is known of the effect."""
     if outcome == "failed":
         return f"the permit of {device} is void: others may do the work"
-    return f"nobody does it again; its events stay with {device} until that is back"
+    if outcome == "skipped":
+        return f"its events are skipped, as soon as {device} or another device that runs the handler has heard of it"
+    return f"the work goes on after the effect, on {device} or on a device that takes over"
 
 
 _NEXT = {

@@ -18,7 +18,7 @@ from node.errors import IllegalState, InvalidInput, LeaseLost, NotAvailable, Not
 from node.ids import EventId, NodeId, RunId, WorkId
 from node.jsonvalue import check_text, check_whole, decode_object
 from node.leases import EPOCH_MAX
-from node.stores.base import blob_of, events_of, give_up_permit, topic_of
+from node.stores.base import blob_of, events_of, give_up_permit, topic_of, work_outcome
 from node.stores.modes import Mode, ModeStore, mode_of
 from node.stores.mutations import MutationStore, WorkOutcome
 from node.stores.reading import EVENT_COLUMNS, NOT_PERMITTED, Event, EventReader
@@ -263,8 +263,9 @@ class Leasing(EventReader):
     def effect_behind(self, run: str) -> EffectBehind | None:
         """Return the effect that stands behind a run's claims: its own, or that of a run whose work it goes on with.
 
-        None when none of them has entered one. Of several, one that happened comes before one of unknown outcome, and
-        both before the rest.
+        None when none of them has entered one, and no person has decided about one that a permit was given for: its
+        entry may never arrive. Of several, one that happened comes before one of unknown outcome, and both before the
+        rest.
         """
         rows = self._database.query(
             f"{_CHAIN} SELECT lower(hex(w.run)), lower(hex(w.work)), w.outcome FROM chain "
@@ -272,7 +273,17 @@ class Leasing(EventReader):
             (blob_of(run),),
         )
         found = [EffectBehind(RunId(one), WorkId(work), outcome) for one, work, outcome in rows]
+        found = found or self._decided_about_permits(run)
         return min(found, key=lambda effect: _WEIGHT.get(effect.outcome, len(_WEIGHT)), default=None)
+
+    def _decided_about_permits(self, run: str) -> list[EffectBehind]:
+        rows = self._database.query(
+            f"{_CHAIN} SELECT DISTINCT lower(hex(p.run)), lower(hex(p.work)) FROM chain CROSS JOIN permits AS p "
+            "WHERE p.run = chain.run AND p.work IS NOT NULL ORDER BY 1, 2",
+            (blob_of(run),),
+        )
+        found = [EffectBehind(RunId(one), WorkId(work), work_outcome(self._database, work)) for one, work in rows]
+        return [effect for effect in found if effect.outcome in ("applied", "skipped")]
 
     def is_continued(self, run: str) -> bool:
         """Whether all that a run claimed went to runs that go on with its work, or have done the rest of it: then

@@ -21,7 +21,7 @@ from node import ids
 from node.errors import IllegalState, InvalidInput, NotFound
 from node.ids import NodeId, RunId
 from node.jsonvalue import BODY_BYTES_MAX, PAYLOAD_BYTES_MAX, Json, check_text, check_whole, decode_object, encode
-from node.stores.base import Store, blob_of, said_in, work_outcome
+from node.stores.base import Store, WorkOutcome, blob_of, said_in, work_outcome
 from node.stores.reading import LIST_MAX
 
 RunKind = Literal["producer", "consumer"]
@@ -353,10 +353,17 @@ class HandlerRunStore(Store):
     def _refuse_before_effect(self, run: HandlerRun) -> None:
         """Only what happened, or needed no effect, goes forward."""
         rows = self._database.query("SELECT lower(hex(work)) FROM mutations WHERE id = ?", (blob_of(run.id),))
-        outcome = work_outcome(self._database, rows[0][0]) if rows else "none"
+        outcome = work_outcome(self._database, rows[0][0]) if rows else self._said_of_permit(run)
         if run.phase == "committed" or outcome != "applied" and (rows or run.phase not in ("mutated", "emitting")):
             state = f"{run.phase}, its effect {outcome}" if rows else run.phase
             raise IllegalState(f"run {run.id}", state, "a run that goes on with it must begin from the beginning")
+
+    def _said_of_permit(self, run: HandlerRun) -> WorkOutcome:
+        """The outcome that people know of an effect whose entry has not arrived, only the permit for it."""
+        rows = self._database.query(
+            "SELECT lower(hex(work)) FROM permits WHERE run = ? AND work IS NOT NULL", (blob_of(run.id),)
+        )
+        return "applied" if any(work_outcome(self._database, work) == "applied" for (work,) in rows) else "none"
 
     def _write(self, run: HandlerRun, phase: Phase, status: RunStatus, details: dict[str, Json] | None) -> HandlerRun:
         """Write what moved. The end is one cell, with the details that came with it."""

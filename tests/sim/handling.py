@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from random import Random
 
 from node import Applied, DidNotHappen, NotApplied, Retry, RetryRule, Workflow, effect
+from node.cli.unknown import silent_permits
 from node.errors import IllegalState, LeasemeshError, NotFound
 from sim.workload import MESSAGES
 
@@ -189,16 +190,16 @@ def give_verdict(app, random: Random) -> str:
     """A person looks at what nobody knows the outcome of, finds out, and says it."""
     for entry in app.node.mutations.unresolved():
         if entry.status == "indeterminate":
-            return resolve(app, entry, gone=False)
+            return resolve(app, entry.work, again=True)
     return "nothing is unknown"
 
 
-def resolve(app, entry, *, gone: bool) -> str:
-    """Say what the service knows. What a device had in flight that never comes back cannot be done again."""
-    happened = app.world.service.happened_under(entry.work)
-    verdict = "happened" if happened else "skip" if gone else "not_happened"
+def resolve(app, work: str, *, again: bool) -> str:
+    """Say what the service knows of a work; what has not happened is done again, or skipped."""
+    happened = app.world.service.happened_under(work)
+    verdict = "happened" if happened else "not_happened" if again else "skip"
     try:
-        app.node.mutations.resolve(entry.work, verdict, by="a person", result={"said": True} if happened else None)
+        app.node.mutations.resolve(work, verdict, by="a person", result={"said": True} if happened else None)
     except LeasemeshError as error:
         return type(error).__name__
     return verdict
@@ -226,7 +227,11 @@ def tidy_up(app) -> bool:
         did |= _release_what_a_copy_held(phone)
     for entry in node.mutations.unresolved():
         if entry.status == "indeterminate" or entry.node not in here:
-            resolve(app, entry, gone=entry.node not in here)
+            resolve(app, entry.work, again=entry.node in here)  # not what a device has in flight that never comes back
+            did = True
+    for permit in silent_permits(node):
+        if permit.node not in here:
+            world.did[f"silent permit: {resolve(app, permit.work, again=world.random.random() < 0.5)}"] += 1
             did = True
     for block in node.handler_blocks.list(AUTOMATION):
         if block.blocked:

@@ -408,6 +408,48 @@ def test_what_stands_in_a_silent_devices_permit_is_not_reached_for_again_and_aga
     assert hub.events.count_duplicates() == 0
 
 
+@pytest.mark.parametrize(("verdict", "status"), [("happened", "consumed"), ("skip", "skipped")])
+def test_what_a_person_says_of_a_dead_devices_permit_is_carried_out_by_others(
+    device_lab, mail, inbox, outbox, verdict, status
+):
+    consumer = mail.consumer(inbox, name="send", mode="confirmed")
+    went_on = []
+
+    @effect(name="mail")
+    async def send_mail(key):
+        return await outbox.send(key, "one")
+
+    @consumer.mutate
+    async def think(run):
+        await asyncio.sleep(1)
+        return send_mail()
+
+    @consumer.next
+    def go_on(run):
+        went_on.append(run.result)
+
+    lab = device_lab(devices=["hub", "a", "b"], workflows=lambda name: [] if name == "hub" else [mail])
+    appoint(lab["hub"])
+    lab.settle()
+    hub = lab["hub"].node
+    lab.crash("b")
+    publish(lab["a"].node, "one")
+    lab.until(lambda: any(hub.permits.holders(one.id) for one in hub.peek("mail", "inbox", status="reserved")))
+    lab.crash("a")
+    lab.restart("b")
+    lab.advance(120)
+    (event,) = hub.peek("mail", "inbox", status="reserved")
+    result = {"seen": "by Ann"} if verdict == "happened" else None
+    hub.mutations.resolve(hub.permits.get(event.run).work, verdict, by="Ann", result=result)
+    lab.until(lambda: statuses(lab["b"].node) == {"one": status}, within_s=60)
+    assert went_on == ([result] if verdict == "happened" else [])
+    lab.restart("a")
+    lab.settle()
+    lab.assert_converged()
+    assert outbox.calls == []
+    assert hub.events.count_duplicates() == 0
+
+
 def test_a_refusal_gives_the_events_back_and_is_no_hot_loop(device_lab, mail, sender, outbox):
     """Both ask for what one of them gets; the other does not ask again until something has changed."""
     sender()

@@ -222,6 +222,34 @@ def test_a_permit_that_has_served_does_not_keep_others_from_going_on(two, verdic
         second.events.take_over_run(second.runs.new_id(), runs[1], handler="send")
 
 
+@pytest.mark.parametrize(("verdict", "outcome"), [("happened", "applied"), ("skip", "skipped")])
+def test_what_a_person_said_of_a_permit_counts_although_no_entry_ever_arrived(trio, verdict, outcome):
+    first, second, third = trio
+    first.publish("a")
+    first.authorities.appoint(first.node, by="Ann")
+    first.authorities.step()
+    run = first.reserve("a", handler="send", default_mode="confirmed")
+    first.permits.request(run)
+    first.permits.decide_pending()
+    merge(first, second)
+    assert second.events.effect_behind(run) is None
+    work = first.permits.get(run).work
+    second.mutations.resolve(work, verdict, by="Ann", result={"said": 1} if verdict == "happened" else None)
+    effect = second.events.effect_behind(run)
+    assert (effect.run, effect.work, effect.outcome) == (run, work, outcome)
+    taker = continued(second, run)
+    assert second.events.effect_behind(taker) == effect
+    merge(second, first)
+    merge(second, third)
+    assert third.events.effect_behind(taker) == effect
+    if verdict == "happened":
+        with first.unchanged(), pytest.raises(IllegalState, match=f"the effect of run {run} is applied"):
+            first.events.take_over(first.runs.new_id(), [event_of("a")])
+        assert second.events.consume(taker) == 1
+    else:
+        assert second.events.skip(taker) == 1
+
+
 def test_nobody_goes_on_with_what_is_at_home_elsewhere(two):
     first, second = two
     first.modes.set("mail", "home", topic="inbox")
