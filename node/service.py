@@ -515,13 +515,14 @@ class Node:
 
     async def _tend(self, changes: Subscription) -> None:
         async for change in changes:
-            awaited = not change.tables.isdisjoint(AWAITED_TABLES) and self.permits.anyone_waits()
-            if change.tables.isdisjoint(OWN_TABLES) and not awaited:
-                continue
             try:
-                await asyncio.to_thread(self.authority.tend)
+                awaited = not change.tables.isdisjoint(AWAITED_TABLES) and self.permits.anyone_waits()
+                if not change.tables.isdisjoint(OWN_TABLES) or awaited:
+                    await asyncio.to_thread(self.authority.tend)
             except DatabaseError as error:
                 log.warning("decisions on permits are put off: %s", error)
+            except Exception:  # As in housekeeping, which tries again.
+                log.exception("decisions on permits have failed")
 
     async def stop_sync(self) -> None:
         """Take leave of the peers and stop syncing. No effect when this node is not syncing."""

@@ -339,6 +339,8 @@ async def _repeat(work: Callable[[], None]) -> None:
             await asyncio.to_thread(work)
         except DatabaseError as error:
             log.warning("housekeeping is put off: %s", error)
+        except Exception:  # A fault of ours, or a row that we did not think of, must not end it for the days to come.
+            log.exception("housekeeping has failed")
         await asyncio.sleep(HOUSEKEEPING_EVERY_S)
 
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from meshes import LOOPBACK, publish
 
-from node import HomeElsewhere, PermitRefused
+from node import HomeElsewhere, PermitRefused, syncing
 
 
 @pytest.fixture
@@ -82,6 +82,49 @@ async def test_a_node_that_is_the_authority_needs_nobody(open_node, within):
     node.authorities.appoint(node.site_id, by="Ann")
     async with within():
         assert (await node.permit(node.reserve("inbox", "mail").run)).authority == node.site_id
+
+
+class Failing:
+    """Fails at its first call."""
+
+    def __init__(self, work):
+        self.failed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._work = work
+
+    def __call__(self):
+        if not self.failed.is_set():
+            self._loop.call_soon_threadsafe(self.failed.set)
+            raise ValueError("a row that nobody understands")
+        return self._work()
+
+
+async def test_decisions_go_on_after_an_error_of_any_kind(open_node, within, monkeypatch, caplog):
+    monkeypatch.setattr(syncing, "HOUSEKEEPING_EVERY_S", 1000)
+    node = open_node("alone")
+    publish(node, "1", "2")
+    node.authorities.appoint(node.site_id, by="Ann")
+    async with within(), node.syncing(listen=LOOPBACK):
+        await until(node, lambda: node.authorities.info().authority == node.site_id)
+        tend = Failing(node.authority.tend)
+        monkeypatch.setattr(node.authority, "tend", tend)
+        node.permits.request(node.reserve("inbox", "mail", message_ids=["1"]).run)
+        await tend.failed.wait()
+        node.permits.request(node.reserve("inbox", "mail", message_ids=["2"]).run)
+        await until(node, lambda: node.permits.waiting() == [])
+    assert "a row that nobody understands" in caplog.text
+
+
+async def test_housekeeping_goes_on_after_an_error_of_any_kind(open_node, within, monkeypatch, caplog):
+    monkeypatch.setattr(syncing, "HOUSEKEEPING_EVERY_S", 0.01)
+    node = open_node("alone")
+    observed = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    observe = Failing(lambda: loop.call_soon_threadsafe(observed.set))
+    monkeypatch.setattr(node.staleness, "observe", observe)
+    async with within(), node.syncing(listen=LOOPBACK):
+        await observed.wait()
+    assert "a row that nobody understands" in caplog.text
 
 
 async def test_an_idle_mesh_with_an_authority_writes_nothing(mesh, within):

@@ -1,5 +1,6 @@
 """Permits: no two that stand hold one event, whoever asks, decides, takes office, dies or comes back from a backup."""
 
+import json
 import shutil
 from collections import Counter
 from random import Random
@@ -129,6 +130,17 @@ def test_a_request_whose_claims_have_not_come_yet_goes_on_waiting(office):
     tend(hub)
     assert state(hub, run) == "waiting"
     hub.absorb(rows)
+    tend(hub)
+    assert state(hub, run) == "granted"
+
+
+def test_a_request_that_cannot_be_read_keeps_nobody_from_being_decided(office):
+    hub, laptop = office
+    body = json.dumps(request_body(work_of("00" * 16), [event_of("a")]))
+    assert hub.forge("permit_requests", b"\0" * 16, f'{body[:-1]}, "deep": {"[" * 990}{"]" * 990}}}')
+    assert hub.query("SELECT hex(run) FROM waiting_permits") == [("00" * 16,)]
+    run = ask(laptop, "a")
+    absorb_all(laptop, hub)
     tend(hub)
     assert state(hub, run) == "granted"
 
