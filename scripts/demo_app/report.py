@@ -26,7 +26,6 @@ class Tally:
     Attributes:
         device: its name.
         reserved: events that it claimed; one that it claimed twice counts twice.
-        kept: claims that it settled.
         lost: claims that it gave back, because another device's outranked them or because it was killed.
         consumed: events that it did.
         duplicates: those of them that another device did too.
@@ -35,7 +34,6 @@ class Tally:
 
     device: str
     reserved: int
-    kept: int
     lost: int
     consumed: int
     duplicates: int
@@ -138,12 +136,12 @@ def sentence(verdict: Verdict) -> str:
 
 
 def _devices(screen: Screen, verdict: Verdict) -> Any:
-    names = ("reserved", "kept", "lost", "consumed", "duplicates")
+    names = ("reserved", "lost", "consumed", "duplicates")
     columns = [Column("device"), *(Column(name, right=True) for name in names), Column("digest")]
     rows: list[list[str | Text]] = [
         [
             styled(one.device, STYLES[one.device]),
-            *(f"{number:,}" for number in (one.reserved, one.kept, one.lost, one.consumed, one.duplicates)),
+            *(f"{number:,}" for number in (one.reserved, one.lost, one.consumed, one.duplicates)),
             styled(one.digest[:DIGEST_CHARACTERS]),
         ]
         for one in verdict.devices
@@ -170,7 +168,7 @@ def _tally(records: Records, device: Device) -> Tally:
     reserved = sum(len(claim.claims) for claim in own)
     done = [event for claim in own if claim.state == "consumed" for event in claim.claims]
     twice = sum(event in device.duplicates for event in done)
-    return Tally(device.name, reserved, len(done), reserved - len(done), len(done), twice, device.digest)
+    return Tally(device.name, reserved, reserved - len(done), len(done), twice, device.digest)
 
 
 def _mails(records: Records) -> Iterator[Service]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -44,15 +43,6 @@ class Source:
         if self.kind == "history":
             return read_git_history(path, limit=self.limit)
         return islice(read_file(path) if self.kind == "file" else _files(path), self.limit)
-
-    def to_json(self) -> str:
-        """Return it as text."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Source:
-        """Return what `to_json` wrote down."""
-        return cls(**json.loads(text))
 
 
 def _files(folder: Path) -> Iterator[Record]:
