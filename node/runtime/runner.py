@@ -268,7 +268,11 @@ class Runner:
         self._reconciliation.look()
 
     def look_for_events(self, *, from_outside: bool = False) -> None:
-        """Find out which consumers have something to do."""
+        """Find out which consumers have something to do. One that is busy looks again when it has done what it does: it
+        may have looked before the events came."""
+        for loop in self._consumers():
+            if loop.busy:
+                loop.look_for_events(from_outside=from_outside)
         clean = [loop for loop in self._consumers() if loop.quiet]
         if clean and not self.stopping:
             self._soon(self._look_for_events(clean, from_outside))

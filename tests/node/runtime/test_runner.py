@@ -508,3 +508,26 @@ def node_clock():
     from node.surroundings import wall_clock_ms
 
     return wall_clock_ms
+
+
+def test_events_that_come_while_a_consumer_is_busy_and_chooses_nothing_wake_it_again(device_lab, mail, inbox):
+    looks = []
+    consumer = mail.consumer(inbox, name="pairs")
+
+    @consumer.prepare
+    async def choose(run):
+        found = run.peek(inbox)
+        looks.append(len(found))
+        await asyncio.sleep(0.5)
+        if len(found) == 2:
+            run.reserve(found)
+
+    lab = device_lab(devices=1, workflows=[mail])
+    for number in range(5):  # whenever housekeeping looks, which finds them too
+        publish(lab[0].node, f"one {number}")
+        lab.until(lambda: looks[-1:] == [1])
+        lab.advance(0.1)
+        publish(lab[0].node, f"two {number}")
+        lab.until(lambda: "pending" not in statuses(lab[0].node).values(), within_s=1.5, what="the second look")
+        lab.advance(1.1)
+    assert looks == [1, 2] * 5
