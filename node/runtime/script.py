@@ -322,12 +322,11 @@ def _begin_work(by: Surrounding, attempt: Attempt) -> Generator[Request, Any, No
 
 
 def _recheck(by: Surrounding, attempt: Attempt) -> Generator[Request, Any, None]:
-    """After the machine has slept every lease counts as lost until it was looked at again."""
-    if attempt.alarm == by.alarms or attempt.holder is None:
-        return
-    attempt.alarm = by.alarms
-    yield Barrier(attempt.run, slept=True)
-    by.manager.require_its_own(attempt)
+    """After the machine has slept every lease counts as lost until it was looked at again; it may sleep meanwhile."""
+    while attempt.holder is not None and attempt.alarm != (alarms := by.alarms):
+        attempt.alarm = alarms
+        yield Barrier(attempt.run, slept=True)
+        by.manager.require_its_own(attempt)
 
 
 def _effect(

@@ -3,8 +3,12 @@
 import asyncio
 
 import pytest
+from handling import publish, to_end, until
 
+from node import effect
+from node.runtime import script
 from node.runtime.clocks import SLEPT_S, SleepWatch, has_slept
+from node.runtime.performing import Happened
 
 
 @pytest.mark.parametrize(
@@ -30,3 +34,24 @@ async def test_a_sleep_is_counted_once(monkeypatch):
     wall[0] += 3_600_000
     assert watch.look() == 1
     assert await asyncio.to_thread(watch.look) == 1
+
+
+async def test_a_machine_that_falls_asleep_again_while_a_run_hears_the_others_makes_it_hear_them_again(
+    open_node, mail, inbox, hands
+):
+    @effect(name="mail")
+    async def send_mail(key):
+        pass
+
+    consumer = mail.consumer(inbox, name="send", mode="soft")
+    consumer.mutate(lambda run: send_mail())
+    node = open_node("a")
+    publish(node, "one")
+    by = hands(node, has_sync=True)
+    steps = by.consume(consumer)
+    assert until(steps, script.Barrier).slept is False
+    for _ in range(3):
+        by.alarms += 1
+        assert until(steps, script.Barrier).slept is True
+    until(steps, script.Perform)
+    assert to_end(steps, Happened(None)).kind == "committed"
