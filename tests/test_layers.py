@@ -148,3 +148,12 @@ def test_rule_finds_a_module_that_breaks_it(module, source):
 )
 def test_rule_accepts_a_module_that_keeps_it(module, source):
     assert violations(module, source) == []
+
+
+def test_folders_of_tests_can_be_collected_in_any_order():
+    modules = [path for path in (ROOT / "tests").rglob("*.py") if not (path.parent / "__init__.py").exists()]
+    names = [path.name for path in modules if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))
+    for path in modules:  # there are several; which one is found depends on the order
+        imported = imported_names(ast.parse(path.read_text()), path.name)
+        assert not any("conftest" in prefixes(name) for name in imported), path

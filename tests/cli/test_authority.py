@@ -3,7 +3,7 @@
 import io
 
 import pytest
-from conftest import meet
+from cli_devices import meet
 
 from node.service import Node
 

@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from conftest import meet
+from cli_devices import meet
 from filelock import FileLock
 
 from node.service import Node

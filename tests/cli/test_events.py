@@ -3,7 +3,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from conftest import meet
+from cli_devices import meet
 
 from node.service import Node
 

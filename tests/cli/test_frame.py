@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import meet
+from cli_devices import meet
 
 from node.cli.app import CommandError, app, explain
 from node.cli.output import ExitCode

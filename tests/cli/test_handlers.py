@@ -1,7 +1,7 @@
 """block, unblock, blocked, dead and requeue."""
 
 import pytest
-from conftest import RETRY_AT_ONCE, meet, work_until
+from cli_devices import RETRY_AT_ONCE, meet, work_until
 from shops import failing, packing
 
 from node import Node, RetryRule

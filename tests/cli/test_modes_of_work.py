@@ -1,7 +1,7 @@
 """The command mode."""
 
 import pytest
-from conftest import meet, work_until
+from cli_devices import meet, work_until
 from shops import packing
 
 from node import Node

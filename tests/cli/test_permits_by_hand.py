@@ -4,7 +4,7 @@ import asyncio
 import threading
 
 import pytest
-from conftest import meet
+from cli_devices import meet
 
 from node import Node
 

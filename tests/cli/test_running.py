@@ -11,7 +11,7 @@ import sys
 import threading
 
 import pytest
-from conftest import meet
+from cli_devices import meet
 from processes import TELLS_WITHIN_S, running
 
 from node import Node

@@ -1,7 +1,7 @@
 """runs and show."""
 
 import pytest
-from conftest import meet, work_until
+from cli_devices import meet, work_until
 from shops import charging, failing, packing
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from conftest import meet
+from cli_devices import meet
 from processes import TELLS_WITHIN_S, running
 
 from node.cli.app import CommandError

@@ -3,7 +3,7 @@
 import shlex
 
 import pytest
-from conftest import meet, work_until
+from cli_devices import meet, work_until
 from shops import Retry, charging
 
 from node import Node, RetryRule

@@ -1,5 +1,5 @@
 import pytest
-from conftest import meet
+from cli_devices import meet
 
 from node.service import Node
 
