@@ -1,5 +1,6 @@
 """Each checker can fail: a rule is switched off, and that very checker, by number, finds it within a few seeds."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import apsw
@@ -9,6 +10,8 @@ from node import ids
 from node.authority import Arbiter
 from node.changes import ChangeReader, ChangeStorage
 from node.runtime.manager import Manager
+from node.runtime.performing import perform
+from node.runtime.recovery import Recovery
 from node.runtime.runner import Runner
 from node.runtime.workflow import Consumer
 from node.stores import EventStore, MutationStore
@@ -152,6 +155,15 @@ def test_S8_finds_that_work_of_unknown_outcome_is_begun_again(altered_schema, mo
     assert first_violation("S8", preset="handlers")
 
 
+def test_S8_finds_a_call_that_is_made_twice(monkeypatch):
+    async def perform_twice(effect, begin, *, under_way):
+        await perform(effect, begin, under_way=nullcontext())
+        return await perform(effect, begin, under_way=under_way)
+
+    monkeypatch.setattr("node.runtime.driving.perform", perform_twice)
+    assert first_violation("S8", preset="handlers")
+
+
 def test_S9_finds_a_claim_that_does_not_take_the_next_epoch(monkeypatch):
     claim = Leasing._claim
 
@@ -161,6 +173,13 @@ def test_S9_finds_a_claim_that_does_not_take_the_next_epoch(monkeypatch):
 
     monkeypatch.setattr(Leasing, "_claim", claim_again)
     assert first_violation("S9")
+
+
+@pytest.mark.parametrize(("invariant", "text"), [("S9", "and had seen @"), ("S13", "which run ")])
+def test_S9_and_S13_find_that_a_run_settles_what_it_has_lost(monkeypatch, invariant, text):
+    settle = Leasing._settle
+    monkeypatch.setattr(Leasing, "_settle", lambda self, run, outcome, _: settle(self, run, outcome, True))
+    assert text in first_violation(invariant).violations[invariant]
 
 
 def test_S10_finds_that_devices_give_one_message_two_ids(monkeypatch):
@@ -193,6 +212,11 @@ def test_S11_finds_that_a_phase_goes_back(monkeypatch):
     assert first_violation("S11", preset="handlers")
 
 
+def test_S11_finds_a_committed_run_whose_events_have_another_outcome(monkeypatch):
+    monkeypatch.setattr(EventStore, "consume", lambda self, run, *, effect_happened=False: self.skip(run))
+    assert "is committed" in first_violation("S11", preset="handlers").violations["S11"]
+
+
 def test_S12_finds_that_recovery_ends_the_runs_of_others(monkeypatch):
     def all_held(self, *, own):
         rows = self._database.query("SELECT id FROM run_index WHERE state = 0 ORDER BY at, id")
@@ -201,6 +225,15 @@ def test_S12_finds_that_recovery_ends_the_runs_of_others(monkeypatch):
     monkeypatch.setattr(EventStore, "held_runs", all_held)
     monkeypatch.setattr(Store, "_refuse_other_writer", lambda self, run, node: None)
     assert first_violation("S12")
+
+
+def test_S12_finds_that_the_runtime_ends_a_run_of_another_node(monkeypatch):
+    def all_that_is_held(self):
+        return [run for one in self._node.events.held_runs(own=False) if (run := self._node.handler_runs.get(one))]
+
+    monkeypatch.setattr(Recovery, "_left_behind", all_that_is_held)
+    monkeypatch.setattr(Store, "_refuse_other_writer", lambda self, run, node: None)
+    assert first_violation("S12", preset="handlers")
 
 
 def test_S13_finds_a_reservation_of_only_some_of_the_events(monkeypatch):
@@ -237,6 +270,16 @@ def test_L2_finds_that_the_ledger_does_not_say_what_was_called_with_what(monkeyp
     assert first_violation("L2", preset="handlers")
 
 
+def test_L2_finds_that_the_ledger_does_not_say_who_began(monkeypatch):
+    unresolved = MutationStore.unresolved
+    monkeypatch.setattr(
+        MutationStore,
+        "unresolved",
+        lambda self, **options: [replace(one, node=one.run) for one in unresolved(self, **options)],
+    )
+    assert first_violation("L2", preset="handlers")
+
+
 def test_L3_finds_that_what_peers_send_wakes_nobody(monkeypatch):
     changed = Runner._changed
 
@@ -251,6 +294,11 @@ def test_L3_finds_that_what_peers_send_wakes_nobody(monkeypatch):
 def test_L4_finds_that_confirmed_work_does_not_wait_for_the_authority(monkeypatch):
     monkeypatch.setattr(Consumer, "default_mode", "soft")
     assert first_violation("L4", preset="handlers")
+
+
+def test_L4_finds_that_soft_work_waits_for_the_authority(monkeypatch):
+    monkeypatch.setattr(Consumer, "default_mode", "confirmed")
+    assert "did no soft work" in first_violation("L4", preset="handlers").violations["L4"]
 
 
 def test_L4_finds_that_confirmed_work_does_not_go_on_when_the_authority_is_back(monkeypatch):
