@@ -66,17 +66,46 @@ def _is_deeper(value: Json, levels: int) -> bool:
     return any(isinstance(part, (list, tuple, dict)) for part in here)
 
 
-def decode_object(text: str) -> dict[str, Any]:
-    """Return the object that a stored text holds; {} when Python cannot read it.
+def decode(text: str) -> Json:
+    """Return what a stored text holds, as SQLite reads it: of a key that comes twice, the first value counts. What the
+    CHECKs of a table have looked at and what is acted on would be two things otherwise.
 
-    Text of our own can be read. A peer's may be nested deeper than Python's stack, or hold a number of thousands of
-    digits.
+    Text of our own can be read. A peer's may be nested deeper than Python's stack.
+
+    Raises:
+        ValueError, RecursionError: Python cannot read it.
     """
     try:
-        value = json.loads(text)
+        return _decoder.decode(text)
+    except ValueError:
+        return _patient_decoder.decode(text)
+
+
+def decode_object(text: str) -> dict[str, Any]:
+    """Return the object that a stored text holds, see `decode`; {} when Python cannot read it."""
+    try:
+        value = decode(text)
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _first_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else dict(reversed(pairs))
+
+
+def _any_whole(digits: str) -> int | float:
+    """Python refuses to read thousands of digits; SQLite takes them for infinite."""
+    try:
+        return int(digits)
+    except ValueError:
+        return float(digits)
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_first_of_each)
+# A call for each number would cost the reading of events a fifth.
+_patient_decoder = json.JSONDecoder(object_pairs_hook=_first_of_each, parse_int=_any_whole)
 
 
 def check_text(name: str, value: object, *, characters_max: int = TEXT_CHARACTERS_MAX, empty: bool = False) -> str:

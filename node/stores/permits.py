@@ -16,7 +16,7 @@ from node import ids
 from node.database import Transaction
 from node.errors import IllegalState, LeaseLost, NotFound, PermitRefused
 from node.ids import EventId, NodeId, RunId, WorkId
-from node.jsonvalue import check_whole, encode
+from node.jsonvalue import check_whole, decode_object, encode
 from node.stores.authorities import AuthorityStore, str_ids
 from node.stores.base import blob_of
 from node.stores.reading import LIST_MAX
@@ -260,9 +260,9 @@ class PermitStore(WorkReader):
 
     def _held(self, run: str) -> tuple[dict[str, Any], list[EventId]]:
         rows = self._database.query("SELECT body, state FROM reservations WHERE id = ?", (blob_of(run),))
-        if not rows or rows[0][0] == "{}":
+        body = decode_object(rows[0][0]) if rows else {}
+        if not body:
             raise NotFound("reservation of run", [run])
-        body = json.loads(rows[0][0])
         self._refuse_other_writer(run, body["node"])
         if rows[0][1] != "held":
             raise IllegalState(f"the reservation of run {run}", rows[0][1], "only a held one gets a permit")

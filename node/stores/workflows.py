@@ -3,13 +3,12 @@ right for them."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from typing import Literal
 
 from node.database import Value
 from node.errors import InvalidInput, NotFound
-from node.jsonvalue import TITLE_CHARACTERS_MAX, Json, check_text, check_whole, encode
+from node.jsonvalue import TITLE_CHARACTERS_MAX, Json, check_text, check_whole, decode, encode
 from node.stores.base import Store
 from node.stores.reading import LIST_MAX
 
@@ -240,7 +239,7 @@ def _workflow(row: tuple[Value, ...]) -> Workflow:
 # A column of a register holds what its last writer put there, and a peer may put anything.
 def _config(value: Value) -> Json:
     try:
-        return json.loads(str(value))
+        return decode(str(value))
     except (ValueError, RecursionError):
         return {}
 

@@ -145,6 +145,17 @@ def test_a_request_that_cannot_be_read_keeps_nobody_from_being_decided(office):
     assert state(hub, run) == "granted"
 
 
+def test_a_request_that_says_everything_twice_is_checked_and_read_alike(office):
+    hub, _ = office
+    run = hub.reserve("a")
+    body = json.dumps(request_body(work_of(run), [event_of("a")], node=hub.node))
+    twice = body[:-1] + "".join(f', "{name}": "x"' for name in json.loads(body)) + "}"
+    assert hub.forge("permit_requests", bytes.fromhex(run), twice)
+    tend(hub)
+    permit = hub.permits.get(run)
+    assert (permit.state, permit.generation, permit.events) == ("granted", 1, (event_of("a"),))
+
+
 def test_only_a_held_reservation_of_this_device_can_ask(office):
     hub, laptop = office
     run = laptop.reserve("a")
