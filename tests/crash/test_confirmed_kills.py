@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 from confirmed_child import Service, intend, recover, run_confirmed, twice_permitted
 from crash_child import OPTIONS, transfer
-from sweeps import kill_at_every_step
+from sweeps import kill_at_every_step, problems_of
 
 from node import NewEvent, Node
 from node.clock import unix_ms
@@ -104,8 +104,7 @@ class Mesh:
         with self.child(run_confirmed, str(node.path), operation, subject, kill_at, False) as process:
             *said, (kind, step) = process.words()
             assert (kind, process.process.exitcode) in {("killed", -signal.SIGKILL), ("done", 0)}
-        assert node.query("PRAGMA integrity_check") == [("ok",)]
-        assert [finding.text for finding in node.doctor() if not finding.healthy] == []
+        assert problems_of(node) == []
         self.check()
         return step, dict(said)
 

@@ -21,6 +21,7 @@ from confirmed_child import (
     work_and_sync,
 )
 from crash_child import OPTIONS
+from sweeps import problems_of
 
 from node import NewEvent, Node, PermitRefused, TooEarly
 from node.leases import StalenessRule
@@ -75,8 +76,7 @@ class Mesh:
     def check(self, *names):
         for name in names or NAMES:
             node = self.watchers[name]
-            assert node.query("PRAGMA integrity_check") == [("ok",)]
-            assert [finding.text for finding in node.doctor() if not finding.healthy] == []
+            assert problems_of(node) == []
             assert twice_permitted(node) == []
         assert set(self.service.effects().values()) <= {1}
 
@@ -234,7 +234,7 @@ class Sleeping:
             digests = [node.digest().tables for node in nodes]
             assert digests[0] == digests[1] == digests[2]
             for node in nodes:
-                assert node.query("PRAGMA integrity_check") == [("ok",)]
+                assert problems_of(node) == []
                 assert twice_permitted(node) == []
             assert set(self.service.effects().values()) == {1}
             consumed = hub.peek("mail", "inbox", status="consumed")

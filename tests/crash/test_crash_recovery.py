@@ -133,7 +133,7 @@ def test_what_a_person_decides_while_an_effect_is_being_found_out_holds_after_a_
 
 
 def test_a_kill_while_a_run_finds_out_about_its_own_call_leaves_it_in_flight(scene):
-    plan = scene.plan(asynchronous=True, effect_timeout_s=0.1)
+    plan = scene.plan(asynchronous=True, effect_timeout_s=0.5)
     scene.service.hold = "after"
     left = scene.kill(replace(plan, kill_at="reconcile"))
     scene.service.go_on()
@@ -145,7 +145,7 @@ def test_a_kill_while_a_run_finds_out_about_its_own_call_leaves_it_in_flight(sce
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("point", ["unknown: COMMIT", "unknown: done"])
 def test_a_kill_around_the_record_that_nobody_knows_lets_the_next_start_find_out(scene, point, asynchronous):
-    plan = scene.plan(asynchronous=asynchronous, effect_timeout_s=0.1)
+    plan = scene.plan(asynchronous=asynchronous, effect_timeout_s=0.5)
     scene.service.hold = "after"
     scene.service.knows = False
     left = scene.kill(replace(plan, kill_at=point))

@@ -10,10 +10,9 @@ from collections import Counter
 
 import pytest
 from crash_child import OPTIONS, names_of, run_operation, transfer
+from sweeps import STEPS_MAX, kill_at_every_step, problems_of
 
 from node import NewEvent, Node
-
-STEPS_MAX = 2_000
 
 
 class Witness:
@@ -37,8 +36,7 @@ class Witness:
 
     def check(self, operation, number):
         with Node.open(self.path) as node:
-            assert node.query("PRAGMA integrity_check") == [("ok",)]
-            assert [finding.text for finding in node.doctor() if not finding.healthy] == []
+            assert problems_of(node) == []
             statuses = dict(self.statuses(node))
             for names in self.said["published"]:
                 assert statuses.keys() >= set(names), "an acknowledged event was lost"
@@ -81,21 +79,14 @@ def kill(witness, child, operation, number, kill_at):
     return step
 
 
-def kill_at_every_step(witness, child, operation, expected, *, before=lambda number: None):
+def sweep(witness, child, operation, expected, *, before=lambda number: None):
     """Kill an operation at its first step, its second, ... to its last; and at each `expected` one at least once."""
-    hit = Counter()
-    for number in range(1, STEPS_MAX):
+
+    def kill_one(number, kill_at):
         before(number)
-        step = kill(witness, child, operation, number, number)
-        if step is None:
-            break
-        hit[step] += 1
-    # The number of pages differs from time to time, so that counting may have jumped over the very last ones.
-    for number, step in enumerate(expected - hit.keys(), STEPS_MAX):
-        before(number)
-        assert kill(witness, child, operation, number, step) == step
-        hit[step] += 1
-    assert step is None or hit.keys() >= expected
+        return kill(witness, child, operation, number, kill_at)
+
+    hit = kill_at_every_step(kill_one, expected, pages_at_once=1)
     witness.heal()
     return hit
 
@@ -110,7 +101,7 @@ def kill_at_every_step(witness, child, operation, expected, *, before=lambda num
     ],
 )
 def test_a_kill_at_any_step_loses_nothing_acknowledged(witness, child, operation, steps):
-    hit = kill_at_every_step(witness, child, operation, steps)
+    hit = sweep(witness, child, operation, steps)
     assert sum(hit.values()) >= 10
 
 
@@ -121,9 +112,7 @@ def test_a_kill_at_any_step_of_a_merge_is_mended_by_the_next_one(witness, child)
             reservation.consume()
 
     merging = {"INSERT INTO crsql_changes", "INSERT INTO absorbed", "INSERT OR REPLACE"}
-    hit = kill_at_every_step(
-        witness, child, "merge", merging | {"BEGIN IMMEDIATE", "COMMIT", "write log"}, before=more_to_merge
-    )
+    hit = sweep(witness, child, "merge", merging | {"BEGIN IMMEDIATE", "COMMIT", "write log"}, before=more_to_merge)
     assert sum(hit.values()) >= 50
 
 
@@ -135,8 +124,7 @@ def test_a_file_whose_creation_was_killed_can_be_created_again(tmp_path, child):
             *_, (kind, step) = process.words()
         with Node.open(path, **OPTIONS) as node:
             node.publish("mail", "inbox", "first")
-            assert node.query("PRAGMA integrity_check") == [("ok",)]
-            assert [finding.text for finding in node.doctor() if not finding.healthy] == []
+            assert problems_of(node) == []
         if kind == "done":
             break
         hit[step] += 1

@@ -14,6 +14,7 @@ import apsw
 import pytest
 from confirmed_child import run_confirmed
 from crash_child import OPTIONS, transfer
+from sweeps import problems_of
 
 from node import NewEvent, Node
 
@@ -108,8 +109,7 @@ async def test_what_a_device_had_told_of_comes_back_to_it_after_a_power_cut(devi
                 async with node.syncing(peers=[sync.url]):
                     await node.caught_up()
                 assert node.digest().tables == hub.digest().tables
-                assert node.query("PRAGMA integrity_check") == [("ok",)]
-                assert [finding.text for finding in node.doctor() if not finding.healthy] == []
+                assert problems_of(node) == []
         for event in known.values():
             now = hub.events.get(event.id)
             assert (now.title, now.payload) == (event.title, event.payload)

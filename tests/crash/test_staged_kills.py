@@ -10,7 +10,7 @@ import signal
 import pytest
 from crash_child import OPTIONS, transfer
 from staged_child import PARTS, PIECE_BYTES, ids_of, publish_much, sync_and_send, sync_and_take, take_all
-from sweeps import kill_at_every_step
+from sweeps import kill_at_every_step, problems_of
 
 from node import Node
 from sync import limits
@@ -39,10 +39,6 @@ def staged_rows(node):
     return sum(len(rows) for sender in list(staging._senders) for rows in staging.read(sender))
 
 
-def is_sound(node):
-    return node.query("PRAGMA integrity_check") == [("ok",)] and all(finding.healthy for finding in node.doctor())
-
-
 def words_of(process):
     """What a child said last: (the step it was killed at, or None when it came to its end)."""
     *_, (kind, step) = process.words()
@@ -61,7 +57,7 @@ def test_a_receiver_that_is_killed_at_any_step_shows_all_or_nothing(tmp_path, ch
                 step = words_of(process)
             with Node.open(path) as node:
                 assert shown(node, number) == whole or (step is not None and shown(node, number) == 0)
-                assert is_sound(node)
+                assert not problems_of(node)
                 transfer(peer, node)
                 assert node.digest().tables == peer.digest().tables
             return step
@@ -89,7 +85,7 @@ async def test_a_receiver_that_is_killed_at_any_piece_begins_the_transaction_ane
             step = await asyncio.to_thread(words_of, process)
             assert step == (kill_at if isinstance(kill_at, str) else kill_at[0])
             with Node.open(path) as node:
-                assert shown(node, "large") == 0 and is_sound(node)
+                assert shown(node, "large") == 0 and not problems_of(node)
         assert await asyncio.to_thread(words_of, start(sync_and_take, path, sync.url, None)) is None
     with Node.open(path) as node:
         assert shown(node, "large") == len(ids_of("large"))
@@ -107,7 +103,7 @@ async def test_a_sender_that_is_killed_between_pieces_leaves_nothing_of_its_tran
             process = start(sync_and_send, path, sync.url, ("read a piece", piece))
             assert await asyncio.to_thread(words_of, process) == "read a piece"
             with Node.open(path) as node:
-                assert is_sound(node)
+                assert not problems_of(node)
                 node.publish("mail", "inbox", f"since piece {piece}")
             # Somebody else's changes come between.
             hub.publish("mail", "inbox", f"at the hub {piece}")
@@ -117,6 +113,6 @@ async def test_a_sender_that_is_killed_between_pieces_leaves_nothing_of_its_tran
     assert staged[-1] > 0, "nothing had been staged"
     assert staged_rows(hub) == 0
     assert witness.counts == {0, len(ids_of("large"))}
-    assert is_sound(hub)
+    assert not problems_of(hub)
     with Node.open(path) as node:
         assert node.digest().tables == hub.digest().tables
