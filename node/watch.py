@@ -107,6 +107,7 @@ class ChangeWatch:
         self._version = 0
         self._sources: dict[ChangeSource, None] = {}  # ordered; those whose tables are still to be looked up
         self._looking = False  # or about to
+        self._look_timer: asyncio.TimerHandle | None = None
         self._looked_at = -math.inf
         self._local_noticed = False  # and not looked up yet: another notice would tell nothing more
 
@@ -173,11 +174,12 @@ class ChangeWatch:
     def _end_when_unused(self) -> None:
         if self._subscriptions or self._on_process_commit:
             return
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._look_timer):
+            if timer is not None:
+                timer.cancel()
         if self._stop_listening is not None:
             self._stop_listening()
-        self._loop = self._timer = self._stop_listening = None
+        self._loop = self._timer = self._look_timer = self._stop_listening = None
         self._sources.clear()
         self._looking = self._local_noticed = False
         self._looked_at = -math.inf  # another loop may count its time from elsewhere
@@ -217,7 +219,7 @@ class ChangeWatch:
         self._looking = True
         wait_s = self._looked_at + LOOK_UPS_APART_S - self._loop.time()
         if wait_s > 0:
-            self._loop.call_later(wait_s, self._look_up)
+            self._look_timer = self._loop.call_later(wait_s, self._look_up)
         else:
             self._look_up()
 
@@ -245,17 +247,15 @@ class ChangeWatch:
             return
         if error is not None:
             log.warning("cannot look up what has changed: %s", error)
-            self._loop.call_later(RETRY_S, functools.partial(self._retry, sources))
+            self._sources = dict.fromkeys(sources) | self._sources
+            self._looking = True
+            self._look_timer = self._loop.call_later(RETRY_S, self._look_up)
             return
         self._version, tables = future.result()
         if tables:
             self._publish(tables, sources)
         if self._sources:
             self._look_up_soon()
-
-    def _retry(self, sources: tuple[ChangeSource, ...]) -> None:
-        for source in sources:
-            self.notice(source)
 
     def _publish(self, tables: frozenset[str], sources: tuple[ChangeSource, ...]) -> None:
         for source in sources:

@@ -14,6 +14,7 @@ from meshes import LOOPBACK, message_ids, publish
 
 from node import (
     Changed,
+    DatabaseError,
     IllegalState,
     InvalidInput,
     LeaseLost,
@@ -192,6 +193,31 @@ class TestChanges:
             change = await anext(changes)
             assert change == Changed(frozenset({"workflows", "topics", "publications"}), "process")
             assert message_ids(node) == ["from elsewhere"]
+
+    @pytest.mark.parametrize("commits", [0, 1])
+    async def test_what_could_not_be_looked_up_is_told_later(self, open_node, within, monkeypatch, commits):
+        monkeypatch.setattr("node.watch.RETRY_S", 0.01)
+        node, looking, go_on = open_node("a"), threading.Event(), threading.Event()
+        look_up = node.database.tables_changed_since
+
+        def fail_at_first(version):
+            if looking.is_set():
+                return look_up(version)
+            looking.set()
+            assert go_on.wait(15)
+            raise DatabaseError("the disk is on fire")
+
+        monkeypatch.setattr(node.database, "tables_changed_since", fail_at_first)
+        async with within(), node.changes() as changes:
+            publish(node, "1")
+            await asyncio.to_thread(looking.wait)
+            for number in range(commits):  # while the one that fails goes on
+                publish(node, f"meanwhile {number}")
+            await asyncio.sleep(0)
+            go_on.set()
+            assert await anext(changes) == Changed(frozenset({"workflows", "topics", "publications"}), "local")
+            publish(node, "2")
+            assert await anext(changes) == Changed(frozenset({"publications"}), "local")
 
     async def test_closing_the_node_ends_the_iteration(self, open_node, within):
         node = open_node("a")
