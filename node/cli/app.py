@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import os
 import sys
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, get_ty
 
 import typer
 
-from node.cli.commands import load
+from node.cli.commands import load, spelled_out
+from node.cli.helping import Command, Group
 from node.cli.output import ExitCode, Screen
 from node.errors import (
     Ambiguous,
@@ -63,6 +63,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    cls=Group,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -179,21 +180,24 @@ def command(
             for name, (annotation, default) in common.items()
         ]
 
-        @functools.wraps(function)
+        call: Callable[..., None] = function
+
         def run_command(*, db: Path, as_json: bool, debug: bool, **options: Any) -> None:
             with ExitStack() as resources:
                 session = Session(db, Screen(as_json=as_json), resources, debug=debug)
-                function(session, **options)  # type: ignore[call-arg]
+                call(session, **options)
 
-        del run_command.__wrapped__  # or its signature would be taken for the command's
-        run_command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        vars(run_command)["__signature__"] = inspect.Signature(parameters)
         run_command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         epilog = "\b\n" + "\n".join(["Examples:", *(f"  {example}" for example in examples)])
         # One line for each paragraph: Typer keeps the line ends of all but the first.
         paragraphs = [" ".join(one.split()) for one in inspect.cleandoc(function.__doc__ or "").split("\n\n")]
         summary = paragraphs[0].partition(". ")[0].rstrip(".")
         explained = "\n\n".join(paragraphs)
-        group.command(name, help=explained, epilog=epilog, short_help=summary, rich_help_panel=panel)(run_command)
+        shown = group.command(
+            name, cls=Command, help=explained, epilog=epilog, short_help=summary, rich_help_panel=panel
+        )
+        shown(run_command)
         return run_command
 
     return register
@@ -201,6 +205,7 @@ def command(
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code; nothing is raised."""
+    arguments = spelled_out(arguments)
     screen = Screen(as_json="--json" in arguments)
     load(arguments)
     try:

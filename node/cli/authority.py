@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from node.cli.app import Session, app, command
+from node.cli.helping import Group
 from node.cli.naming import find_node, person
 from node.cli.output import ago, clock, count_of, joined, styled
 from node.ids import short, short_run
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
     from node.stores import AuthorityInfo, Permit
 
-authority = typer.Typer(help="Who grants permits for effects that must not happen twice.", rich_markup_mode="rich")
+authority = typer.Typer(
+    help="Who grants permits for effects that must not happen twice.", rich_markup_mode="rich", cls=Group
+)
 app.add_typer(authority, name="authority", rich_help_panel="Devices")
 
 DeviceArgument = Annotated[

@@ -28,19 +28,24 @@ MODULE_BY_COMMAND = {
     "block": "handlers",
     "unblock": "handlers",
     "new": "new",
-    "serve": "syncing",
-    "verify": "syncing",
     "init": "device",
     "status": "status",
-    "doctor": "device",
-    "identity": "device",
+    "serve": "syncing",
+    "verify": "syncing",
     "authority": "authority",
+    "identity": "device",
+    "doctor": "device",
     "version": "device",
 }
 
 
+def spelled_out(arguments: Sequence[str]) -> Sequence[str]:
+    """Return `run show RUN` as the command that it is, `show RUN`."""
+    return arguments[1:] if list(arguments[:2]) == ["run", "show"] else arguments
+
+
 def load(arguments: Sequence[str]) -> None:
-    """Register the command that these arguments call; all commands, in the order above, when they call none."""
+    """Register the command that these arguments call; all commands when they call none."""
     called = arguments[0] if arguments else ""
     modules = [MODULE_BY_COMMAND[called]] if called in MODULE_BY_COMMAND else dict.fromkeys(MODULE_BY_COMMAND.values())
     for module in modules:

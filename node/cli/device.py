@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from node.cli.app import CommandError, Session, app, command
+from node.cli.helping import Group
 from node.cli.naming import person
 from node.cli.output import ExitCode, joined, styled
 from node.ids import short
@@ -17,7 +18,7 @@ from node.ids import short
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-identity = typer.Typer(help="What other devices know this database file by.", rich_markup_mode="rich")
+identity = typer.Typer(help="What other devices know this database file by.", rich_markup_mode="rich", cls=Group)
 app.add_typer(identity, name="identity", rich_help_panel="Devices")
 
 

@@ -14,7 +14,6 @@ import typer
 from node.cli.app import CommandError, Session, app, command
 from node.cli.apps import load_workflows
 from node.cli.output import ExitCode
-from node.cli.runs import show_run
 from node.cli.syncing import ListenOption, PeersOption, TokenFileOption, TokenVariable, parse_listen, read_token
 from node.cli.telling import Teller, WholeLines, printing_warnings, stopping_on_signals, tell_all
 from node.cli.watching import RunScreen
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from node.runtime.workflow import Workflow
     from node.service import Node
     from node.syncing import Syncing
-
-SHOW = "show"
 
 TOLD_AFTER_S = 0.3
 """Stopping is not worth a word when it takes no longer."""
@@ -73,7 +70,6 @@ class Options:
 def run(
     session: Session,
     file: Annotated[Path, typer.Argument(metavar="APP", help="A Python file that declares workflows.")],
-    shown: Annotated[str | None, typer.Argument(metavar="RUN", hidden=True)] = None,
     listen: ListenOption = None,
     peers: PeersOption = None,
     concurrency: Annotated[int, typer.Option(metavar="N", help="Runs at a time; of one handler never two.")] = 8,
@@ -97,13 +93,8 @@ def run(
     """Run an app's handlers, and sync with other devices if there is --listen or --peer, until Ctrl-C.
 
     Ctrl-C lets what runs end within --drain seconds, or gives it back; a second one stops at once. What was under way
-    then is looked after by the next start. `leasemesh run show RUN` shows one run.
+    then is looked after by the next start.
     """
-    if shown is not None:
-        if str(file) != SHOW:
-            raise CommandError(f"unexpected {shown!r} after {file}: `leasemesh run` takes one app", ExitCode.USAGE)
-        show_run(session, shown)
-        return
     options = Options(
         listen=parse_listen(listen) if listen is not None else None,
         peers=peers or [],

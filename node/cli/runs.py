@@ -130,23 +130,13 @@ def show(session: Session, run: ShownRunArgument) -> None:
 
     A run that a person has reserved with `leasemesh reserve` is shown, too.
     """
-    show_run(session, run)
-
-
-def show_run(session: Session, text: str) -> None:
-    """Show the run that `text` names.
-
-    Raises:
-        InvalidInput: it is no id.
-        NotFound, Ambiguous: it names no run, or several.
-    """
     node = session.node
-    run = node.handler_runs.find(text)
-    identifier = run.id if run is not None else node.events.find_run(text)
+    found = node.handler_runs.find(run)
+    identifier = found.id if found is not None else node.events.find_run(run)
     if identifier is None:
-        raise NotFound("run", [text], "`leasemesh runs` lists the newest, `leasemesh status` those that hold events")
+        raise NotFound("run", [run], "`leasemesh runs` lists the newest, `leasemesh status` those that hold events")
     with node.database.snapshot():
-        document = _show_document(session, identifier, run)
+        document = _show_document(session, identifier, found)
     session.screen.show(document, lambda: _draw_run(session, document))
 
 

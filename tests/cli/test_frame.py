@@ -15,8 +15,8 @@ from node.errors import LeasemeshError
 
 COMMANDS = [
     "publish", "topics", "peek", "why", "reserve", "consume", "skip", "release", "take-over", "permit", "mode", "run",
-    "runs", "show", "unknown", "resolve", "dead", "requeue", "blocked", "block", "unblock", "new", "serve", "verify",
-    "init", "status", "doctor", "identity", "authority", "version",
+    "runs", "show", "unknown", "resolve", "dead", "requeue", "blocked", "block", "unblock", "new", "init", "status",
+    "serve", "verify", "authority", "identity", "doctor", "version",
 ]  # fmt: skip
 GROUPS = {"identity": ["identity reset"], "authority": ["authority set", "authority show", "authority move"]}
 LEAVES = [leaf for name in COMMANDS for leaf in GROUPS.get(name, [name])]
@@ -39,8 +39,7 @@ def examples_of(leasemesh, command):
 def test_the_command_is_installed_and_lists_all_commands_and_exit_codes(leasemesh):
     shown = subprocess.run([f"{sys.prefix}/bin/leasemesh", "--help"], capture_output=True, text=True, timeout=60)
     assert shown.returncode == 0
-    for command in COMMANDS:
-        assert re.search(rf"^│ {command} ", shown.stdout, re.MULTILINE)
+    assert re.findall(r"^│ ([a-z][a-z-]*) ", shown.stdout, re.MULTILINE) == COMMANDS
     listed = re.findall(r"^ +(\d) {2}", shown.stdout, re.MULTILINE)
     assert listed == [str(int(code)) for code in ExitCode if code < 130]
     assert leasemesh().out == leasemesh("--help").out
@@ -52,7 +51,13 @@ def test_every_command_shows_its_options_and_examples_in_80_columns(leasemesh, c
     for said in ("--db", "--json", "--debug", "Examples:"):
         assert said in text
     assert max(map(len, text.splitlines())) <= 80
+    assert "<bool>" not in text  # a flag takes no value
     assert all(example.split("| ")[-1].startswith("leasemesh ") for example in examples_of(leasemesh, command))
+
+
+def test_run_takes_one_app_and_shows_no_other_argument(leasemesh):
+    usage = help_of(leasemesh, "run").splitlines()[1]
+    assert usage.split() == ["Usage:", "leasemesh", "run", "[OPTIONS]", "{APP}"]
 
 
 APART = (  # their examples have tests of their own

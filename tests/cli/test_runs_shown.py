@@ -90,7 +90,7 @@ def test_a_run_is_shown_with_its_phases_events_log_and_cost(leasemesh, packed):
 
 def test_run_takes_one_app(leasemesh, database):
     failed = leasemesh("run", "app.py", "other.py")
-    assert (failed.code, "takes one app" in failed.err) == (2, True)
+    assert (failed.code, "got unexpected extra argument" in failed.err) == (2, True)
 
 
 def test_a_run_by_hand_is_shown_too(leasemesh, database):
