@@ -218,6 +218,15 @@ class EffectChecks:
         statuses = [event.status for event in app.events.get_many(AUTOMATION, SOFT, [message])]
         self._demand("L3", statuses != ["pending"], f"nobody has taken the event that {app.device.name} published")
 
+    def runs_have_ended(self, app) -> None:
+        """All is settled: what had lost its claim was cancelled, and nothing else is under way either."""
+        rows = app.database.query(
+            "SELECT lower(hex(id)), phase, status FROM handler_runs "
+            "WHERE body ->> '$.node' = ? AND ended = '' ORDER BY id",
+            (app.database.site_id.hex(),),
+        )
+        self._demand("L3", not rows, f"{app.device.name} has open runs {rows[:3]}")
+
     def went_on_without_authority(self, app, message: str) -> None:
         """While the authority was away."""
         self._demand("L4", self.is_done(app, SOFT, message), f"{app.device.name} did no soft work meanwhile")

@@ -291,6 +291,12 @@ def test_L3_finds_that_what_peers_send_wakes_nobody(monkeypatch):
     assert first_violation("L3", preset="handlers")
 
 
+def test_L3_finds_a_run_that_has_lost_its_claim_and_goes_on(monkeypatch):
+    monkeypatch.setattr(Manager, "lose", lambda self, attempt, reason: None)
+    monkeypatch.setattr(Recovery, "_end_without_events", lambda self, run: None)
+    assert "has open runs" in first_violation("L3", preset="handlers").violations["L3"]
+
+
 def test_L4_finds_that_confirmed_work_does_not_wait_for_the_authority(monkeypatch):
     monkeypatch.setattr(Consumer, "default_mode", "soft")
     assert first_violation("L4", preset="handlers")

@@ -306,6 +306,9 @@ class World(world.World):
         self.run_for(self.params.idle_ms * 1000)
         after = [app.database.version() for app in self.apps()]
         self.checks.idle(before, after)
+        for app in self.apps():
+            if app.device.workflows:
+                self.checks.effects.runs_have_ended(app)
 
     def _probe_wakes(self) -> None:
         """An event that arrives by sync wakes its consumer."""
