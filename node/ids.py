@@ -125,12 +125,17 @@ def ordered_id(now_ms: int, random_bytes: RandomBytes) -> str:
     return milliseconds.to_bytes(6, "big").hex() + random_bytes(10).hex()
 
 
+def is_id(value: object) -> bool:
+    """Tell whether a value, which may be a peer's, is an id as text."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
+
+
 def to_blob(identifier: str) -> bytes:
     """Return an id as the database stores it. Raises ValueError when it is not 32 lowercase hexadecimal characters.
 
     One id has one spelling: programs compare ids as text.
     """
-    if not _ID.fullmatch(identifier):
+    if not is_id(identifier):
         raise ValueError(f"{identifier!r} is not an id: an id has {2 * ID_BYTES} lowercase hexadecimal characters")
     return bytes.fromhex(identifier)
 

@@ -9,6 +9,7 @@ grant (`node.stores.authorities`).
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from node.stores.works import WorkReader
 
 PermitState = Literal["waiting", "granted", "refused", "void"]
 DECISIONS_MAX = 200
-"""Requests that are decided in one transaction: a few tens of milliseconds in which others wait for the file."""
+"""Requests that are looked at in one transaction: a few tens of milliseconds in which others wait for the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,7 @@ class PermitStore(WorkReader):
         return int(count)
 
     def decide_pending(self) -> int:
-        """As the authority, decide on the requests that wait, at most 200 at a time; returns how many it decided.
+        """As the authority, decide on the requests that wait, at most 200 in a transaction; returns how many.
 
         A node that is not the authority decides nothing. A request whose claims have not arrived yet goes on waiting.
         """
@@ -182,15 +183,20 @@ class PermitStore(WorkReader):
             "SELECT 1 FROM waiting_permits WHERE generation = ? LIMIT 1", (generation,)
         ):
             return 0
-        # A power cut must not take a grant back that somebody has acted on: the next one would be a second.
-        with self._database.transaction(durable=True) as transaction:
-            generation = AuthorityStore(self._database).granting()
-            if not generation:
-                return 0
-            rows = self._database.query(
-                "SELECT run FROM waiting_permits WHERE generation = ? ORDER BY run LIMIT ?", (generation, DECISIONS_MAX)
-            )
-            return sum(self._decide(transaction, RunId(run.hex()), generation) for (run,) in rows)
+        decided, last = 0, b""
+        while True:
+            # A power cut must not take a grant back that somebody has acted on: the next one would be a second.
+            with self._database.transaction(durable=True) as transaction:
+                generation = AuthorityStore(self._database).granting()
+                rows = self._database.query(
+                    "SELECT run FROM waiting_permits WHERE generation = ? AND run > ? ORDER BY run LIMIT ?",
+                    (generation, last, DECISIONS_MAX),
+                )
+                if not generation or not rows:
+                    return decided
+                decided += sum(self._decide(transaction, RunId(run.hex()), generation) for (run,) in rows)
+            # On from here, and not from the beginning: what cannot be decided yet still stands there.
+            ((last,),) = rows[-1:]
 
     # --- Deciding -----------------------------------------------------------------------------------------------------
 
@@ -199,7 +205,10 @@ class PermitStore(WorkReader):
         if not requests:  # A peer's, which Python cannot read; the others are not to wait for it.
             return False
         request = requests[0][1]
-        events = list(dict.fromkeys(str_ids(request["events"])))
+        if not _names_events(request["events"]):
+            self._answer(transaction, run, request, [], generation, "its request names no events, or what is none")
+            return True
+        events = list(dict.fromkeys(request["events"]))
         found = self._database.query(
             "SELECT lower(hex(e.id)), e.status, (SELECT o.id FROM run_index AS o WHERE o.n = e.run), "
             "(SELECT p.run FROM permitted_events AS s CROSS JOIN permits AS p ON p.id = s.permit "
@@ -208,20 +217,34 @@ class PermitStore(WorkReader):
             "CROSS JOIN claims AS c ON c.event = e.n AND c.run = r.n WHERE r.id = ?",
             (json.dumps(events), blob_of(run)),
         )
-        if len(found) < len(events) or not events:
+        if len(found) < len(events):
             return False
+        self._answer(transaction, run, request, events, generation, _refusal(run, found))
+        return True
+
+    def _answer(
+        self,
+        transaction: Transaction,
+        run: RunId,
+        request: dict[str, Any],
+        events: list[str],
+        generation: int,
+        refused: str | None,
+    ) -> None:
         body = {
             "node": self._node,
             "run": run,
             "work": request["work"],
             "events": events,
             "generation": generation,
-            "refused": _refusal(run, found),
+            "refused": refused,
             "at": self._database.clock_ms(),
         }
-        key = blob_of(ids.permit_id(self._node, run, generation))
-        transaction.execute("INSERT INTO permits (id, body) VALUES (?, ?)", (key, encode("permit", body)))
-        return True
+        # Nobody else may write that row; should a peer have done so, its word does not stand in the way of this one.
+        transaction.execute(
+            "INSERT INTO permits (id, body) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET body = ?2",
+            (blob_of(ids.permit_id(self._node, run, generation)), encode("permit", body)),
+        )
 
     # --- Reading ------------------------------------------------------------------------------------------------------
 
@@ -282,6 +305,11 @@ class PermitStore(WorkReader):
         if self._did_not_happen(WorkId(work)):
             raise IllegalState(f"work {work}", "ended by a verdict", "ask with its next generation")
         return WorkId(work)
+
+
+def _names_events(events: Sequence[object]) -> bool:
+    """Whether a list that may be a peer's holds ids, and as many of them as a run can claim at most."""
+    return 0 < len(events) <= LIST_MAX and all(map(ids.is_id, events))
 
 
 def _refusal(run: str, found: list[tuple[Any, ...]]) -> str | None:

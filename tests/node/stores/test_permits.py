@@ -8,6 +8,7 @@ from random import Random
 import pytest
 from devices import Device, absorb_all, event_of, permit_body, request_body, work_of
 
+from node import ids
 from node.authority import Arbiter
 from node.derived import rebuild
 from node.errors import (
@@ -143,6 +144,42 @@ def test_a_request_that_cannot_be_read_keeps_nobody_from_being_decided(office):
     absorb_all(laptop, hub)
     tend(hub)
     assert state(hub, run) == "granted"
+
+
+def test_many_requests_whose_claims_never_come_keep_nobody_from_being_decided(office, monkeypatch):
+    monkeypatch.setattr(permits, "DECISIONS_MAX", 2)
+    hub, laptop = office
+    for number in range(5):
+        body = request_body(work_of("00" * 16), [event_of("a")])
+        assert hub.forge("permit_requests", bytes([number]) * 16, body)
+    runs = [ask(laptop, "a"), ask(laptop, "b"), ask(laptop, "c")]
+    absorb_all(laptop, hub)
+    assert hub.permits.decide_pending() == 3
+    assert [state(hub, run) for run in runs] == ["granted"] * 3
+    assert [permit.run for permit in hub.permits.waiting()] == [f"{number:02}" * 16 for number in range(5)]
+
+
+@pytest.mark.parametrize("events", [[], ["x"], [7], [event_of("a"), None], ["00" * 17], ["00" * 16] * 10_001])
+def test_a_request_for_what_are_no_events_is_refused(office, events):
+    hub, _ = office
+    run = hub.reserve("a")
+    assert hub.forge("permit_requests", bytes.fromhex(run), request_body(work_of(run), events, node=hub.node))
+    tend(hub)
+    permit = hub.permits.get(run)
+    assert (permit.state, permit.reason) == ("refused", "its request names no events, or what is none")
+    assert hub.permits.waiting() == [] and hub.permits.holders(event_of("a")) == []
+
+
+def test_what_a_peer_wrote_in_the_place_of_a_decision_does_not_stand_in_its_way(office):
+    hub, laptop = office
+    run = ask(laptop, "a")
+    place = bytes.fromhex(ids.permit_id(hub.node, run, 1))
+    assert hub.forge("permits", place, permit_body("00" * 16, work_of(run), [event_of("b")]))
+    absorb_all(laptop, hub)
+    tend(hub)
+    absorb_all(hub, laptop)
+    assert state(laptop, run) == "granted"
+    assert laptop.permits.holders(event_of("b")) == []
 
 
 def test_a_request_that_says_everything_twice_is_checked_and_read_alike(office):
