@@ -50,7 +50,7 @@ def find_event(node: Node, text: str) -> Event:
         InvalidInput: it is none of these.
         NotFound, Ambiguous: it names no event, or several.
     """
-    found = _event_by_key(node, text) if "/" in text else node.events.find(text)
+    found = _event_by_key(node, text) if "/" in text else _event_by_id(node, text)
     if found is None:
         raise NotFound("event", [text], "`leasemesh peek WORKFLOW/TOPIC` lists events with their ids")
     return found
@@ -134,6 +134,14 @@ def person() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a process without a name or a login
         return "somebody"
+
+
+def _event_by_id(node: Node, text: str) -> Event | None:
+    try:
+        return node.events.find(text)
+    except InvalidInput as error:
+        forms = "WORKFLOW/TOPIC/MESSAGE_ID nor the beginning of an id (4 to 32 hexadecimal characters)"
+        raise InvalidInput("event", f"{text!r} is neither {forms}") from error
 
 
 def _event_by_key(node: Node, text: str) -> Event | None:

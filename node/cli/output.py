@@ -134,14 +134,18 @@ class Screen:
 
     def warn(self, text: str) -> None:
         """Print a sentence on standard error."""
-        self.console(sys.stderr).print(styled(text, "yellow"), soft_wrap=True)
+        self._sentence(styled(text, "yellow"))
 
     def error(self, text: str, code: int) -> None:
         """Print why the command failed on standard error."""
         if self.as_json:
             sys.stderr.write(json.dumps({"error": text, "exit_code": int(code)}) + "\n")
             return
-        self.console(sys.stderr).print(joined(styled("leasemesh: ", "bold red"), text), soft_wrap=True)
+        self._sentence(joined(styled("leasemesh: ", "bold red"), text))
+
+    def _sentence(self, text: Text) -> None:
+        """Print on standard error: one line, for programs; in a terminal, no word is broken."""
+        self.console(sys.stderr).print(text, soft_wrap=not sys.stderr.isatty())
 
     def console(self, stream: TextIO | None = None) -> Console:
         """Return the console of a stream (standard output when None)."""

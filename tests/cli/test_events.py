@@ -192,7 +192,10 @@ def test_why_takes_an_id_and_the_beginning_of_one(leasemesh, database):
 
 @pytest.mark.parametrize(("text", "code"), [("shop/orders/nope", 3), ("ffffffff", 3), ("xyz", 2), ("ab", 2)])
 def test_why_says_when_there_is_no_such_event(leasemesh, database, text, code):
-    assert leasemesh("why", text).code == code
+    failed = leasemesh("why", text)
+    assert failed.code == code
+    if code == 2:
+        assert f"{text!r} is neither WORKFLOW/TOPIC/MESSAGE_ID nor the beginning of an id" in failed.err
 
 
 def test_json_keeps_every_character(leasemesh, database):

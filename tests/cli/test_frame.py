@@ -200,22 +200,34 @@ def test_a_reader_that_goes_away_is_no_error(database):
     assert finished.stderr == ""
 
 
-def test_colours_are_for_terminals_only(database, folder):
-    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    # A stream that says it is a terminal: a real one needs devices that a container may lack.
-    in_terminal = (
+PLAIN = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+
+
+def in_terminal(*arguments, **environment):
+    """Run a command on streams that say they are a terminal: a real one needs devices that a container may lack."""
+    program = (
         "import io, sys; from node.cli import main\n"
         "class Terminal(io.TextIOWrapper):\n    def isatty(self): return True\n"
         "sys.stdout = Terminal(sys.stdout.buffer, write_through=True)\n"
-        "sys.argv = ['leasemesh', 'peek', 'shop/orders', '--limit', '1']\n"
+        "sys.stderr = Terminal(sys.stderr.buffer, write_through=True)\n"
+        f"sys.argv = {['leasemesh', *arguments]}\n"
         "main()"
     )
+    options = {"TERM": "xterm-256color", "COLUMNS": "80", **environment}
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, env=PLAIN | options, timeout=60)
 
-    def shown(**extra):
-        options = {"TERM": "xterm-256color", "COLUMNS": "80", **extra}
-        command = [sys.executable, "-c", in_terminal]
-        return subprocess.run(command, capture_output=True, text=True, env=environment | options, timeout=60).stdout
 
-    assert "\x1b[36m" in shown()
-    assert "\x1b[36m" not in shown(NO_COLOR="1")
-    assert "\x1b" not in spawn("peek", "shop/orders", env=environment).stdout
+def test_colours_are_for_terminals_only(database, folder):
+    peek = ("peek", "shop/orders", "--limit", "1")
+    assert "\x1b[36m" in in_terminal(*peek).stdout
+    assert "\x1b[36m" not in in_terminal(*peek, NO_COLOR="1").stdout
+    assert "\x1b" not in spawn("peek", "shop/orders", env=PLAIN).stdout
+
+
+def test_sentences_are_wrapped_between_words_in_a_terminal_and_whole_lines_elsewhere(folder):
+    said = spawn("topics", env=PLAIN).stderr
+    assert len(said.splitlines()) == 1
+    wrapped = re.sub(r"\x1b\[\d*m", "", in_terminal("topics", COLUMNS="50").stderr)
+    assert max(map(len, wrapped.splitlines())) <= 50
+    assert wrapped.split() == said.split()

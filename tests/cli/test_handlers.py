@@ -58,7 +58,7 @@ def test_a_dead_event_is_done_again_as_its_next_generation(leasemesh, given_up):
     ("arguments", "code", "said"),
     [
         (["shop/orders/nope"], 3, "no such event"),
-        (["xyz"], 2, "is not the beginning of an id"),
+        (["xyz"], 2, "nor the beginning of an id"),
     ],
 )
 def test_what_cannot_be_requeued_ends_with_one_sentence(leasemesh, given_up, arguments, code, said):
