@@ -486,9 +486,12 @@ class Engine:
 
     def _take_markers(self, entry: Link, now_ms: int) -> None:
         """Handle the markers before which everything is stored; end the link when one may not be (E1)."""
-        assert entry.session.receiving is not None
+        receiving, sending = entry.session.receiving, entry.session.sending
+        assert receiving is not None and sending is not None
         try:
-            for marker in entry.session.receiving.take_markers():
+            for marker in receiving.take_markers():
+                if isinstance(marker, Barrier):
+                    sending.check_replies()
                 self._barriers.take(entry.id, marker)
         except SyncError as error:
             self._end(entry, error, now_ms)

@@ -17,7 +17,7 @@ from sync import limits, wire
 from sync.effects import Apply, BeginRead, ContinueRead, Effect, LinkId, Send
 from sync.errors import RemoteProtocolError
 from sync.knowledge import Knowledge, SiteId
-from sync.messages import Ack, Barrier, Changes, Marker
+from sync.messages import Ack, Barrier, BarrierReply, Changes, Marker
 from sync.ports import Incoming, ReadRequest, ReadResult, TransferHeader
 
 
@@ -68,6 +68,7 @@ class SendingHalf:
         self._reads_begun = 0
         # Each with the version that must have been sent before it, and the number of the read that must be over.
         self._markers: deque[tuple[int, int, Marker]] = deque()
+        self._replies_waiting = 0
 
     def want(self, version: int) -> None:
         """This node has reached `version`: read what the peer may lack of it, unless that was done already."""
@@ -89,7 +90,17 @@ class SendingHalf:
     def mark(self, marker: Marker, version: int) -> None:
         """Send a marker after all that this node had at `version`, and all that is to be read for other reasons."""
         self._markers.append((version, self._reads_begun + self._read_wanted, marker))
+        self._replies_waiting += isinstance(marker, BarrierReply)
         self.want(version)
+
+    def check_replies(self) -> None:
+        """Make sure that the peer may ask for another barrier: a reply waits for changes that the peer has to store.
+
+        Raises:
+            RemoteProtocolError: it has asked for more than anybody needs, and stores nothing.
+        """
+        if self._replies_waiting >= limits.BARRIERS_MAX:
+            raise RemoteProtocolError(f"Barrier: more than {limits.BARRIERS_MAX} at once")
 
     def _send_markers(self) -> None:
         """Send the markers whose turn it is; never within a transfer, where they would belong to none."""
@@ -98,6 +109,7 @@ class SendingHalf:
             if version > self.read_upto or read > self._reads_begun:
                 return
             self._markers.popleft()
+            self._replies_waiting -= isinstance(marker, BarrierReply)
             self._effects.append(Send(self._link, wire.encode(marker)))
 
     def allow(self, allowed: bool) -> None:

@@ -268,6 +268,27 @@ def test_a_peer_that_floods_with_markers_is_let_go(world: World, monkeypatch: py
     assert other.closed[other_link].code == CloseCode.PROTOCOL
 
 
+@pytest.mark.parametrize("ids", [[FIRST], [bytes([number]) * limits.BARRIER_BYTES for number in range(10)]])
+def test_a_peer_that_asks_on_and_stores_nothing_is_let_go(
+    world: World, monkeypatch: pytest.MonkeyPatch, ids: list[bytes]
+) -> None:
+    monkeypatch.setattr(limits, "BARRIERS_MAX", 4)
+    one, other = world.node(1), world.node(2)
+    _, other_link = world.connect(one, other)
+    one.slow.add(Apply)
+    other.store.piece_rows = 1
+    for number in range(6):
+        other.store.write(*keys(1, number), value="x" * limits.MIB)
+    world.commit(other, b"key")  # more than a window, and one acknowledges none of it
+    asked = [ids[number % len(ids)] for number in range(5)]
+    for identifier in asked[:4]:
+        world.feed(other, other_link, Barrier(identifier))
+    assert other_link not in other.closed and other.messages(BarrierReply) == []
+    world.feed(other, other_link, Barrier(asked[4]))
+    assert other.closed[other_link].code == CloseCode.PROTOCOL
+    assert other.closed[other_link].reason == "Barrier: more than 4 at once"
+
+
 def test_more_unanswered_barriers_than_allowed_end_the_link_also_when_they_had_to_wait(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
