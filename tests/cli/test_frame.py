@@ -228,6 +228,6 @@ def test_colours_are_for_terminals_only(database, folder):
 def test_sentences_are_wrapped_between_words_in_a_terminal_and_whole_lines_elsewhere(folder):
     said = spawn("topics", env=PLAIN).stderr
     assert len(said.splitlines()) == 1
-    wrapped = re.sub(r"\x1b\[\d*m", "", in_terminal("topics", COLUMNS="50").stderr)
+    wrapped = re.sub(r"\x1b\[[\d;]*m", "", in_terminal("topics", COLUMNS="50").stderr)
     assert max(map(len, wrapped.splitlines())) <= 50
     assert wrapped.split() == said.split()
