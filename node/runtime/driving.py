@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from node.errors import LeaseLost, LeasemeshError
+from node.errors import LeaseLost
 from node.ids import RunId, short_run
 from node.runtime.attempt import Attempt
 from node.runtime.carrying import Begun, Carrying, Taken
@@ -19,14 +19,13 @@ from node.runtime.clocks import SleepWatch
 from node.runtime.effects import Effect
 from node.runtime.manager import Manager
 from node.runtime.performing import Outcome, Unknown, find_out, in_thread, no_exit, perform
-from node.runtime.reach import hear_after_sleep
+from node.runtime.reach import reach
 from node.runtime.script import (
     AwaitFunction,
     AwaitPermit,
     Barrier,
     FindOut,
     LeaseTaken,
-    NotReached,
     Perform,
     Request,
     Result,
@@ -36,7 +35,6 @@ from node.runtime.script import (
     close_unstarted,
 )
 from node.runtime.threads import Threads
-from sync.errors import SyncError
 
 log = logging.getLogger("leasemesh.runtime")
 
@@ -240,7 +238,7 @@ class Driver:
     def _awaited(self, request: Request | Begun) -> Coroutine[Any, Any, Any]:
         match request:
             case Barrier(_, slept):
-                return self._barrier(slept)
+                return reach(self.manager.node, slept=slept)
             case AwaitPermit(attempt):
                 return self._permit(attempt)
             case AwaitFunction(awaitable):
@@ -251,13 +249,6 @@ class Driver:
                 return self._perform(effect, run, lambda: awaitable)
             case FindOut(effect, key, params):
                 return _unless_stopped(find_out(effect, key, params, self.calls))
-
-    async def _barrier(self, slept: bool) -> None:
-        node = self.manager.node
-        try:
-            await (hear_after_sleep(node) if slept else node.barrier())
-        except (LeasemeshError, SyncError) as error:
-            raise NotReached(str(error)) from error
 
     async def _permit(self, attempt: Attempt) -> None:
         seen = self.changed.count

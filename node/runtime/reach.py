@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from node.errors import LeasemeshError
+from node.runtime.errors import message_of
 from sync.errors import SyncError
 
 if TYPE_CHECKING:
@@ -24,6 +25,40 @@ LEVEL_S = 5.0
 
 AFTER_SLEEP_S = 15.0
 """How long is waited for a link after a sleep: a wireless network takes some seconds to be there again."""
+
+
+class NotReached(Exception):
+    """This process cannot tell who is within reach."""
+
+
+def why_unreachable(node: Node) -> str:
+    """Tell why this process cannot know who is within reach; "" when it can, or only asking would show.
+
+    A node whose sync has failed is not offline: no link comes back by itself, so that what it claimed would be unheard
+    of for as long as the program runs; and the file may be damaged.
+    """
+    failure = node.sync.loop.failure if node.sync is not None else None
+    return f"sync has failed, and must be started anew: {message_of(failure)}" if failure is not None else ""
+
+
+async def reach(node: Node, *, slept: bool = False) -> None:
+    """Wait until everybody within reach has heard of what is committed here, and this node of what they had before.
+
+    Args:
+        node: this node.
+        slept: the machine seems to have slept: the links must be found again first.
+
+    Raises:
+        NotReached: nobody can tell who is within reach: another process syncs this file, or sync has stopped or failed.
+    """
+    try:
+        await (hear_after_sleep(node) if slept else node.barrier())
+    except (LeasemeshError, SyncError) as error:
+        raise NotReached(why_unreachable(node) or str(error)) from error
+    except Exception as error:
+        if node.sync is None or error is not node.sync.loop.failure:
+            raise
+        raise NotReached(why_unreachable(node)) from error
 
 
 async def hear_peers(node: Node) -> None:

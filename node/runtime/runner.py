@@ -29,7 +29,7 @@ from node.runtime.loops import ConsumerLoop, HandlerLoop, HandlerStatus, Produce
 from node.runtime.manager import Manager
 from node.runtime.performing import in_thread
 from node.runtime.progress import Progress, ProgressKind, ProgressObserver
-from node.runtime.reach import hear_peers
+from node.runtime.reach import NotReached, hear_peers, reach, why_unreachable
 from node.runtime.recovery import Found, HandlerKey, Recovery
 from node.runtime.retry import RetryRule
 from node.runtime.sessions import Sessions
@@ -282,17 +282,19 @@ class Runner:
         await asyncio.wait([self._peers_heard])
 
     async def refused_here(self) -> str:
-        """Return why this process must leave soft work to another one; "" when it need not.
+        """Return why this process must leave the work to others; "" when it need not.
 
-        Only the process that syncs the file knows who is within reach.
+        Only the process that syncs the file knows who is within reach, and only while its sync has not failed.
         """
+        if self.node.sync is not None:
+            return why_unreachable(self.node)
         now = self._loop.time()
         looked_at = self._others_looked_for_at
-        if self.node.sync is not None or (looked_at is not None and now - looked_at < LOOKED_FOR_OTHERS_S):
+        if looked_at is not None and now - looked_at < LOOKED_FOR_OTHERS_S:
             return ""
         try:
-            await self.node.barrier()
-        except LeasemeshError as error:
+            await reach(self.node)
+        except NotReached as error:
             return str(error)
         self._others_looked_for_at = now
         return ""

@@ -28,12 +28,13 @@ from node.runtime.effects import Effect, EffectCall, as_json
 from node.runtime.errors import PhaseViolation, Transient, message_of
 from node.runtime.manager import Intent, Manager
 from node.runtime.performing import FAILURES, DidNot, Happened, Outcome, Unknown
+from node.runtime.reach import NotReached
 from node.runtime.workflow import Consumer, Producer
 
 
 @dataclass(frozen=True, slots=True)
 class Barrier:
-    """Wait until everybody within reach has heard of what is committed; answered with None.
+    """Wait until everybody within reach has heard of what is committed; answered with None. Raises NotReached.
 
     Attributes:
         run: who waits.
@@ -117,10 +118,6 @@ class Stopped(Exception):
 
 class LeaseTaken(Exception):
     """Thrown into a script at a request: a merge has given the run's events to another."""
-
-
-class NotReached(Exception):
-    """Thrown into a script at a barrier: this process cannot tell who is within reach."""
 
 
 class Surrounding(Protocol):
