@@ -30,7 +30,7 @@ import apsw
 import msgpack
 
 from node.boot import boot_id
-from node.clock_tables import ClockTables
+from node.clock_tables import BYTES_MAX, ROWS_MAX, ClockTables
 from node.connection import DatabaseError, connect, disconnect, end_reading, explain
 from node.database import Database, Transaction
 from node.identity import reidentify
@@ -228,12 +228,16 @@ class ChangeReader:
         if len(ranges) > _SHORT_RANGES_MAX:
             return None
         rows: list[Change] = []
+        size = 0
         for start, end in ranges:
             tables = self._states.tables_changed_since(self._query, start)
-            found = self._clock_tables.read(self._query, tables, start, end)
+            found = self._clock_tables.read(
+                self._connection.execute, tables, start, end, rows_max=ROWS_MAX - len(rows), bytes_max=BYTES_MAX - size
+            )
             if found is None:
                 return None
             rows += found
+            size += sum(map(change_bytes, found))
         return rows
 
     def _parked_changes(self, version: int) -> Iterator[Change]:

@@ -8,11 +8,25 @@ on random histories.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import apsw
+
+from node.sizes import change_bytes
 from node.versions import Query
+from sync import limits
 from sync.ports import Change
 
 ROWS_MAX = 64
 """More changes than this are read through `crsql_changes`, which streams; these are held in memory."""
+
+BYTES_MAX = limits.ROWS_BYTES_MAX
+"""So are changes that hold more than this together: one value may have 16 MiB."""
+
+Execute = Callable[..., apsw.Cursor]
+"""Runs SQL with its parameters on some connection."""
 
 _ORDER = (5, 8)  # The indices of db_version and seq in a change.
 
@@ -24,24 +38,42 @@ class ClockTables:
         self._schema_version = -1
         self._statements: dict[str, str] = {}
 
-    def read(self, query: Query, tables: frozenset[str], start: int, end: int) -> list[Change] | None:
+    def read(
+        self,
+        execute: Execute,
+        tables: frozenset[str],
+        start: int,
+        end: int,
+        *,
+        rows_max: int = ROWS_MAX,
+        bytes_max: int = BYTES_MAX,
+    ) -> list[Change] | None:
         """Return the changes with start < db_version <= end in the order of (db_version, seq), None when they are many.
 
         Args:
-            query: reads in the caller's snapshot.
+            execute: reads in the caller's snapshot.
             tables: those that have a change in the range, or more.
             start, end: versions.
+            rows_max, bytes_max: more than either are many.
         """
+
+        def query(sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+            return execute(sql, *parameters).fetchall()
+
         ((schema_version,),) = query("PRAGMA schema_version")
         if schema_version != self._schema_version:
             self._schema_version, self._statements = schema_version, {}
         rows: list[Change] = []
+        size = 0
         for table in sorted(tables):
             if table not in self._statements:
                 self._statements[table] = _compose(query, table)
-            rows += query(self._statements[table], (start, end, ROWS_MAX + 1 - len(rows)))
-            if len(rows) > ROWS_MAX:
-                return None
+            with closing(execute(self._statements[table], (start, end))) as cursor:
+                for row in cursor:
+                    rows.append(row)
+                    size += change_bytes(row)
+                    if len(rows) > rows_max or size > bytes_max:
+                        return None
         return sorted(rows, key=lambda row: (row[_ORDER[0]], row[_ORDER[1]]))
 
 
@@ -59,7 +91,7 @@ def _compose(query: Query, table: str) -> str:
         "LEFT JOIN crsql_site_id AS s ON s.ordinal = c.site_id "
         f"LEFT JOIN {clock} AS d ON d.key = c.key AND d.col_name = '-1' "
         f"LEFT JOIN {_quoted(table)} AS b ON {same_row} "
-        "WHERE c.db_version > ? AND c.db_version <= ? LIMIT ?"
+        "WHERE c.db_version > ? AND c.db_version <= ?"
     )
 
 
