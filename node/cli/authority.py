@@ -24,7 +24,7 @@ authority = typer.Typer(
 app.add_typer(authority, name="authority", rich_help_panel="Devices")
 
 DeviceArgument = Annotated[
-    str | None, typer.Argument(metavar="[DEVICE]", help="A device's name, its id or the beginning of it; this one.")
+    str | None, typer.Argument(metavar="DEVICE", help="A device's name, its id or the beginning of it; this one.")
 ]
 
 
@@ -53,7 +53,11 @@ def move(
     device: DeviceArgument = None,
     gone: Annotated[
         list[str] | None,
-        typer.Option("--gone", help="This device never comes back: it is lost, or has a new identity; again for more."),
+        typer.Option(
+            "--gone",
+            metavar="DEVICE",
+            help="This device never comes back: it is lost, or has a new identity; again for more.",
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:

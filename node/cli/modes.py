@@ -29,7 +29,7 @@ def mode(
     session: Session,
     about: Annotated[str, typer.Argument(metavar="WORKFLOW/TOPIC", help="A topic; or a workflow, with --handler.")],
     wanted: Annotated[
-        str | None, typer.Argument(metavar="[MODE]", help="soft, confirmed or home; without it, show what it is.")
+        str | None, typer.Argument(metavar="MODE", help="soft, confirmed or home; without it, show what it is.")
     ] = None,
     handler: Annotated[str | None, typer.Option(help="The handler that it is about.")] = None,
     home: Annotated[
@@ -42,7 +42,8 @@ def mode(
     """Show or set how work is claimed: soft, with a permit, or by one device only.
 
     soft: whoever claims first; two devices apart may do the same work. confirmed: an effect needs a permit of the
-    authority. home: one device alone claims. What is claimed already ends as it began.
+    authority. home: one device alone claims. What is claimed already ends as it began. Where nothing is set, the app's
+    code says how.
     """
     modes = session.node.modes
     workflow, topic = (about, None) if handler is not None else existing_topic(session.node, about)

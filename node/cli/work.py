@@ -45,7 +45,8 @@ def reserve(
     topic: TopicArgument,
     limit: Annotated[int | None, typer.Option(help="Take the oldest pending ones, so many at most (10).")] = None,
     message_ids: Annotated[
-        list[str] | None, typer.Option("--id", help="Take the event with this message id; may be given again.")
+        list[str] | None,
+        typer.Option("--id", metavar="MESSAGE_ID", help="Take the event with this message id; may be given again."),
     ] = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="With --id: take those that are free. Without it, all or none.")
@@ -131,7 +132,7 @@ def _settle(session: Session, run: str, outcome: str, settle: Callable[[str], in
 )
 def take_over(
     session: Session,
-    events: Annotated[list[str], typer.Argument(metavar="EVENT...", help="Ids, or WORKFLOW/TOPIC/MESSAGE_ID.")],
+    events: Annotated[list[str], typer.Argument(metavar="EVENT", help="Ids, or WORKFLOW/TOPIC/MESSAGE_ID.")],
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until the holders have been silent for long enough.")
     ] = False,
