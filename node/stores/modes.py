@@ -86,10 +86,12 @@ class ModeStore(Store):
             topic, handler: one of them.
             home: with mode home, the node that claims; this one, when not given.
             gone: the present home never comes back, by a person's word: what only it knew is lost, and what it held
-                may be done again.
+                may be done again. At the home itself: the former home, for whose work it still waits.
 
         Raises:
             HomeElsewhere: another node is home, and only that node may change it.
+            IllegalState: this node is home, and what the former home did has not all arrived here: the next home would
+                wait for this node alone.
             InvalidInput: there is no such mode, or a name or an id cannot be accepted.
             DatabaseError: this node is home, and the transaction around this is not durable.
         """
@@ -104,9 +106,14 @@ class ModeStore(Store):
         with self._database.transaction(durable=known is not None and known.home == self._node) as transaction:
             before = self._get(workflow, kind, name)
             was_home = before.home if before else None
-            if was_home not in (None, self._node) and not gone:
-                raise HomeElsewhere(f"{kind} {name} of workflow {workflow}", was_home or "")
+            if before is not None and was_home not in (None, self._node) and not gone:
+                raise HomeElsewhere(_what(before), was_home or "")
             handed_over = was_home == self._node
+            lost = was_home
+            if before is not None and handed_over:
+                lost = before.after if self._is_behind(before) else None
+                if lost is not None and not gone:
+                    raise _not_all_came(before)
             body = {
                 "workflow": check_text("workflow", workflow),
                 "kind": kind,
@@ -115,7 +122,7 @@ class ModeStore(Store):
                 "home": (home or self._node) if mode == "home" else None,
                 "after": self._node if handed_over else before.after if before and not gone else None,
                 "version": self._database.version() if handed_over else before.version if before else 0,
-                "gone": was_home if gone and not handed_over else None,
+                "gone": lost if gone else None,
                 "at": self._database.clock_ms(),
             }
             transaction.execute(
@@ -149,13 +156,10 @@ class ModeStore(Store):
                 raise IllegalState(f"handler {handler} of workflow {workflow}", "at home nowhere yet", wanted)
             modes.add(default)
         for one in settings:
-            what = f"{one.kind} {one.name} of workflow {workflow}"
             if one.mode == "home" and one.home != self._node:
-                raise HomeElsewhere(what, one.home or "nobody")
-            if one.after not in (None, self._node) and not self._includes(one):
-                raise IllegalState(
-                    what, f"handed over by node {one.after}", "wait until everything from there has arrived"
-                )
+                raise HomeElsewhere(_what(one), one.home or "nobody")
+            if self._is_behind(one):
+                raise _not_all_came(one)
         return "home" if "home" in modes else "confirmed" if "confirmed" in modes else "soft"
 
     def gone_homes(self, workflow: str, topics: Iterable[str], handler: str) -> builtins.set[NodeId]:
@@ -172,11 +176,24 @@ class ModeStore(Store):
         rows = self._bodies("modes", "id = ?", (key,))
         return _setting(rows[0][1]) if rows else None
 
-    def _includes(self, setting: ModeSetting) -> bool:
+    def _is_behind(self, setting: ModeSetting) -> bool:
+        """Whether something is missing here of what the node had that handed over."""
+        if setting.after in (None, self._node):
+            return False
         rows = self._database.query(
             "SELECT 1 FROM knowledge WHERE site = unhex(?) AND version >= ?", (setting.after, setting.version)
         )
-        return bool(rows)
+        return not rows
+
+
+def _what(setting: ModeSetting) -> str:
+    return f"{setting.kind} {setting.name} of workflow {setting.workflow}"
+
+
+def _not_all_came(setting: ModeSetting) -> IllegalState:
+    return IllegalState(
+        _what(setting), f"handed over by node {setting.after}", "wait until everything from there has arrived"
+    )
 
 
 def _is_of(settings: Iterable[ModeSetting], kind: Kind, name: str) -> bool:

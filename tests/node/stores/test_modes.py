@@ -101,6 +101,32 @@ def test_only_home_itself_moves_away_and_the_next_waits_for_all_that_it_did(hub_
     assert laptop.reserve("b")
 
 
+def handed_to_the_laptop(hub, laptop):
+    """The laptop has heard that it is home, and not yet what the hub did before."""
+    hub.modes.set("mail", "home", topic="inbox")
+    hub.reserve("a")
+    hub.modes.set("mail", "home", topic="inbox", home=laptop.node)
+    laptop.absorb([row for row in hub.changes() if row[0] == "modes"])
+
+
+@pytest.mark.parametrize("mode", ["home", "soft"])
+def test_a_home_that_lacks_its_predecessors_work_does_not_hand_it_on(hub_and_laptop, mode):
+    hub, laptop = hub_and_laptop
+    handed_to_the_laptop(hub, laptop)
+    with laptop.unchanged(), pytest.raises(IllegalState, match=f"node {hub.node}.*wait until everything from there"):
+        laptop.modes.set("mail", mode, topic="inbox")
+    absorb_all(hub, laptop)
+    assert laptop.modes.set("mail", mode, topic="inbox").after == laptop.node
+
+
+def test_a_home_hands_on_what_a_predecessor_did_that_never_comes_back(hub_and_laptop):
+    hub, laptop = hub_and_laptop
+    handed_to_the_laptop(hub, laptop)
+    setting = laptop.modes.set("mail", "soft", topic="inbox", gone=True)
+    assert (setting.after, setting.gone) == (laptop.node, hub.node)
+    assert laptop.reserve("a")
+
+
 def test_a_home_that_never_comes_back_is_left_on_a_persons_word(hub_and_laptop):
     hub, laptop = hub_and_laptop
     hub.modes.set("mail", "home", topic="inbox")
