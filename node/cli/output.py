@@ -122,7 +122,7 @@ class Screen:
         if self.as_json:
             self.document(document)
         else:
-            self.console().print(styled(text, style), soft_wrap=True)
+            self.console().print(styled(text, style), soft_wrap=not self._out.isatty())
         self._out.flush()
 
     def document(self, document: dict[str, Any]) -> None:

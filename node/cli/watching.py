@@ -50,7 +50,10 @@ KIND_STYLES = {
     "continued": "green",
 }
 COUNTED = frozenset({"started", "committed"})
-"""What the table counts: thousands a second, perhaps, and no news. Without a table, runs that had events are told."""
+"""What the table counts: thousands a second, perhaps, and no news. Without a table, runs with events are told."""
+
+IN_TABLE = COUNTED | {"waiting"}
+"""What the table shows by itself."""
 
 
 @dataclass(slots=True)
@@ -110,11 +113,11 @@ class RunScreen:
             "url": url,
             "handlers": handlers,
         }
-        where = f", listening on {url}" if url else ""
-        head = f"{node.name} of workspace {node.workspace_id}{where}"
-        self._screen.event(document, head, "bold")
+        self._screen.event(document, f"{node.name} of workspace {node.workspace_id}", "bold")
         if self._screen.as_json:
             return
+        if url:
+            self._screen.event({}, f"listening on {url}")
         self._screen.event({}, f"runs {count_of(len(handlers), 'handler')}: {', '.join(handlers)}; Ctrl-C stops")
         if self.is_live:
             from rich.live import Live
@@ -163,11 +166,17 @@ class RunScreen:
         self._changed.set()
         if self._screen.as_json:
             self._screen.event(_document(progress), "")
-        elif progress.kind not in COUNTED or (progress.events and progress.kind == "committed" and not self.is_live):
+        elif self._is_told(progress):
             at = time.strftime("%H:%M:%S", time.localtime(progress.at / 1000))
             events = f", {count_of(progress.events, 'event')}" if progress.kind == "committed" else ""
             name = f"{progress.workflow}/{progress.handler}"
             self._screen.event({}, f"{at}  {name}: {progress.text}{events}", KIND_STYLES.get(progress.kind, ""))
+
+    def _is_told(self, progress: Progress) -> bool:
+        """Whether it is worth a line."""
+        if self.is_live:
+            return progress.kind not in IN_TABLE
+        return progress.kind not in COUNTED or (progress.kind == "committed" and progress.events > 0)
 
     async def keep_drawing(self) -> None:
         """Keep the table up to date, for ever."""

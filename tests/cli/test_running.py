@@ -113,12 +113,16 @@ def test_people_read_one_line_for_each_run_that_did_something(database, app):
     assert (errors, process.returncode) == ("", 0)
 
 
-def test_in_a_terminal_a_table_is_kept_up_to_date_and_taken_away(database, app):
+def shown_in_terminal(path):
+    """Run an app in a terminal until its handler has done its tenth run; returns what was shown until then, and after.
+
+    The stream only says that it is a terminal: a real one needs devices that a container may lack.
+    """
     in_terminal = (
         "import io, sys; from node.cli import main\n"
         "class Terminal(io.TextIOWrapper):\n    def isatty(self): return True\n"
         "sys.stdout = Terminal(sys.stdout.buffer, write_through=True)\n"
-        f"sys.argv = ['leasemesh', 'run', {str(app(PACKING))!r}]\n"
+        f"sys.argv = ['leasemesh', 'run', {str(path)!r}, '--listen', '127.0.0.1:0']\n"
         "main()"
     )
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
@@ -127,7 +131,7 @@ def test_in_a_terminal_a_table_is_kept_up_to_date_and_taken_away(database, app):
         deadline = threading.Timer(TELLS_WITHIN_S, process.kill)
         deadline.start()
         shown = b""
-        while not re.search(rb"shop/pack +(\x1b\[[\d;]*m)*idle *(\x1b\[[\d;]*m)* +10 +10 ", shown):
+        while not re.search(rb"shop/(pack|send) +(\x1b\[[\d;]*m)*idle *(\x1b\[[\d;]*m)* +10 +10 ", shown):
             read = os.read(process.stdout.fileno(), 65536)
             assert read, shown
             shown += read
@@ -135,9 +139,21 @@ def test_in_a_terminal_a_table_is_kept_up_to_date_and_taken_away(database, app):
         rest, errors = process.communicate()
         deadline.cancel()
     assert (errors, process.returncode) == (b"", 0)
-    assert rest.endswith(b"\x1b[1mstopped; 10 runs committed\x1b[0m\n")
-    assert rest.count(b"\x1b[?25h") == 1, "the cursor is shown again"
-    assert b"packs order-0" in shown
+    return shown.decode(), rest.decode()
+
+
+def test_in_a_terminal_a_table_is_kept_up_to_date_and_taken_away(database, app):
+    shown, rest = shown_in_terminal(app(PACKING))
+    assert rest.endswith("\x1b[1mstopped; 10 runs committed\x1b[0m\n")
+    assert rest.count("\x1b[?25h") == 1, "the cursor is shown again"
+    assert "packs order-0" in shown
+    assert re.search(r"laptop of workspace team.*\n.*listening on ws://127.0.0.1:\d+.*\n.*runs 1 handler: ", shown)
+
+
+def test_who_waits_for_a_permit_is_shown_by_the_table_alone(leasemesh, database, app):
+    leasemesh("authority", "set")
+    shown, rest = shown_in_terminal(app(SLOW.replace("SECONDS", "0").replace(", idempotent=True", "")))
+    assert "waits for confirmation" not in shown + rest
 
 
 def test_stopping_lets_what_runs_end(leasemesh, database, app):
