@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from node.ids import RunId
-from node.runtime.performing import Outcome, Unknown, in_thread, judge, look_at, no_exit
+from node.runtime.performing import Outcome, Unknown, in_thread, judge, look_at, no_exit, not_called
 from node.runtime.script import Perform, Request, Result, Script
 
 
@@ -115,7 +115,7 @@ class Carrying:
         call.end.set_running_or_notify_cancel()  # nobody can cancel it
         with self._lock:
             if self._stop.done():
-                return Unknown("the node stopped before the call", may_ask=False)
+                return not_called()
             self._call = call
         try:
             with self._calling(request.run), no_exit():

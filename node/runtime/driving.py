@@ -18,7 +18,7 @@ from node.runtime.carrying import Begun, Carrying, Taken
 from node.runtime.clocks import SleepWatch
 from node.runtime.effects import Effect
 from node.runtime.manager import Manager
-from node.runtime.performing import Outcome, Unknown, find_out, in_thread, no_exit, perform
+from node.runtime.performing import Outcome, Unknown, find_out, in_thread, no_exit, not_called, perform
 from node.runtime.reach import reach
 from node.runtime.script import (
     AwaitFunction,
@@ -205,13 +205,8 @@ class Driver:
     # --- Requests -----------------------------------------------------------------------------------------------------
 
     async def _carry_out(self, request: Request | Begun) -> tuple[Any, BaseException | None]:
-        outside = isinstance(request, Perform | FindOut | Begun)
         if self._all_end or (self._permits_end and isinstance(request, AwaitPermit)):
-            if isinstance(request, Begun):
-                close_unawaited(request.awaitable)
-            else:
-                close_unstarted(request)
-            return (Unknown("the node stopped before the call", may_ask=False), None) if outside else (None, Stopped())
+            return _unstarted(request)
         run = _run_of(request)
         task = asyncio.ensure_future(self._awaited(request))
         self._waits[run] = (request, task)
@@ -221,8 +216,8 @@ class Driver:
             del self._waits[run]
             if not task.done():  # the event loop itself is being ended
                 task.cancel()
-        if task.cancelled() and outside:  # it had not even begun, but the intent stands
-            return Unknown("the node stopped before the call", may_ask=False), None
+        if task.cancelled() and isinstance(request, Perform | FindOut | Begun):  # begun, it would have an outcome
+            return _unstarted(request)
         if task.cancelled():
             return None, self._why_cancelled(request, run)
         return (None, error) if (error := task.exception()) is not None else (task.result(), None)
@@ -301,6 +296,19 @@ def _run_of(request: Request | Begun) -> RunId:
             return call.run
         case Perform() | FindOut() | Barrier():
             return request.run
+
+
+def _unstarted(request: Request | Begun) -> tuple[Outcome | None, BaseException | None]:
+    """Return the answer to a request that was not carried out, because the node stops, and its error."""
+    if isinstance(request, Begun):
+        close_unawaited(request.awaitable)
+    else:
+        close_unstarted(request)
+    if isinstance(request, Perform):
+        return not_called(), None
+    if isinstance(request, FindOut | Begun):  # the call was made
+        return Unknown("the node stopped before the answer", may_ask=False), None
+    return None, Stopped()
 
 
 async def _await(awaitable: Any) -> Any:

@@ -160,8 +160,14 @@ class Manager(Beginnings):
             raise
         return None
 
-    def did_not_happen(self, attempt: Attempt, error: BaseException) -> tuple[Intent, int]:
+    def did_not_happen(self, attempt: Attempt, error: BaseException, *, stopped: bool = False) -> tuple[Intent, int]:
         """Record that the effect certainly did not happen, and give the run up.
+
+        Args:
+            attempt: the run.
+            error: why it did not.
+            stopped: it was not called, because the node stopped: the run ends as by `stop`, and the next one, which has
+                no failure to wait for, begins at once.
 
         Returns:
             "call" and what `fail` returns; or what a person knows better, as `intend` does.
@@ -169,7 +175,11 @@ class Manager(Beginnings):
         with self._transaction():
             self.node.mutations.mark_failed(attempt.run, text_of(error))
             decided = self._decided(attempt, "mutated", "emitting")
-            return decided, self.fail(attempt, error) if decided == "call" else 0
+            if decided == "call" and stopped:
+                self.stop(attempt, str(error))
+            elif decided == "call":
+                return decided, self.fail(attempt, error)
+            return decided, 0
 
     def _decided(self, attempt: Attempt, *phases: Phase) -> Intent:
         """Do what the work's outcome asks for, if it is known, or a person has decided.

@@ -1,7 +1,7 @@
 """Calls to the outside: making them, giving them up after their time, and telling what became of them.
 
-The one rule: an outcome is *failed* only when the effect's author says so. A time-out, a lost connection, a cancelled
-call, and every error that nobody classified leave it *unknown*.
+The one rule: an outcome is *failed* only when the effect's author says so, or when the node stopped before the call. A
+time-out, a lost connection, a cancelled call, and every error that nobody classified leave it *unknown*.
 """
 
 from __future__ import annotations
@@ -43,9 +43,15 @@ class Happened:
 
 @dataclass(frozen=True, slots=True)
 class DidNot:
-    """The effect certainly did not happen, by its author's word."""
+    """The effect certainly did not happen.
+
+    Attributes:
+        error: its author's word, or why it was not called.
+        stopped: it was not called, because the node stopped. That is nobody's failure.
+    """
 
     error: DidNotHappen
+    stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,11 @@ class Unknown:
 
 
 Outcome = Happened | DidNot | Unknown
+
+
+def not_called() -> DidNot:
+    """Return the outcome of a call that was not made, because the node stopped before it."""
+    return DidNot(DidNotHappen("the node stopped before the call", transient=True), stopped=True)
 
 
 async def in_thread(executor: Executor | None, function: Callable[..., T], *args: object, **kwargs: object) -> T:

@@ -357,9 +357,11 @@ def _record(manager: Manager, attempt: Attempt, call: EffectCall, outcome: Outco
         manager.applied(attempt, outcome.result)
         return None
     if isinstance(outcome, DidNot):
-        known, buried = manager.did_not_happen(attempt, outcome.error)
+        known, buried = manager.did_not_happen(attempt, outcome.error, stopped=outcome.stopped)
         if known != "call":
             return _as_known(attempt, known)
+        if outcome.stopped:
+            return Result("stopped", attempt)
         return Result("failed", attempt, message_of(outcome.error), buried)
     at = None
     if call.effect.reconciler is not None:

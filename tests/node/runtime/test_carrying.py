@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import pytest
 from handling import publish, run_of, statuses
 
-from node import DidNotHappen, effect
+from node import DidNotHappen, RetryRule, effect
 from node.runtime.carrying import Begun, Carrying, Taken
+from node.runtime.driving import Driver
+from node.runtime.manager import Manager
 from node.runtime.performing import DidNot, Happened, Unknown
 from node.runtime.script import Perform
 from node.runtime.threads import Threads
@@ -145,7 +147,8 @@ async def test_a_stop_takes_the_script_from_a_call_and_lets_no_other_begin(carry
         outcomes = await carrying.turn(taken.outcome, None)
         release.set()
         await taken.outcome.late
-    assert outcomes[1] == Unknown("the node stopped before the call", may_ask=False)
+    assert isinstance(outcomes[1], DidNot) and outcomes[1].stopped
+    assert str(outcomes[1].error) == "the node stopped before the call"
     assert calls == []
 
 
@@ -185,3 +188,57 @@ async def test_a_stop_during_a_call_of_a_plain_function_leaves_its_outcome_unkno
     assert statuses(node) == {"one": "unknown"}
     assert run_of(node, "send").phase == "mutating"
     release.set()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_stop_before_the_call_is_known_to_have_prevented_it_and_the_next_start_does_not_wait(
+    open_node, mail, inbox, within, asynchronous
+):
+    choosing, stopped, keys = asyncio.Event(), threading.Event(), []
+    loop = asyncio.get_running_loop()
+
+    def send(key):
+        keys.append(key)
+
+    async def send_async(key):
+        keys.append(key)
+
+    send_mail = effect(name="mail")(send_async if asynchronous else send)
+
+    def choose(run):
+        loop.call_soon_threadsafe(choosing.set)
+        stopped.wait(30)
+        return send_mail()
+
+    mail.consumer(inbox, name="send", mode="soft", effects=[send_mail]).mutate(choose)
+    node = open_node("a")
+    publish(node, "one")
+    async with within(), node.running([mail], drain_s=0) as runner:
+        end_all = runner.driver.end_all
+        runner.driver.end_all = lambda: (end_all(), stopped.set())
+        await choosing.wait()
+    run = run_of(node, "send")
+    assert (node.mutations.get(run.id).status, run.status) == ("failed", "crashed")
+    assert (statuses(node), keys) == ({"one": "pending"}, [])
+    async with within(), node.running([mail]) as runner:
+        await runner.idle()
+    assert statuses(node) == {"one": "consumed"}
+    assert len(keys) == 1
+
+
+async def test_a_call_that_was_cancelled_before_it_began_did_not_happen(open_node, within):
+    calls = []
+
+    @effect(name="mail")
+    async def send_mail(key):
+        calls.append(key)
+
+    driver = Driver(Manager(open_node("a"), RetryRule()), concurrency=1)
+    async with within():
+        making = asyncio.ensure_future(driver._carry_out(Perform(send_mail, "key", {}, "run")))
+        await asyncio.sleep(0)  # the call is the next that the event loop would begin
+        driver.end_all()
+        outcome, _ = await making
+    driver.close()
+    assert isinstance(outcome, DidNot) and outcome.stopped
+    assert calls == []
