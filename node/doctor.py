@@ -25,6 +25,8 @@ ONE_WRITER_TABLES = (
     "handler_runs",
     "mutations",
     "reservations",
+    "verdicts",
+    "handler_state",
     "permit_requests",
     "permits",
     "authorities",
