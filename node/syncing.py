@@ -79,6 +79,8 @@ class SyncOptions:
 
 
 Lock = Callable[[Path, float], AbstractContextManager[None]]
+Since = dict[tuple[str, str, LinkId | None], int]
+"""When a peer came into its state (Unix milliseconds), by peer, state, and the link when it is connected."""
 
 
 @contextmanager
@@ -179,7 +181,7 @@ class Syncing:
         self._diallers: list[Dialler] = []
         self._listener: Listening | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._since: dict[tuple[str, str], int] = {}  # (peer, state) -> Unix milliseconds
+        self._since: Since = {}
 
     @property
     def url(self) -> str | None:
@@ -249,9 +251,10 @@ class Syncing:
         by_link = {status.link: status for status in self.loop.peers()}
         dialled = {dialler.link for dialler in self._diallers}
         accepted = [one for one in self._connected() if one.link not in dialled]
+        before, self._since = self._since, {}  # of a peer that has gone nothing is kept
         return [
-            *(self._dialled_peer(dialler, by_link) for dialler in self._diallers),
-            *(self._peer(one.site.hex(), "accepted", "connected", "", one) for one in accepted),
+            *(self._dialled_peer(dialler, by_link, before) for dialler in self._diallers),
+            *(self._peer(one.site.hex(), "accepted", "connected", "", one, before) for one in accepted),
         ]
 
     # --- Starting and stopping ----------------------------------------------------------------------------------------
@@ -292,14 +295,15 @@ class Syncing:
         urls = {dialler.url for dialler in self._diallers if dialler.link == status.link}
         return {status.name, status.site.hex(), *urls}
 
-    def _dialled_peer(self, dialler: Dialler, by_link: dict[LinkId, PeerStatus]) -> Peer:
+    def _dialled_peer(self, dialler: Dialler, by_link: dict[LinkId, PeerStatus], before: Since) -> Peer:
         status = by_link.get(dialler.link) if dialler.link is not None else None
-        return self._peer(dialler.url, "dialled", dialler.state, dialler.text, status)
+        return self._peer(dialler.url, "dialled", dialler.state, dialler.text, status, before)
 
-    def _peer(self, peer: str, direction: Direction, state: str, text: str, status: PeerStatus | None) -> Peer:
-        since_at = self._since.setdefault((peer, state), self._database.clock_ms())
-        for key in [key for key in self._since if key[0] == peer and key[1] != state]:
-            del self._since[key]
+    def _peer(
+        self, peer: str, direction: Direction, state: str, text: str, status: PeerStatus | None, before: Since
+    ) -> Peer:
+        key = (peer, state, status.link if status is not None and state == "connected" else None)
+        since_at = self._since[key] = before.get(key) or self._database.clock_ms()
         if status is None:
             return Peer(peer, direction, None, "", state, text, since_at, None)
         return Peer(peer, direction, NodeId(status.site.hex()), status.name, state, text, since_at, status.knowledge)
