@@ -14,6 +14,7 @@ from node.cli.output import Column, ExitCode, ago, styled
 from node.cli.runs import error_of
 from node.ids import short, short_run
 from node.stores import EVERYWHERE, Event, HandlerBlock
+from node.stores.base import is_internal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -189,7 +190,7 @@ def requeue(
     Its effects happen again, under new idempotency keys: look with `leasemesh why` what had been done already.
     """
     found = find_event(session.node, event)
-    if found.topic.startswith("~"):
+    if is_internal(found.topic):
         raise CommandError(f"{found.topic} is a topic of leasemesh itself; nobody requeues there", ExitCode.USAGE)
     following = session.node.events.requeue(found.id, by=person() if by is None else by)
     document = {"requeued": found.id, "event": event_document(following)}

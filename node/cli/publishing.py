@@ -32,7 +32,7 @@ from node.importers import (
 )
 from node.jsonvalue import Json
 from node.stores import NewEvent
-from node.stores.topics import is_internal
+from node.stores.base import is_internal
 
 PUBLISH_TRANSACTION_EVENTS = 1_000
 """Events of a file that are published in one transaction: cheap for each, and other writers get their turn."""

@@ -22,12 +22,13 @@ from node.errors import HomeElsewhere, IllegalState
 from node.ids import RunId
 from node.runtime.workflow import Consumer, Handler
 from node.stores import Event, NewEvent
+from node.stores.base import INTERNAL_PREFIX
 from node.stores.modes import Mode
 
 if TYPE_CHECKING:
     from node.service import Node
 
-STATE_TOPIC = "~state"
+STATE_TOPIC = f"{INTERNAL_PREFIX}state"
 
 
 @dataclass(frozen=True, slots=True)

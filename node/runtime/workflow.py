@@ -26,13 +26,11 @@ from node.errors import InvalidInput
 from node.jsonvalue import TITLE_CHARACTERS_MAX, check_text, check_whole
 from node.runtime.effects import Effect, effects_named_in
 from node.runtime.schedule import Cron, Every, Schedule
+from node.stores.base import INTERNAL_PREFIX, is_internal
 from node.stores.leasing import CLAIMS_MAX
 from node.stores.modes import Mode
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-INTERNAL = "~"
-"""Topics that begin with it are the runtime's own."""
 
 BATCH_MAX = CLAIMS_MAX - 1
 """One claim is left for the handler's state."""
@@ -236,8 +234,10 @@ class Workflow:
         Raises:
             InvalidInput: the name is empty, too long, or begins with ~.
         """
-        if check_text("topic", name).startswith(INTERNAL):
-            raise InvalidInput("topic", f"{name!r} begins with {INTERNAL}, which is for topics of leasemesh itself")
+        if is_internal(check_text("topic", name)):
+            raise InvalidInput(
+                "topic", f"{name!r} begins with {INTERNAL_PREFIX}, which is for topics of leasemesh itself"
+            )
         return self._topics.setdefault(name, Topic(self.name, name))
 
     def producer(

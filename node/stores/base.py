@@ -13,6 +13,13 @@ from node.jsonvalue import decode_object
 
 WorkOutcome = Literal["none", "applied", "failed", "skipped", "unknown"]
 
+INTERNAL_PREFIX = "~"
+"""With it begin the names of topics that the runtime keeps for itself: they have no mode, are hidden from lists, and
+nobody else publishes there."""
+
+INTERNAL_TOPICS = f"{INTERNAL_PREFIX}*"
+"""Their names as a GLOB pattern of SQLite."""
+
 
 class Store:
     """A store of one or a few tables. All stores of a node share its database.
@@ -63,6 +70,11 @@ class Store:
     def _refuse_other_writer(self, run: str, node: str) -> None:
         if node != self._node:
             raise NotOwner(run, node)
+
+
+def is_internal(topic: str) -> bool:
+    """Tell whether a topic of that name is the runtime's own."""
+    return topic.startswith(INTERNAL_PREFIX)
 
 
 def blob_of(identifier: str) -> bytes:

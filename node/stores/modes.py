@@ -22,13 +22,10 @@ from node import ids
 from node.errors import HomeElsewhere, IllegalState, InvalidInput
 from node.ids import NodeId
 from node.jsonvalue import check_text, encode
-from node.stores.base import Store, blob_of
+from node.stores.base import Store, blob_of, is_internal
 
 Mode = Literal["soft", "confirmed", "home"]
 Kind = Literal["topic", "handler"]
-
-INTERNAL_TOPICS_BEGIN = "~"
-"""How the names of topics begin that the runtime keeps for itself. They have no mode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +142,7 @@ class ModeStore(Store):
             InvalidInput: the default is no mode.
         """
         _check_mode("default mode", default)
-        names = [topic for topic in topics if not topic.startswith(INTERNAL_TOPICS_BEGIN)]
+        names = [topic for topic in topics if not is_internal(topic)]
         settings = self._for_claim(workflow, names, handler)
         modes = {one.mode for one in settings}
         if not settings or (

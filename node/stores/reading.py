@@ -14,16 +14,12 @@ from node.errors import InvalidInput
 from node.ids import EventId, RunId
 from node.jsonvalue import Json, check_whole
 from node.leases import EventStatus
-from node.stores.base import Store, blob_of, events_of, topic_of
-from node.stores.modes import INTERNAL_TOPICS_BEGIN
+from node.stores.base import INTERNAL_TOPICS, Store, blob_of, events_of, topic_of
 from node.stores.publications import PublicationReader
 
 StatusName = Literal["pending", "reserved", "unknown", "consumed", "skipped", "dead"]
 LIST_MAX = 10_000
 """Events that one call returns at the most; a caller who wants more asks again."""
-
-INTERNAL_TOPICS = f"{INTERNAL_TOPICS_BEGIN}*"
-"""The names of topics that the runtime keeps for itself, as a GLOB pattern of SQLite."""
 
 NOT_PERMITTED = "AND NOT EXISTS (SELECT 1 FROM permitted_events AS s WHERE s.event = e.id)"
 """Of events e: those that stand in nobody's permit."""

@@ -10,11 +10,7 @@ from node import ids
 from node.errors import StillReserved
 from node.ids import TopicId
 from node.jsonvalue import check_text
-from node.stores.base import Store, blob_of, topic_of
-from node.stores.reading import INTERNAL_TOPICS
-
-INTERNAL_PREFIX = "~"
-"""With it begin the names of topics that the runtime keeps for itself."""
+from node.stores.base import INTERNAL_TOPICS, Store, blob_of, topic_of
 
 _SELECT = "SELECT lower(hex(id)), workflow, name, created_at FROM topics"
 
@@ -106,8 +102,3 @@ class TopicStore(Store):
         """Delete all topics of a workflow with their events; returns how many events there were. Raises as `delete`."""
         with self._database.transaction():
             return sum(self.delete(topic.id, force=force) for topic in self.list(workflow, internal=True))
-
-
-def is_internal(name: str) -> bool:
-    """Whether a topic of that name is the runtime's own: hidden from lists, and nobody else publishes there."""
-    return name.startswith(INTERNAL_TOPICS.rstrip("*"))

@@ -3,7 +3,7 @@ from devices import event_of, meet, merge
 
 from node import ids
 from node.errors import InvalidInput, NotFound, StillReserved
-from node.stores.topics import is_internal
+from node.stores.base import is_internal
 
 WRONG_NAMES = ["", "x" * 513, None, 5, b"inbox", "a\x00b", "\ud800"]
 
