@@ -9,7 +9,6 @@ from typing import Any
 
 import msgpack
 
-from node.boot import boot_id
 from node.database import Database
 from node.versions import Query, StoredVersions
 from sync.knowledge import FROM_START, Absorbed, Era, Knowledge, Lineage, Point, Resume, SiteId
@@ -150,9 +149,3 @@ def write_heard(database: Database, heard: dict[SiteId, tuple[Era, int]], *, boo
             "INSERT OR REPLACE INTO heard VALUES (?, ?, ?, ?)",
             ((site, incarnation, boot, at) for site, (incarnation, at) in sorted(heard.items())),
         )
-
-
-def read_heard(database: Database) -> dict[SiteId, tuple[Era, int]]:
-    """Return when nodes were last heard of since this machine booted: a monotonic clock says nothing across a boot."""
-    rows = database.query("SELECT site, incarnation, monotonic_ms FROM heard WHERE boot = ?", (boot_id(),))
-    return {SiteId(site): (Era(incarnation), at) for site, incarnation, at in rows}

@@ -11,10 +11,12 @@ import pytest
 from replicas import NOTES, Replica, converge, exchange, incoming, pieces, request, send
 
 from node import changes, knowledge_store, parking, staging
+from node.boot import boot_id
+from node.changes import ChangeStorage
 from node.clock_tables import ROWS_MAX, ClockTables
 from node.connection import DatabaseError
 from node.doctor import examine
-from node.knowledge_store import read_absorbed, read_heard
+from node.knowledge_store import read_absorbed
 from node.packed_keys import is_well_formed
 from node.sizes import change_bytes
 from sync import limits
@@ -878,13 +880,17 @@ def test_integer_and_text_keys_of_every_length_survive(make):
     assert other.tables() == one.tables()
 
 
-def test_heard_nodes_are_remembered_for_this_boot(make, monkeypatch):
+def test_heard_nodes_are_remembered_with_the_boot_whose_clock_told_the_time(make):
     one = make()
-    one.storage.record_heard({b"s" * 16: (b"i", 5), b"t" * 16: (b"j", 6)})
-    one.storage.record_heard({b"s" * 16: (b"k", 7)})
-    assert read_heard(one.database) == {b"s" * 16: (b"k", 7), b"t" * 16: (b"j", 6)}
-    monkeypatch.setattr(knowledge_store, "boot_id", lambda: "the next boot")
-    assert read_heard(one.database) == {}
+    storage = ChangeStorage(one.database, boot="a boot")
+    storage.record_heard({b"s" * 16: (b"i", 5), b"t" * 16: (b"j", 6)})
+    storage.record_heard({b"s" * 16: (b"k", 7)})
+    one.storage.record_heard({b"u" * 16: (b"l", 8)})
+    assert one.database.query("SELECT site, incarnation, boot, monotonic_ms FROM heard ORDER BY site") == [
+        (b"s" * 16, b"k", "a boot", 7),
+        (b"t" * 16, b"j", "a boot", 6),
+        (b"u" * 16, b"l", boot_id(), 8),
+    ]
 
 
 def test_changes_are_looked_up_by_an_index_in_the_order_of_versions(make):
