@@ -376,15 +376,19 @@ class Manager(Beginnings):
     # --- Parts --------------------------------------------------------------------------------------------------------
 
     def _and_begin(self, attempt: Attempt, end: Callable[[], object]) -> Attempt | None:
+        following: Attempt | None = None
         try:
             with self._transaction():
                 end()
-                return self._begin(consumer_of(attempt), attempt.session, None, wary=False, skip=attempt.skip)
-        except (LeasemeshError, FailedBefore) as error:
-            if isinstance(error, DatabaseError):
+                following = self._begin(consumer_of(attempt), attempt.session, None, wary=False, skip=attempt.skip)
+        except BaseException as error:
+            if following is not None:
+                self.over(following)  # it has begun in a transaction that is none
+            if isinstance(error, DatabaseError) or not isinstance(error, LeasemeshError | FailedBefore):
                 raise
             end()  # by itself: what stood in the way of the other is no business of this one
             return None
+        return following
 
     def _publish(self, attempt: Attempt) -> None:
         for (topic, cause), told in groupby(attempt.told.publications, key=lambda one: (one[0].name, one[2])):

@@ -145,3 +145,29 @@ def test_why_nobody_knows_is_written_when_the_disk_has_room_again(full_disk_duri
     (entry,) = lab[0].node.mutations.unresolved()
     assert entry.result == "ConnectionResetError: the line is dead"
     assert len(keys) == 1
+
+
+@pytest.mark.parametrize("with_effect", [False, True])
+def test_a_run_that_was_to_begin_with_a_commit_that_failed_is_not_under_way(device_lab, mail, inbox, with_effect):
+    done = []
+
+    def work(_):
+        done.append(1)
+        if len(done) == 1:
+            lab.fill_disk(0)
+
+    send_mail = effect(name="mail")(work)
+    consumer = mail.consumer(inbox, name="work", mode="soft", effects=[send_mail])
+    if with_effect:
+        consumer.mutate(lambda run: send_mail())
+    else:
+        consumer.next(work)
+    lab = device_lab(devices=1, workflows=[mail])
+    publish(lab[0].node, "one", "two")
+    lab.until(lambda: done)
+    lab.advance(10)
+    assert lab[0].node.runner.status.under_way == 0
+    lab.heal()
+    lab.advance(60)
+    assert statuses(lab[0].node) == {"one": "consumed", "two": "consumed"}
+    assert len(done) == (2 if with_effect else 3)
