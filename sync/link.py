@@ -79,7 +79,11 @@ class Link:
         """Changes (or digests) may flow from now on."""
         session = self.session
         assert session.peer is not None
-        text = f"connected, {session.behind} versions to come" if session.purpose == "sync" else "connected to compare"
+        text = (
+            f"connected, {_count(session.behind, 'version')} to come"
+            if session.purpose == "sync"
+            else "connected to compare"
+        )
         notes = _schema_note(own_schema, session.peer.schema)
         self.tell("connected", text + notes, knowledge=session.peer.knowledge)
 
@@ -90,12 +94,16 @@ class Link:
         incoming = session.receiving.applied(applied.rows)
         rows, rows_total = session.receiving.rows, session.receiving.rows_total
         if not (incoming.first and incoming.last):
-            self.tell("receiving", f"receiving, {rows} of about {rows_total} rows", rows=rows, rows_total=rows_total)
+            self.tell(
+                "receiving", f"receiving, {rows} of about {_count(rows_total, 'row')}", rows=rows, rows_total=rows_total
+            )
         if applied.parked:
-            text = f"{applied.parked} rows set aside until this node can apply them"
+            text = f"{_count(applied.parked, 'row')} set aside until this node can apply them"
             self.tell("parked", text, rows=applied.parked)
         if incoming.last:
-            self.tell("received", f"received {rows} rows", rows=rows, knowledge=session.sending.peer_knowledge)
+            self.tell(
+                "received", f"received {_count(rows, 'row')}", rows=rows, knowledge=session.sending.peer_knowledge
+            )
             self._tell_caught_up()
             session.sending.checkpoint_due = True
             self._time_checkpoint(now_ms)
@@ -105,14 +113,14 @@ class Link:
         sending = self.session.sending
         assert sending is not None
         if not (first and last):
-            text = f"sending, {sending.rows} of about {sending.rows_total} rows"
+            text = f"sending, {sending.rows} of about {_count(sending.rows_total, 'row')}"
             self.tell("sending", text, rows=sending.rows, rows_total=sending.rows_total)
 
     def sent(self) -> None:
         """The peer has stored a whole transfer."""
         sending = self.session.sending
         assert sending is not None
-        self.tell("sent", f"sent {sending.rows} rows", rows=sending.rows, knowledge=sending.peer_knowledge)
+        self.tell("sent", f"sent {_count(sending.rows, 'row')}", rows=sending.rows, knowledge=sending.peer_knowledge)
         self._tell_caught_up()
 
     def send(self, action: Callable[[SendingHalf], None], now_ms: int) -> None:
@@ -223,3 +231,7 @@ def _schema_note(own: dict[str, int], peer: dict[str, int]) -> str:
             numbers = f"{component} {min(mine, theirs)} < {max(mine, theirs)}"
             notes.append(f"; {older} has older migrations ({numbers}) and sets aside what it does not know: upgrade it")
     return "".join(notes)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -11,9 +11,12 @@ only a safety net.
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import http
 import logging
+import os
+import socket
 import ssl as ssl_module
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -366,5 +369,9 @@ def _remote_name(connection: Connection) -> str:
 
 
 def _os_error_text(error: Exception) -> str:
-    strerror = getattr(error, "strerror", None)
-    return str(strerror or error).lower()
+    """Return what the system says, without the addresses that asyncio puts around it."""
+    number: int = getattr(error, "errno", None) or 0
+    if number in errno.errorcode and not isinstance(error, (ssl_module.SSLError, socket.gaierror)):
+        return os.strerror(number).lower()  # those two count their errors differently
+    text = getattr(error, "strerror", None) or str(error) or "the connection was closed at once"
+    return str(text).lower()

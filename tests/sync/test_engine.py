@@ -54,7 +54,7 @@ def test_two_nodes_end_with_what_both_had(world: World) -> None:
     assert len(one.store.cells) == 6 and one.store.content() == other.store.content()
     assert (rows_sent(one), rows_sent(other)) == (3, 3), "nothing comes back to where it came from"
     assert one.told("caught_up") == ["node-2: both sides have caught up"]
-    assert other.told("connected") == ["node-1: connected, 1 versions to come"]
+    assert other.told("connected") == ["node-1: connected, 1 version to come"]
 
 
 def test_a_commit_goes_to_the_peer_at_once(world: World) -> None:
@@ -63,7 +63,7 @@ def test_a_commit_goes_to_the_peer_at_once(world: World) -> None:
     world.commit(one, b"k")
     assert other.store.content() == one.store.content()
     assert other.count(BeginRead) == 1, "what came from the only peer is not read for it again"
-    assert one.told("sent")[-1] == "node-2: sent 1 rows" and other.told("received")[-1] == "node-1: received 1 rows"
+    assert one.told("sent")[-1] == "node-2: sent 1 row" and other.told("received")[-1] == "node-1: received 1 row"
 
 
 def test_a_commit_that_left_no_version_is_not_read(world: World) -> None:
@@ -209,7 +209,7 @@ def test_parked_rows_are_passed_on_and_told_of(world: World) -> None:
     world.connect(newer, old)
     world.commit(new, b"k", table="tomorrow")
     assert old.store.cells == {} and len(old.store.parked) == 1
-    assert old.told("parked") == ["node-1: 1 rows set aside until this node can apply them"]
+    assert old.told("parked") == ["node-1: 1 row set aside until this node can apply them"]
     assert newer.store.cells == {}, "a node without a version of its own has none to send them under"
     world.commit(old, b"own")
     assert ("tomorrow", b"k", "c") in newer.store.cells

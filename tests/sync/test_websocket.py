@@ -120,8 +120,16 @@ async def tcp_server(answer):
 class TestDialling:
     async def test_nobody_there(self, unused_tcp_port, within):
         async with within():
-            with pytest.raises(DialFailed, match="cannot be reached: .*(refused|connect)"):
+            with pytest.raises(DialFailed, match="cannot be reached: connection refused$"):
                 await dial(f"ws://127.0.0.1:{unused_tcp_port}", limits=TransportLimits())
+
+    async def test_a_server_that_does_not_speak_tls(self, within):
+        async def leaves(reader, writer):
+            await reader.read(1)
+
+        async with within(), tcp_server(leaves) as url:
+            with pytest.raises(DialFailed, match="cannot be reached: .+"):
+                await dial(url.replace("ws:", "wss:"), limits=TransportLimits())
 
     async def test_a_server_that_says_nothing(self, within):
         async def silent(reader, writer):
