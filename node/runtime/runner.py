@@ -431,7 +431,8 @@ class Runner:
 
     def _begun(self, attempt: Attempt) -> None:
         if self._observers:
-            self._loop.call_soon_threadsafe(self._tell_begun, attempt)
+            goes_on = attempt.outcome == "applied"  # later it may be of each
+            self._loop.call_soon_threadsafe(self._tell_begun, attempt, goes_on)
 
     def _committed(self, attempt: Attempt) -> None:
         if self._observers:
@@ -439,10 +440,13 @@ class Runner:
             text = f"run {short_run(attempt.run)} has committed"
             self._loop.call_soon_threadsafe(self.tell, "committed", key, attempt, text)
 
-    def _tell_begun(self, attempt: Attempt) -> None:
+    def _tell_begun(self, attempt: Attempt, goes_on: bool) -> None:
         key = (attempt.handler.workflow, attempt.handler.name)
         self._loops[key].running = attempt.run
-        self.tell("started", key, attempt, f"works on {attempt.names()}")
+        if goes_on:
+            self.tell("continued", key, attempt, f"goes on beyond the effect on {attempt.names()}")
+        else:
+            self.tell("started", key, attempt, f"works on {attempt.names()}")
 
     def _waiting(self, attempt: Attempt, whom: str | None) -> None:
         key = (attempt.handler.workflow, attempt.handler.name)

@@ -154,10 +154,18 @@ async def test_with_the_outcome_written_a_new_run_goes_on_and_the_effect_is_not_
         until(steps, script.Perform)
         (attempt,) = by.manager.under_way()
         by.manager.applied(attempt, {"id": 17})  # and dies before next
-    with await after_restart(path, mail, within) as node:
+    with Node.open(path, workspace="team", name="a") as node:
+        async with within(), node.running([mail]) as runner:
+            observer = runner.observe()
+            told = [await anext(observer), await anext(observer)]
         assert runs(node) == [("send", "emitting", "superseded"), ("send", "committed", "committed")]
         assert node.peek("mail", "sent")[0].payload == [{"prepared": True}, {"id": 17}, "applied"]
         assert statuses(node) == {"one": "consumed"}
+        assert [(one.kind, one.run) for one in told] == [
+            ("continued", run_of(node, "send").id),
+            ("committed", run_of(node, "send").id),
+        ]
+        assert told[0].text == "goes on beyond the effect on one"
     assert calls == []
 
 
