@@ -134,15 +134,8 @@ class Session:
         return self._node
 
     def device_name(self, node: str) -> str:
-        """Return the name of a device; with the short form of its id when another one has the same name, and that form
-        alone when its name is not known here."""
-        from node.ids import short
-
-        names = self.names()
-        name = names.get(node)
-        if not name:
-            return short(node)
-        return name if list(names.values()).count(name) == 1 else f"{name} ({short(node)})"
+        """Return the name of a device, as `device_name` does."""
+        return device_name(self.names(), node)
 
     def names(self) -> dict[str, str]:
         """Return the names of the devices that have one here, by id: what each said of itself, or says to this one."""
@@ -153,6 +146,17 @@ class Session:
             told = {str(device.node): device.name for device in self.node.devices.list()}
             self._names = peers | told | {self.node.site_id: self.node.name}
         return self._names
+
+
+def device_name(names: dict[str, str], node: str) -> str:
+    """Return the name of a device; with the short form of its id when another one has the same name, and that form
+    alone when its name is not known here."""
+    from node.ids import short
+
+    name = names.get(node)
+    if not name:
+        return short(node)
+    return name if list(names.values()).count(name) == 1 else f"{name} ({short(node)})"
 
 
 def command(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.app import CommandError, Session, app, command
+from node.cli.app import CommandError, Session, app, command, device_name
 from node.cli.output import ExitCode, count_of, joined, styled
 from node.cli.telling import Teller, printing_warnings, stopping_on_signals, tell_all
 from node.ids import short
@@ -109,7 +109,8 @@ def verify(
     except SyncRefused as error:
         raise CommandError(str(error), ExitCode.PEER) from error
     mine, theirs = comparison.mine.knowledge, comparison.theirs.knowledge
-    lacks_here, lacks_there = _lacking(session, mine, theirs), _lacking(session, theirs, mine)
+    names = session.names() | {comparison.node: comparison.name}  # which may not be known here yet
+    lacks_here, lacks_there = _lacking(names, mine, theirs), _lacking(names, theirs, mine)
     document = {
         "equal": comparison.equal,
         "peer": comparison.name,
@@ -123,10 +124,10 @@ def verify(
         raise CommandError(_difference(comparison), ExitCode.DIFFERENT)
 
 
-def _lacking(session: Session, ours: Knowledge, others: Knowledge) -> dict[str, int]:
+def _lacking(names: dict[str, str], ours: Knowledge, others: Knowledge) -> dict[str, int]:
     """Return of which devices `others` includes more than `ours`: name -> versions."""
     return {
-        session.device_name(site.hex()): max(0, point.version - ours.point(site).version)
+        device_name(names, site.hex()): max(0, point.version - ours.point(site).version)
         for site, point in sorted(others.items())
         if not ours.includes(site, point) and point.version >= ours.point(site).version
     }

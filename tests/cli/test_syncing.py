@@ -123,7 +123,9 @@ def test_a_peer_of_another_workspace_or_with_another_token_is_refused(leasemesh,
         assert leasemesh("verify", url).code == 5
         meet_with_token = leasemesh("init", "--db", "friend.db", "--workspace", "team")
         assert meet_with_token.code == 0
-        assert leasemesh("verify", url, "--db", "friend.db", "--token-file", "secret").code == 6
+        different = leasemesh("verify", url, "--db", "friend.db", "--token-file", "secret")
+        assert different.code == 6
+        assert re.search(r"^this device lacks \d+ versions of laptop$", different.out, re.MULTILINE), different.out
 
 
 def test_the_token_may_come_from_the_environment(leasemesh, database, other, monkeypatch):
