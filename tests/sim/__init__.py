@@ -13,8 +13,9 @@ of unknown outcome is not begun again; S9 epochs increase and nobody acts after 
 is one event; S11 phases never go back, and what a committed run held is consumed; S12 recovery changes only rows of
 this node's earlier incarnations; S13 reservations are all or nothing; S14 one writer for each row; S15 transactions
 become visible whole; L1 all work is finished in time, also what a dead device held; L2 what is unknown says who, since
-when, with which tool and parameters; L3 an event that arrives wakes its consumer, and no run is left open; L4 without the authority soft
-handlers go on, and confirmed ones wait and resume; L5 an idle mesh writes nothing; and "convergence".
+when, with which tool and parameters; L3 an event that arrives wakes its consumer, and no run is left open; L4 without
+the authority soft handlers go on, and confirmed ones wait and resume; L5 an idle mesh writes nothing; and
+"convergence".
 
 S6 is not demanded of runs with copies of files, nor of those in which a person says that a node is gone: there it is
 not promised, see ARCHITECTURE.md. What a service lied about counts for nobody.

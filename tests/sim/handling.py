@@ -15,7 +15,7 @@ from random import Random
 from node import Applied, DidNotHappen, NotApplied, Retry, RetryRule, Workflow, effect
 from node.cli.unknown import silent_permits
 from node.errors import IllegalState, LeasemeshError, NotFound
-from sim.workload import MESSAGES
+from sim.workload import messages
 
 AUTOMATION = "automation"
 SOFT, CONFIRMED, HOME, DONE = "soft", "confirmed", "home", "done"
@@ -168,7 +168,7 @@ def _add_consumer(world, automation: Workflow, name: str, done) -> None:
 def hand_over(app, random: Random) -> str:
     """Publish events for the handlers."""
     topic = random.choice(TOPICS)
-    for message in random.sample(MESSAGES, random.randint(1, 4)):
+    for message in random.sample(messages(app.world), random.randint(1, 4)):
         app.node.publish(AUTOMATION, topic, message)
     return topic
 

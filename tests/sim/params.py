@@ -130,11 +130,11 @@ def swarm(seed: int) -> Params:
     random = Random(f"{seed} shape")
     handled = random.random() < 0.06
     size = min(random.paretovariate(2.5), 6.0)  # a sixth is of size two and more
-    nodes = random.choice([2, 2, 2, 3, 3, 4, 5])
-    ttl_ms = random.choice([8_000, 8_000, 20_000])  # presence is told every five seconds
+    nodes = random.choice([2, 2, 2, 2, 3, 3, 4, 5])
+    ttl_ms = random.choice([8_000, 8_000, 8_000, 20_000])  # presence is told every five seconds
     return Params(
         nodes=nodes,
-        second_link=random.choice([0.0, 0.3, 1.0]),
+        second_link=random.choice([0.0, 0.0, 0.3, 1.0]),
         work_steps=int(random.randint(6, 14) * size),
         fault_steps=int(random.randint(3, 8) * size),
         faulty_ms=int(random.randint(6_000, 18_000) * size),

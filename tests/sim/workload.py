@@ -16,8 +16,9 @@ from sync.errors import LocalProtocolError
 
 WORKFLOW = "inbox"
 TOPICS = ("mail", "bills")
-MESSAGES = tuple(f"message-{number}" for number in range(12))
-"""All devices publish and reserve out of these, so that they meet."""
+MESSAGES_AT_A_TIME = 12
+NEW_MESSAGE_EVERY_MS = 8_000
+"""All devices publish and reserve out of a few messages, so that they meet; others follow, so that work never ends."""
 
 NOTES = tuple(bytes([number]) * 16 for number in range(6))
 
@@ -42,6 +43,12 @@ class App:
         self.has_recovered = False
 
 
+def messages(world) -> list[str]:
+    """Return the messages that the apps are at now."""
+    first = world.now_ms // NEW_MESSAGE_EVERY_MS
+    return [f"message-{number}" for number in range(first, first + MESSAGES_AT_A_TIME)]
+
+
 def commit(app, work):
     """Do a piece of the app's work in one transaction, unless the device is to crash in it."""
     device, crashes = app.device, app.world.write_crashes
@@ -60,7 +67,7 @@ def commit(app, work):
 
 
 def publish(app, random: Random) -> str:
-    chosen = random.sample(MESSAGES, random.randint(1, 4))
+    chosen = random.sample(messages(app.world), random.randint(1, 4))
     payload = {"from": app.device.name} if random.random() < 0.5 else None
     events = [NewEvent(message, f"Title of {message}", payload) for message in chosen]
     counts = commit(app, lambda: app.events.publish_many(WORKFLOW, random.choice(TOPICS), events))
@@ -72,7 +79,7 @@ def reserve(app, random: Random) -> str:
     if random.random() < 0.4:
         return _claim(app, run, None, lambda: app.events.reserve_next(run, WORKFLOW, topic, limit=3))
     known = [event.message_id for event in app.events.peek(WORKFLOW, topic)]
-    pool = known if known and random.random() < 0.8 else MESSAGES
+    pool = known if known and random.random() < 0.8 else messages(app.world)
     wanted = random.sample(pool, min(len(pool), random.randint(1, 3)))
     some = random.random() < 0.3
     work = partial(app.events.reserve, run, WORKFLOW, [(topic, wanted)], partial=some)
@@ -114,7 +121,7 @@ def other_process(app, random: Random) -> str:
     """Do something in a second process on the same file, as the command line does."""
     topic = random.choice(TOPICS)
     with Node.open(app.device.path, surroundings=app.process.surroundings()) as other:
-        other.publish(WORKFLOW, topic, random.choice(MESSAGES))
+        other.publish(WORKFLOW, topic, random.choice(messages(app.world)))
         if random.random() < 0.5:
             with other.reserve(WORKFLOW, topic, limit=1) as work:
                 work.consume()
