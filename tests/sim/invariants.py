@@ -25,7 +25,7 @@ WHERE c.col_name <> '-1' AND t.body <> '{{}}' AND lower(hex(s.site_id)) IS NOT t
 """
 OWN_ROWS = (
     "reservations", "devices", "handler_runs", "mutations", "permit_requests", "permits", "authorities",
-    "authority_fences", "verdicts",
+    "authority_fences", "verdicts", "handler_state",
 )  # fmt: skip
 """Tables whose rows one node alone writes: it stands in their bodies. The first two are written where no handlers run,
 too."""
