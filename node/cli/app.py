@@ -216,18 +216,27 @@ def run(arguments: Sequence[str]) -> int:
         code = int(app(args=list(arguments) or ["--help"], prog_name="leasemesh", standalone_mode=False) or 0)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:
-        # Whoever read our output has gone (`leasemesh peek | head`). Python would complain when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.FAILED
     except typer.Abort:
         return ExitCode.INTERRUPTED
     except Exception as error:
+        cause = _cause(error)
+        if isinstance(cause, BrokenPipeError):
+            # Whoever read our output has gone (`leasemesh peek | head`). Python would complain when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return ExitCode.FAILED
         if "--debug" in arguments:
             sys.excepthook(type(error), error, error.__traceback__)
-        text, code = explain(error)
+        text, code = explain(cause)
         screen.error(text, code)
         return code
+
+
+def _cause(error: Exception) -> Exception:
+    """Return what ended a group of tasks; when there are several, the first that is not a reader who has gone."""
+    if not isinstance(error, ExceptionGroup):
+        return error
+    causes = [_cause(one) for one in error.exceptions]
+    return next((one for one in causes if not isinstance(one, BrokenPipeError)), causes[0])
 
 
 _CODES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], ExitCode], ...] = (
@@ -262,7 +271,7 @@ def explain(error: Exception) -> tuple[str, ExitCode]:
         if isinstance(error, kinds):
             return str(error), code
     if isinstance(error, OSError):
-        return f"{error.filename or 'the system'}: {error.strerror or error}", ExitCode.FAILED
+        return f"{error.filename or 'the system says'}: {error.strerror or error}", ExitCode.FAILED
     return f"internal error: {type(error).__name__}: {error}; --debug shows where", ExitCode.FAILED
 
 

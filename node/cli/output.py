@@ -149,12 +149,14 @@ class Screen:
 
     def console(self, stream: TextIO | None = None) -> Console:
         """Return the console of a stream (standard output when None)."""
-        from rich.console import Console
+        from node.cli.console import CommandConsole
 
         stream = stream or self._out
         if stream not in self._consoles:
             width = None if stream.isatty() else UNCUT_COLUMNS
-            self._consoles[stream] = Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+            self._consoles[stream] = CommandConsole(
+                file=stream, width=width, highlight=False, markup=False, emoji=False
+            )
         return self._consoles[stream]
 
     def table(self, columns: Sequence[Column], rows: Iterable[Sequence[str | Text]]) -> RenderableType:

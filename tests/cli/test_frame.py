@@ -11,7 +11,7 @@ from cli_devices import meet
 
 from node.cli.app import CommandError, app, explain
 from node.cli.output import ExitCode
-from node.errors import LeasemeshError
+from node.errors import LeasemeshError, NotFound
 
 COMMANDS = [
     "publish", "topics", "peek", "why", "reserve", "consume", "skip", "release", "take-over", "permit", "mode", "run",
@@ -195,10 +195,41 @@ def test_every_error_of_ours_has_an_exit_code(leasemesh):
         assert code in set(ExitCode) - {ExitCode.OK}
 
 
-def test_a_reader_that_goes_away_is_no_error(database):
-    command = f"'{sys.executable}' -m node.cli peek shop/orders --json | head -c 10"
-    finished = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, cwd=database.parent)
-    assert finished.stderr == ""
+def in_shell(line, folder, **environment):
+    """Run a line of the shell, in which `leasemesh` is the command."""
+    function = f"leasemesh() {{ '{sys.executable}' -m node.cli \"$@\"; }}\n"
+    options = {"cwd": folder, "env": os.environ | environment}
+    return subprocess.run(["bash", "-c", function + line], capture_output=True, text=True, timeout=60, **options)
+
+
+@pytest.mark.parametrize("command", ["peek shop/orders --json", "run app.py", "run app.py --json"])
+def test_a_reader_that_goes_away_is_no_error(database, folder, command):
+    (folder / "app.py").write_text(
+        "from node import Workflow\nshop = Workflow('shop')\n"
+        "@shop.consumer(shop.topic('orders'))\ndef pack(run): pass\n"
+    )
+    assert in_shell(f"leasemesh {command} | head -c 10", folder).stderr == ""
+
+
+@pytest.mark.parametrize(("line", "code"), [("leasemesh topics >&-", 0), ("leasemesh nope 2>&-", 2)])
+def test_a_stream_that_is_closed_is_not_written_to(database, folder, line, code):
+    finished = in_shell(line, folder)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (code, "", "")
+
+
+def test_a_character_that_a_stream_does_not_have_is_written_as_its_number(database, folder):
+    finished = in_shell("leasemesh publish shop/orders --id ü --title Café", folder, PYTHONIOENCODING="ascii")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.stdout.startswith("published shop/orders/\\xfc as event ")
+
+
+def test_what_ended_a_group_of_tasks_is_named(leasemesh, database, monkeypatch):
+    def failing(*_):
+        raise ExceptionGroup("unhandled", [BrokenPipeError(), ExceptionGroup("inner", [NotFound("topic", ["a/b"])])])
+
+    monkeypatch.setattr("node.stores.events.EventStore.counts", failing)
+    failed = leasemesh("topics")
+    assert (failed.code, failed.err) == (3, "leasemesh: no such topic: a/b\n")
 
 
 PLAIN = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
