@@ -12,7 +12,7 @@ import typer
 from node.cli.app import CommandError, Session, app, command
 from node.cli.helping import Group
 from node.cli.naming import person
-from node.cli.output import ExitCode, joined, styled
+from node.cli.output import ExitCode, count_of, joined, styled
 from node.ids import short
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def doctor(
 
     def draw() -> Iterable[RenderableType]:
         if corrected is not None:
-            shown = ", ".join(f"{count:,} rows of {name}" for name, count in corrected.items())
+            shown = ", ".join(f"{count_of(count, 'row')} of {name}" for name, count in corrected.items())
             yield styled(f"made anew; {'corrected ' + shown if shown else 'nothing was wrong'}", "bold")
         for one in findings:
             yield joined(
