@@ -37,7 +37,7 @@ def load_workflows(file: Path) -> list[Workflow]:
 
 def _imported(file: Path) -> ModuleType:
     if not file.is_file():
-        other = file.with_suffix(".py")
+        other = file / "app.py" if file.is_dir() else file.with_suffix(".py")
         hint = f"did you mean {other}?" if other != file and other.is_file() else "`leasemesh new NAME` writes an app"
         raise CommandError(f"there is no app {file}; {hint}", ExitCode.NOT_FOUND)
     name = file.stem if file.stem not in sys.modules else f"leasemesh_app_{file.stem}"

@@ -245,6 +245,8 @@ def test_an_app_that_cannot_run_says_why_in_one_sentence(leasemesh, database, ap
     ("arguments", "code", "said"),
     [
         (["app"], 3, "there is no app app; did you mean app.py?"),
+        (["."], 3, "there is no app .; did you mean app.py?"),
+        ([".."], 3, "there is no app ..; `leasemesh new NAME` writes an app"),
         (["notes.txt"], 2, "notes.txt is not a Python file"),
         (["app.py", "--listen", "nonsense"], 2, "--listen: 'nonsense' is not HOST:PORT"),
         (["app.py", "--listen", "0.0.0.0:0"], 2, "without a token"),
