@@ -104,11 +104,10 @@ def run(
         until_idle=until_idle,
     )
     node = session.open(migrations)  # first of all: without a file nothing of the app needs to be imported
-    workflows = load_workflows(file)
     printed = WholeLines(sys.stderr if session.screen.as_json else sys.stdout)
     with printing_warnings(session), node, redirect_stdout(printed):
         try:
-            asyncio.run(_run(session, workflows, options))
+            asyncio.run(_run(session, load_workflows(file), options))
         except AddressError as error:
             raise CommandError(str(error), ExitCode.USAGE) from error
         except (SyncRefused, RunRefused) as error:

@@ -83,7 +83,7 @@ def wait_until_begun(process):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_apps_handlers_run_until_a_signal_stops_them(leasemesh, database, app, number):
-    with running("run", app(PACKING)) as process:
+    with running("run", app(f"{PACKING}\nprint('is imported')\n")) as process:
         started = process.wait_for("started")
         assert (started["name"], started["handlers"], started["url"]) == ("laptop", ["shop/pack"], None)
         for _ in range(10):
@@ -93,7 +93,7 @@ def test_an_apps_handlers_run_until_a_signal_stops_them(leasemesh, database, app
         run = process.wait_for("run", kind="committed")["run"]
         assert process.stop(number) == 0
         assert json.loads(process.process.stdout.readlines()[-1])["committed"] == 11
-        assert "packs order-0" in process.process.stderr.read()  # and not among the JSON
+        assert process.process.stderr.read().startswith("is imported\npacks order-0\n")  # and not among the JSON
     assert statuses(database) == {"consumed": 11}
     assert leasemesh("show", run, "--json").document["events"][0]["message_id"] == "late"
 
