@@ -75,7 +75,7 @@ class HandlerStatus:
     Attributes:
         workflow, handler: which.
         state: idle, running, waiting (for a permit), retrying (after failures), blocked, disabled (its workflow is),
-            elsewhere (another device or process alone may run it), or stopped.
+            elsewhere (another device or process alone may run it, or sync has failed here), or stopped.
         text: why, for people.
         run: the run that is under way.
         next_at: when it is next due by itself, Unix milliseconds.
