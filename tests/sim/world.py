@@ -324,8 +324,10 @@ class World(world.World):
     def _probe_authority(self) -> None:
         """While the authority is away soft handlers go on and confirmed ones wait, to go on when it is back."""
         apps = self.apps()
-        authority = apps[0].node.authorities.info().authority
-        deciding = [app for app in apps if app.database.site_id.hex() == authority]
+        info = apps[0].node.authorities.info()
+        if info.next is not None:  # It is on its way to a device that has another identity by now.
+            return
+        deciding = [app for app in apps if app.database.site_id.hex() == info.authority]
         working = [app for app in apps if app.device.workflows and app not in deciding]
         if not deciding or not working:
             return
