@@ -1,6 +1,7 @@
 """Fixtures that several folders of tests share."""
 
 import asyncio
+from contextlib import ExitStack, closing
 
 import pytest
 
@@ -14,6 +15,14 @@ WITHIN_S = 15
 def within():
     """A time-out around a wait: `async with within(): ...`."""
     return lambda seconds=WITHIN_S: asyncio.timeout(seconds)
+
+
+@pytest.fixture
+def opened():
+    """Closes what was opened when the test is over, also when it has failed: a connection that the garbage collector
+    finds later is an error in whatever test runs then. `database = opened(Database.open(...))`"""
+    with ExitStack() as stack:
+        yield lambda one: stack.enter_context(closing(one))
 
 
 @pytest.fixture

@@ -325,12 +325,12 @@ def write_in_process(path: Path, transactions: int) -> bytes:
     return incarnation
 
 
-def test_processes_that_create_and_write_one_file_at_once_lose_nothing(tmp_path):
+def test_processes_that_create_and_write_one_file_at_once_lose_nothing(tmp_path, opened):
     write_migrations(tmp_path / "app", NOTES)
     path = tmp_path / "new.db"
     with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as processes:
         incarnations = {*processes.map(write_in_process, [path] * 4, [60] * 4)}
-    database = open_database(path)
+    database = opened(open_database(path))
     assert len(incarnations) == 4
     assert count(database) == 4 * 60 * 2
     # Each transaction has a version of its own, and two rows: no transaction was torn or given a number twice.
@@ -339,7 +339,6 @@ def test_processes_that_create_and_write_one_file_at_once_lose_nothing(tmp_path)
     eras = database.query("SELECT era FROM eras ORDER BY first_version")
     assert {era for (era,) in eras} == incarnations
     assert database.query("PRAGMA integrity_check") == [("ok",)]
-    database.close()
 
 
 # --- Eras and versions -----------------------------------------------------------------------------------------------
@@ -365,15 +364,14 @@ def test_an_era_without_a_write_is_replaced(replica):
     assert [version for version, _ in replica.database.query("SELECT * FROM eras")] == [1, 2]
 
 
-def test_an_era_begins_again_when_another_process_has_written_in_between(replica):
+def test_an_era_begins_again_when_another_process_has_written_in_between(replica, opened):
     replica.note("a")
-    other = open_database(replica.path)
+    other = opened(open_database(replica.path))
     with other.transaction() as transaction:
         add(transaction)
     replica.note("b")
     mine, theirs = replica.database.incarnation, other.incarnation
     assert replica.database.query("SELECT * FROM eras") == [(1, mine), (2, theirs), (3, mine)]
-    other.close()
 
 
 def test_local_transactions_begin_no_era(replica):
@@ -472,8 +470,8 @@ def write_for_listener(database):
         add(transaction)
 
 
-def test_the_data_version_moves_with_the_commits_of_others_only(database):
-    other = open_database(database.path)
+def test_the_data_version_moves_with_the_commits_of_others_only(database, opened):
+    other = opened(open_database(database.path))
     before = database.data_version()
     with database.transaction() as transaction:
         add(transaction)
@@ -484,7 +482,6 @@ def test_the_data_version_moves_with_the_commits_of_others_only(database):
     assert after != before
     with ThreadPoolExecutor(1) as thread, database.transaction():
         assert thread.submit(database.data_version).result(timeout=10) == after
-    other.close()
 
 
 # --- Closing, and files that cannot be used --------------------------------------------------------------------------
@@ -576,12 +573,10 @@ def test_a_full_disk_is_named_and_writes_nothing(database):
     assert count(database) == 0
 
 
-def test_a_new_file_takes_its_site_id_from_the_randomness_that_was_lent(tmp_path):
-    one = Replica(tmp_path / "one.db", seed=7)
-    other = Replica(tmp_path / "other.db", seed=7)
+def test_a_new_file_takes_its_site_id_from_the_randomness_that_was_lent(tmp_path, opened):
+    one = opened(Replica(tmp_path / "one.db", seed=7))
+    other = opened(Replica(tmp_path / "other.db", seed=7))
     assert one.site == other.site
-    one.close()
-    other.close()
 
 
 def test_a_transaction_without_parts_fails_whole_when_a_block_inside_has_failed(database):

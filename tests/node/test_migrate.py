@@ -197,8 +197,8 @@ def test_a_primary_key_cannot_be_changed(database, folder, columns, change):
     assert database.query("SELECT a FROM t") == [("b",)]
 
 
-def test_the_guard_of_the_primary_key_does_not_disturb_merges(tmp_path):
-    one, other = (Replica(tmp_path / f"{name}.db", seed=number) for number, name in enumerate("ab"))
+def test_the_guard_of_the_primary_key_does_not_disturb_merges(tmp_path, opened):
+    one, other = (opened(Replica(tmp_path / f"{name}.db", seed=number)) for number, name in enumerate("ab"))
     notes = [one.note(f"note {number}") for number in range(3)]
     exchange(one, other)
     one.write("UPDATE notes SET stars = 1 WHERE id = ?", (notes[0],))
@@ -207,15 +207,13 @@ def test_the_guard_of_the_primary_key_does_not_disturb_merges(tmp_path):
     converge(one, other)
     assert one.parked() == other.parked() == 0
     assert other.database.query("SELECT title, stars FROM notes WHERE id = ?", (notes[0],)) == [("new", 1)]
-    one.close()
-    other.close()
 
 
 # --- Databases in use ------------------------------------------------------------------------------------------------
 
 
-def test_a_populated_synced_database_is_upgraded_while_its_peer_is_not(tmp_path):
-    one, other = (Replica(tmp_path / f"{name}.db", seed=number) for number, name in enumerate("ab"))
+def test_a_populated_synced_database_is_upgraded_while_its_peer_is_not(tmp_path, opened):
+    one, other = (opened(Replica(tmp_path / f"{name}.db", seed=number)) for number, name in enumerate("ab"))
     notes = [one.note(f"note {number}") for number in range(20)]
     exchange(one, other)
     version = one.database.version()
@@ -232,30 +230,26 @@ def test_a_populated_synced_database_is_upgraded_while_its_peer_is_not(tmp_path)
     exchange(one, other)
     assert one.tables() == other.tables()
     assert other.database.query("SELECT colour FROM notes WHERE id = ?", (notes[0],)) == [("red",)]
-    one.close()
-    other.close()
 
 
-def test_a_table_with_rows_becomes_replicated_with_them(tmp_path):
+def test_a_table_with_rows_becomes_replicated_with_them(tmp_path, opened):
     plain = "CREATE TABLE p (id INTEGER PRIMARY KEY NOT NULL, a TEXT)"
-    one, other = (Replica(tmp_path / f"{name}.db", plain, seed=number) for number, name in enumerate("ab"))
+    one, other = (opened(Replica(tmp_path / f"{name}.db", plain, seed=number)) for number, name in enumerate("ab"))
     one.write("INSERT INTO p VALUES (1, 'here before')")
     for replica in (one, other):
         replica.upgrade(plain, "SELECT crsql_as_crr('main', 'p')")
     send(one, other)
     assert other.database.query("SELECT * FROM p") == [(1, "here before")]
-    one.close()
-    other.close()
 
 
-def test_our_own_version_1_is_upgraded_populated_and_synced_while_its_peer_stays_on_it(tmp_path, monkeypatch):
+def test_our_own_version_1_is_upgraded_populated_and_synced_while_its_peer_stays_on_it(tmp_path, monkeypatch, opened):
     version_1 = tmp_path / "version_1"
     version_1.mkdir()
     for name in ("0000_node.sql", "0001_workflows.sql"):
         (version_1 / name).write_text((own_migrations()[1] / name).read_text())
     current = own_migrations()
     monkeypatch.setattr("replicas.own_migrations", lambda: (current[0], version_1))
-    one, other = (Replica(tmp_path / f"{name}.db", seed=number) for number, name in enumerate("ab"))
+    one, other = (opened(Replica(tmp_path / f"{name}.db", seed=number)) for number, name in enumerate("ab"))
     for number in range(20):
         one.write("INSERT INTO workflows (id, title) VALUES (?, 'old')", (f"w{number}",))
     one.write("INSERT INTO script_runs (id, workflow_id) VALUES ('s', 'w1')")
@@ -275,5 +269,3 @@ def test_our_own_version_1_is_upgraded_populated_and_synced_while_its_peer_stays
     assert other.database.query("SELECT status FROM workflows WHERE id = 'w0'") == [("paused",)]
     assert one.storage.digest().tables == other.storage.digest().tables
     assert len(one.database.query("SELECT 1 FROM workflows")) == 20
-    one.close()
-    other.close()

@@ -242,12 +242,12 @@ def test_an_event_that_was_consumed_stays_so_whatever_the_copy_did_with_its_run(
     assert {device.status("a") for device in apart.devices()} == {"consumed"}
 
 
-def test_a_copy_from_before_the_intent_never_begins_the_effect_and_hears_of_it(tmp_path, template, open_device):
+def test_a_copy_from_before_the_intent_never_begins_the_effect_and_hears_of_it(tmp_path, open_device, opened):
     original, witness = open_device(), open_device()
     original.publish("a")
     run = original.reserve("a")
     copy_file(original, tmp_path / "copy.db")
-    copy = Device(tmp_path / "copy.db", seed=9)
+    copy = opened(Device(tmp_path / "copy.db", seed=9))
     work = original.mutations.work_for(run)
     original.mutations.intend(run, work, tool="send")
     with copy.unchanged(), pytest.raises(IllegalState, match=f"run {run} is of an earlier start of this node"):
@@ -261,7 +261,6 @@ def test_a_copy_from_before_the_intent_never_begins_the_effect_and_hears_of_it(t
     for target in (copy, witness):
         merge(original, target)
     assert {device.status("a") for device in (original, copy, witness)} == {"consumed"}
-    copy.close()
 
 
 def test_an_effect_that_was_entered_before_the_copy_was_made_is_not_begun_there(tmp_path, device):

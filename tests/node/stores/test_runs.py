@@ -401,18 +401,17 @@ def test_a_run_keeps_its_details_in_all_its_cells(device):
 # --- Lists for a runtime and for people -------------------------------------------------------------------------------
 
 
-def test_what_has_not_ended_of_this_node_is_found_whichever_process_began_it(pair, tmp_path):
+def test_what_has_not_ended_of_this_node_is_found_whichever_process_began_it(pair, opened):
     one, two = pair
     theirs = two.runs.create("mail", "send", "consumer").id
     merge(two, one)
     runs = [one.runs.create(workflow, "send", "consumer").id for workflow in ("mail", "mail", "other")]
     one.runs.set_status(runs[0], "superseded")
     one.close()
-    again = Device(one.path, seed=9)
+    again = opened(Device(one.path, seed=9))
     own = [again.runs.create("mail", "poll", "producer").id]
     assert [run.id for run in again.runs.own_incomplete()] == sorted(runs[1:] + own)
     assert theirs in [run.id for run in again.runs.incomplete("mail")]
-    again.close()
 
 
 def test_the_newest_runs_of_a_handler_come_first(pair):
