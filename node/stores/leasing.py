@@ -277,9 +277,10 @@ class Leasing(EventReader):
         return min(found, key=lambda effect: _WEIGHT.get(effect.outcome, len(_WEIGHT)), default=None)
 
     def _decided_about_permits(self, run: str) -> list[EffectBehind]:
+        """What became of the works that permits stand for. Who was refused asked for the same work as who was not."""
         rows = self._database.query(
-            f"{_CHAIN} SELECT DISTINCT lower(hex(p.run)), lower(hex(p.work)) FROM chain CROSS JOIN permits AS p "
-            "WHERE p.run = chain.run AND p.work IS NOT NULL ORDER BY 1, 2",
+            f"{_CHAIN} SELECT DISTINCT lower(hex(p.run)), lower(hex(p.work)) FROM chain "
+            "CROSS JOIN standing_permits AS p WHERE p.run = chain.run AND p.work IS NOT NULL ORDER BY 1, 2",
             (blob_of(run),),
         )
         found = [EffectBehind(RunId(one), WorkId(work), work_outcome(self._database, work)) for one, work in rows]

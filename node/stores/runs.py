@@ -361,7 +361,7 @@ class HandlerRunStore(Store):
     def _said_of_permit(self, run: HandlerRun) -> WorkOutcome:
         """The outcome that people know of an effect whose entry has not arrived, only the permit for it."""
         rows = self._database.query(
-            "SELECT lower(hex(work)) FROM permits WHERE run = ? AND work IS NOT NULL", (blob_of(run.id),)
+            "SELECT lower(hex(work)) FROM standing_permits WHERE run = ? AND work IS NOT NULL", (blob_of(run.id),)
         )
         return "applied" if any(work_outcome(self._database, work) == "applied" for (work,) in rows) else "none"
 

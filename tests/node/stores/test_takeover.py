@@ -250,6 +250,28 @@ def test_what_a_person_said_of_a_permit_counts_although_no_entry_ever_arrived(tr
         assert second.events.skip(taker) == 1
 
 
+def test_who_was_refused_a_permit_has_no_effect_behind_it_when_another_did_that_work(two):
+    first, second = two
+    first.authorities.appoint(first.node, by="Ann")
+    first.authorities.step()
+    merge(first, second)
+    run = first.reserve("a", handler="send", default_mode="confirmed")
+    other = second.reserve("a", handler="send", default_mode="confirmed")
+    for device, one in ((first, run), (second, other)):
+        device.permits.request(one)
+    first.permits.decide_pending()
+    merge(second, first)
+    first.permits.decide_pending()
+    assert first.permits.get(other).work == first.permits.get(run).work
+    first.effect(run, first.permits.get(run).work)
+    first.mutations.mark_applied(run)
+    merge(first, second)
+    assert second.permits.get(other).state == "refused"
+    assert second.events.effect_behind(other) is None
+    assert second.events.release(other) == 0  # it owned nothing any more
+    assert second.events.reservation(other).state == "lost"
+
+
 def test_nobody_goes_on_with_what_is_at_home_elsewhere(two):
     first, second = two
     first.modes.set("mail", "home", topic="inbox")
