@@ -13,6 +13,7 @@ from rich.table import Table
 
 from benchmarks import barrier, confirmed, handled, handlers, idle, local, network, peer, recovery
 from benchmarks.measuring import Measurement
+from node.cli.helping import Command
 
 BENCHMARKS: dict[str, Callable[[bool], Iterator[Measurement]]] = {
     "publish_1": lambda quick: local.publish(1, quick),
@@ -56,7 +57,9 @@ YIELDS = {
 
 
 def main(
-    only: Annotated[list[str] | None, typer.Option(help="Measure only this; may be given several times.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Measure only this; may be given several times.")
+    ] = None,
     with_dbos: Annotated[
         bool, typer.Option("--with-dbos", help="Also beside DBOS Transact on SQLite, which is installed for it.")
     ] = False,
@@ -102,4 +105,6 @@ def _table(results: list[Measurement]) -> Table:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(add_completion=False)
+    app.command(cls=Command)(main)
+    app(prog_name="scripts/bench")

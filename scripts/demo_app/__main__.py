@@ -19,6 +19,7 @@ from demo_app.played import DEVICES, Played
 from demo_app.scenario import play
 from demo_app.screen import Teller
 from demo_app.source import Source
+from node.cli.helping import Command
 from node.cli.output import Screen, styled
 from node.errors import InvalidInput, LeasemeshError
 from node.importers import check as check_records
@@ -30,14 +31,15 @@ LIMIT_MAX = 2_000
 
 def main(
     source: Annotated[
-        Path | None, typer.Option("--input", help="A JSON Lines, CSV or mbox file; without it, a git history.")
+        Path | None,
+        typer.Option("--input", metavar="FILE", help="A JSON Lines, CSV or mbox file; without it, a git history."),
     ] = None,
     watch: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Watch this folder; each file in it is an event.", file_okay=False),
     ] = None,
     history: Annotated[
-        Path, typer.Option(help="The git checkout whose history is the input.", file_okay=False)
+        Path, typer.Option(metavar="DIR", help="The git checkout whose history is the input.", file_okay=False)
     ] = Path(),
     limit: Annotated[int, typer.Option(min=1, max=LIMIT_MAX, help="Take so many events at most.")] = LIMIT,
     keep: Annotated[
@@ -119,4 +121,6 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(add_completion=False)
+    app.command(cls=Command)(main)
+    app(prog_name="scripts/demo")
