@@ -133,6 +133,25 @@ class Session:
         self._node = self._resources.enter_context(Node.open(self.path, migrations=migrations))
         return self._node
 
+    def ask(self, question: str) -> None:
+        """Ask a person whether to go on with what cannot be taken back.
+
+        Raises:
+            CommandError: the answer is no, or there is none: nobody is there, or a program reads what is printed.
+        """
+        answer = None
+        if not self.screen.as_json:
+            try:
+                answer = typer.confirm(question, err=True)
+            except typer.Abort:
+                if sys.stdin.isatty():
+                    raise  # Ctrl-C
+                typer.echo(err=True)
+        if answer is None:
+            raise CommandError("nobody has answered, so nothing was changed; --yes does not ask", ExitCode.USAGE)
+        if not answer:
+            raise CommandError("nothing was changed")
+
     def device_name(self, node: str) -> str:
         """Return the name of a device, as `device_name` does."""
         return device_name(self.names(), node)

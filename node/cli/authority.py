@@ -69,9 +69,9 @@ def move(
     node = session.node
     target = find_node(session, device) if device else node.site_id
     lost = [find_node(session, text) for text in gone or []]
-    if lost and not yes and not session.screen.as_json:
+    if lost and not yes:
         names = ", ".join(session.device_name(one) for one in lost)
-        typer.confirm(f"{names}: gone for good, and nothing that only they knew matters?", abort=True, err=True)
+        session.ask(f"{names}: gone for good, and nothing that only they knew matters?")
     node.authorities.move(target, by=person(), gone=lost)
     _tend_and_show(session)
 

@@ -136,8 +136,8 @@ def identity_reset(
 
     node = session.node
     before = node.site_id
-    if not yes and not session.screen.as_json:
-        typer.confirm(f"Give {session.path} a new identity?", abort=True, err=True)
+    if not yes:
+        session.ask(f"Give {session.path} a new identity?")
     try:
         after = node.reset_identity()
     except SyncRefused as error:

@@ -1,3 +1,4 @@
+import io
 import re
 
 import pytest
@@ -123,11 +124,27 @@ def test_a_copied_file_gets_an_identity_of_its_own(leasemesh, database, folder):
     assert leasemesh("doctor").code == 0
 
 
-def test_an_identity_is_not_reset_without_a_yes(leasemesh, database, monkeypatch):
+@pytest.mark.parametrize(
+    ("typed", "options", "code", "said"),
+    [
+        ("n\n", [], 1, "leasemesh: nothing was changed"),
+        ("", [], 2, "leasemesh: nobody has answered, so nothing was changed; --yes does not ask"),
+        ("y\n", ["--json"], 2, "nobody has answered, so nothing was changed; --yes does not ask"),
+    ],
+)
+def test_an_identity_is_not_reset_without_a_yes(leasemesh, database, monkeypatch, typed, options, code, said):
     before = leasemesh("status", "--json").document["node"]
-    monkeypatch.setattr("typer.confirm", lambda *_, abort, err: (_ for _ in ()).throw(__import__("typer").Abort()))
-    assert leasemesh("identity", "reset").code == 130
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    refused = leasemesh("identity", "reset", *options)
+    assert (refused.code, said in refused.err) == (code, True)
     assert leasemesh("status", "--json").document["node"] == before
+
+
+def test_an_identity_is_reset_after_a_yes(leasemesh, database, monkeypatch):
+    before = leasemesh("status", "--json").document["node"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert leasemesh("identity", "reset").code == 0
+    assert leasemesh("status", "--json").document["node"] != before
 
 
 def test_an_identity_is_not_reset_under_a_process_that_syncs(leasemesh, database):
