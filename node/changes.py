@@ -33,6 +33,7 @@ from node.boot import boot_id
 from node.clock_tables import BYTES_MAX, ROWS_MAX, ClockTables
 from node.connection import DatabaseError, connect, disconnect, end_reading, explain
 from node.database import Database, Transaction
+from node.facts import holds_broken_text
 from node.identity import reidentify
 from node.knowledge_store import (
     StateReader,
@@ -482,19 +483,23 @@ class ChangeStorage:
         return failed
 
     def _refusals(self, rows: list[Change]) -> list[tuple[int, str]]:
-        """Find what the schema here does not know. In nearly every piece that is nothing, and one set tells so."""
-        if {(row[0], row[2], row[1][0]) for row in rows} <= self._known:
+        """Find what the schema here does not know, and what no query could return. In nearly every piece that is
+        nothing, and one set tells so."""
+        if {(row[0], row[2], row[1][0]) for row in rows} <= self._known and not any(map(holds_broken_text, rows)):
             return []
         tables = {table for table, _, _ in self._known}
         columns = {(table, cid) for table, cid, _ in self._known}
         refused = []
-        for index, (table, pk, cid, *_) in enumerate(rows):
+        for index, row in enumerate(rows):
+            table, pk, cid, *_ = row
             if table not in tables:
                 refused.append((index, f"unknown table {table}"))
             elif (table, cid) not in columns:
                 refused.append((index, f"unknown column {table}.{cid}"))
             elif (table, cid, pk[0]) not in self._known:
                 refused.append((index, f"table {table} has another primary key here"))
+            elif holds_broken_text(row):
+                refused.append((index, f"refused by table {table}: text that is no Unicode"))
         return refused
 
     def _refresh_schema(self, transaction: Transaction) -> None:

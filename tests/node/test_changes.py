@@ -16,9 +16,11 @@ from node.changes import ChangeStorage
 from node.clock_tables import ROWS_MAX, ClockTables
 from node.connection import DatabaseError
 from node.doctor import examine
+from node.facts import JSON_TABLES
 from node.knowledge_store import read_absorbed
 from node.packed_keys import is_well_formed
 from node.sizes import change_bytes
+from node.stores import TopicStore
 from sync import limits
 from sync.errors import RemoteProtocolError, StagingLost, StorageLimit
 from sync.knowledge import FROM_START, START, Knowledge, Point
@@ -722,6 +724,40 @@ def test_poison_is_tried_again_only_after_the_schema_has_changed(make, monkeypat
     send(one, other)
     assert len(tried) == 1
     assert other.parked() == 1
+
+
+HALVES = [r"\ud800", r"\uDC00x", r"\uDE00\uD83D", r"\\\ud83d \ud83d\ude00"]
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_text_of_a_fact_that_no_query_could_return_is_parked(make, half):
+    other = make()
+    fine = r'{"workflow":"mail","name":"\ud83d\ude00 \\ud800","created_at":1}'
+    rows = [
+        change(
+            "topics",
+            cid="body",
+            pk=b"\x01\x0c\x10" + b"b" * 16,
+            value=f'{{"workflow":"mail","name":"{half}","created_at":1}}',
+        ),
+        change("topics", cid="body", pk=b"\x01\x0c\x10" + b"g" * 16, value=fine),
+        change("handler_runs", cid="progress", value=f'{{"phase":"{half}","status":"active","details":{{}}}}'),
+        change("handler_runs", cid="ended", value=f'5 committed {{"at":1,"details":{{"{half}":1}}}}'),
+        change("notes", cid="title", value=f"an app may write about {half}"),
+    ]
+    applied = other.storage.apply(piece(*rows))
+    assert (applied.parked, applied.tables) == (3, {"topics", "notes"})
+    assert [topic.name for topic in TopicStore(other.database).list("mail")] == [r"😀 \ud800"]
+    reasons = {row for (row,) in other.database.query("SELECT DISTINCT reason FROM parked")}
+    assert reasons == {f"refused by table {table}: text that is no Unicode" for table in ("topics", "handler_runs")}
+
+
+def test_the_facts_that_hold_json_are_all_known(make):
+    tables = make().database.query(
+        "SELECT name FROM sqlite_schema WHERE sql LIKE '%json_valid(%' AND type = 'table' "
+        "AND EXISTS (SELECT 1 FROM sqlite_schema AS c WHERE c.name = sqlite_schema.name || '__crsql_clock')"
+    )
+    assert {name for (name,) in tables} == JSON_TABLES
 
 
 def test_an_error_of_the_disk_is_no_poison(make):
