@@ -108,6 +108,7 @@ def run(
     with printing_warnings(session), node, redirect_stdout(printed):
         try:
             asyncio.run(_run(session, load_workflows(file), options))
+            printed.flush()
         except AddressError as error:
             raise CommandError(str(error), ExitCode.USAGE) from error
         except (SyncRefused, RunRefused) as error:

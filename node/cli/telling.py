@@ -83,6 +83,13 @@ class WholeLines(io.TextIOBase):
             self._out.flush()
         return len(text)
 
+    def flush(self) -> None:
+        """Pass on the line that this thread has begun."""
+        begun, self._begun.text = getattr(self._begun, "text", ""), ""
+        if begun:
+            self._out.write(begun)
+            self._out.flush()
+
     def isatty(self) -> bool:
         """Whether it goes to a terminal."""
         return self._out.isatty()

@@ -1,10 +1,13 @@
+import io
 import re
+import threading
 import time
 
 import pytest
 from rich.cells import cell_len
 
 from node.cli.output import Column, Screen, ago, clean, count_of, fit, iso
+from node.cli.telling import WholeLines
 
 SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000
 
@@ -79,3 +82,17 @@ def test_nothing_is_cut_when_it_does_not_go_to_a_terminal(capsys):
     screen = Screen(as_json=False)
     screen.console().print(screen.table([Column("title", flexible=True)], [["word " * 100]]))
     assert "word " * 99 in capsys.readouterr().out
+
+
+def test_what_an_app_prints_arrives_in_whole_lines_or_when_it_is_flushed():
+    out = io.StringIO()
+    printed = WholeLines(out)
+    other = threading.Thread(target=lambda: print("of a thread", file=printed))
+    print("half", end="", file=printed)
+    other.start()
+    other.join()
+    assert out.getvalue() == "of a thread\n"
+    print(" a line", end="", file=printed, flush=True)
+    assert out.getvalue() == "of a thread\nhalf a line"
+    print(", and the rest", file=printed)
+    assert out.getvalue() == "of a thread\nhalf a line, and the rest\n"
