@@ -23,10 +23,7 @@ def split_topic(text: str) -> tuple[str, str]:
     Raises:
         InvalidInput: there is no slash, or nothing on one side of it.
     """
-    workflow, _, topic = text.partition("/")
-    if not workflow or not topic:
-        raise InvalidInput("topic", f"{text!r} is not of the form WORKFLOW/TOPIC, such as shop/orders")
-    return workflow, topic
+    return _sides("topic", "shop/orders", text, *text.partition("/")[::2])
 
 
 def existing_topic(node: Node, text: str) -> tuple[str, str]:
@@ -92,10 +89,7 @@ def split_handler(text: str) -> tuple[str, str]:
     Raises:
         InvalidInput: there is no slash, or nothing on one side of it.
     """
-    workflow, _, handler = text.rpartition("/")
-    if not workflow or not handler:
-        raise InvalidInput("handler", f"{text!r} is not of the form WORKFLOW/HANDLER, such as shop/pack")
-    return workflow, handler
+    return _sides("handler", "shop/pack", text, *text.rpartition("/")[::2])
 
 
 def warn_when_unheard_of(session: Session, workflow: str, handler: str) -> None:
@@ -134,6 +128,12 @@ def person() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a process without a name or a login
         return "somebody"
+
+
+def _sides(what: str, such_as: str, text: str, workflow: str, name: str) -> tuple[str, str]:
+    if not workflow or not name:
+        raise InvalidInput(what, f"{text!r} is not of the form WORKFLOW/{what.upper()}, such as {such_as}")
+    return workflow, name
 
 
 def _event_by_id(node: Node, text: str) -> Event | None:
