@@ -135,9 +135,9 @@ def swarm(seed: int) -> Params:
     return Params(
         nodes=nodes,
         second_link=random.choice([0.0, 0.0, 0.3, 1.0]),
-        work_steps=int(random.randint(6, 14) * size),
-        fault_steps=int(random.randint(3, 8) * size),
-        faulty_ms=int(random.randint(6_000, 18_000) * size),
+        work_steps=int(random.randint(5, 11) * size),
+        fault_steps=int(random.randint(2, 7) * size),
+        faulty_ms=int(random.randint(5_000, 12_000) * size),
         rule=StalenessRule(ttl_ms=ttl_ms, margin_ms=ttl_ms // 4),
         latency_ms=random.choice([5, 40, 300]),
         slow_bytes_per_ms=random.choice([1, 10]),
