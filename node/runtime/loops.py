@@ -267,7 +267,7 @@ class HandlerLoop(ABC):
         self._races = 0
         self._retry_of = attempt.run if attempt.outcome == "none" else None
         if result.buried:
-            runner.tell("failed", self.key, attempt, f"gave up {result.buried} events for good: {result.error}")
+            runner.tell("failed", self.key, attempt, f"events given up for good: {result.buried}; {result.error}")
         if self._failures >= rule.tries:
             reason = f"failed {self._failures} times in a row; the last time: {result.error}"
             await runner.block(self.key, reason, attempt.run)

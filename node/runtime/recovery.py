@@ -217,7 +217,7 @@ class Recovery:
         count = self._manager.take_over_to_free(consumer, candidate.run, skip=outcome == "skipped", reason=reason)
         if count:
             key = (candidate.workflow, candidate.handler)
-            self._told.append(("taken_over", key, candidate.run, f"took over {count} events: {reason}"))
+            self._told.append(("taken_over", key, candidate.run, f"events taken over: {count}; {reason}"))
         return None
 
     def _tell(self, kind: ProgressKind, run: HandlerRun, text: str) -> None:
