@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from node.connection import DatabaseError
 from node.errors import IllegalState, LeasemeshError
 from node.ids import short_run
 from node.runtime.driving import Driver, Signal
@@ -127,11 +128,13 @@ class Reconciliation:
         return True
 
     async def last_words(self) -> None:
-        """Write down what is known now, at the end."""
+        """Write down what is known now, at the end. Whatever goes wrong must not keep the runner from ending."""
         try:
             await self._hear_late_calls()
         except LeasemeshError as error:
             log.warning("what became of a call is lost: %s", error)
+        except Exception:
+            log.exception("what became of a call is lost")
 
     async def _hear_late_calls(self) -> bool:
         """Record what calls came to that a thread still made when their time was over, and what the file could not
@@ -148,7 +151,9 @@ class Reconciliation:
             if run is not None and entry is not None:
                 try:
                     await self._in_thread(self._record_late, run, entry, self._outcome_of(call, run, entry))
-                except IllegalState as error:
+                except DatabaseError:
+                    raise  # the file may take it later
+                except LeasemeshError as error:  # a verdict or a merge came in between, or the run is not ours any more
                     log.info("run %s: %s", short_run(run.id), error)
             del self._driver.late[number]
             self._runner.look()

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 from handling import publish, statuses
 
-from node import DidNotHappen, Retry, effect
+from node import DidNotHappen, NotOwner, Retry, effect
+from node.runtime.background import Reconciliation
 
 
 def test_an_effect_that_another_run_goes_on_with_is_not_looked_at_all_the_time(device_lab, mail, inbox, monkeypatch):
@@ -171,3 +172,38 @@ def test_a_run_that_was_to_begin_with_a_commit_that_failed_is_not_under_way(devi
     lab.advance(60)
     assert statuses(lab[0].node) == {"one": "consumed", "two": "consumed"}
     assert len(done) == (2 if with_effect else 3)
+
+
+def test_an_outcome_that_this_device_may_not_write_does_not_stand_in_the_way_of_others(
+    device_lab, mail, inbox, monkeypatch
+):
+    """A file can get a new site id while a call is under way: the run is another node's then."""
+
+    @effect(name="mail")
+    async def send_mail(key):
+        await asyncio.sleep(5)
+        return "sent"
+
+    not_ours, record = [], Reconciliation._record_late
+
+    def refuse(self, run, entry, outcome):
+        if run.id in not_ours:
+            raise NotOwner(run.id, "cc" * 16)
+        record(self, run, entry, outcome)
+
+    monkeypatch.setattr(Reconciliation, "_record_late", refuse)
+    outbox = mail.topic("outbox")
+    for topic in (inbox, outbox):
+        mail.consumer(topic, name=topic.name, mode="soft").mutate(lambda run: send_mail())
+    lab = device_lab(devices=1, workflows=[mail])
+    node = lab[0].node
+    publish(node, "one")
+    publish(node, "two", topic="outbox")
+    lab.until(lambda: [run.phase for run in node.handler_runs.list("mail")] == ["mutating"] * 2)
+    lab.fill_disk(0)
+    lab.advance(20)
+    not_ours.append(next(iter(node.runner.driver.late)))
+    lab.heal()
+    lab.advance(30)
+    assert sorted([*statuses(node).values(), *statuses(node, "outbox").values()]) == ["consumed", "unknown"]
+    assert not node.runner.driver.late
