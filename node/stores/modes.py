@@ -83,7 +83,7 @@ class ModeStore(Store):
             topic, handler: one of them.
             home: with mode home, the node that claims; this one, when not given.
             gone: the present home never comes back, by a person's word: what only it knew is lost, and what it held
-                may be done again. At the home itself: the former home, for whose work it still waits.
+                may be done again. At the home itself, and where there is none now: the former home.
 
         Raises:
             HomeElsewhere: another node is home, and only that node may change it.
@@ -107,19 +107,21 @@ class ModeStore(Store):
                 raise HomeElsewhere(_what(before), was_home or "")
             handed_over = was_home == self._node
             lost = was_home
-            if before is not None and handed_over:
-                lost = before.after if self._is_behind(before) else None
-                if lost is not None and not gone:
+            if before is not None and was_home in (None, self._node):
+                lost = before.after if before.after != self._node else None
+                if handed_over and not gone and self._is_behind(before):
                     raise _not_all_came(before)
+            new_home = (home or self._node) if mode == "home" else None
+            known_lost = before.gone if before is not None and before.gone != new_home else None
             body = {
                 "workflow": check_text("workflow", workflow),
                 "kind": kind,
                 "name": name,
                 "mode": mode,
-                "home": (home or self._node) if mode == "home" else None,
+                "home": new_home,
                 "after": self._node if handed_over else before.after if before and not gone else None,
                 "version": self._database.version() if handed_over else before.version if before else 0,
-                "gone": lost if gone else None,
+                "gone": (lost if gone else None) or known_lost,
                 "at": self._database.clock_ms(),
             }
             transaction.execute(

@@ -137,6 +137,33 @@ def test_a_home_that_never_comes_back_is_left_on_a_persons_word(hub_and_laptop):
     assert [event.message_id for event in laptop.events.take_over(run, [event_of("a")])] == ["a"]
 
 
+def hub_held_and_is_lost(hub, laptop, mode, home=None):
+    """The hub has claimed "a" at home, and hands over what it has not; the laptop knows all of that."""
+    hub.modes.set("mail", "home", topic="inbox")
+    hub.reserve("a")
+    hub.modes.set("mail", mode, topic="inbox", home=home)
+    absorb_all(hub, laptop)
+
+
+@pytest.mark.parametrize("mode", ["home", "soft"])
+def test_what_a_former_home_held_that_never_comes_back_is_free_on_a_persons_word(hub_and_laptop, mode):
+    hub, laptop = hub_and_laptop
+    hub_held_and_is_lost(hub, laptop, mode, laptop.node if mode == "home" else None)
+    with laptop.unchanged(), pytest.raises(HomeElsewhere):
+        laptop.events.take_over(laptop.runs.new_id(), [event_of("a")])
+    assert laptop.modes.set("mail", "soft", topic="inbox", gone=True).gone == hub.node
+    assert laptop.events.take_over(laptop.runs.new_id(), [event_of("a")])
+
+
+def test_that_a_home_never_comes_back_is_not_forgotten_until_it_is_home_again(hub_and_laptop):
+    hub, laptop = hub_and_laptop
+    hub_held_and_is_lost(hub, laptop, "home")
+    laptop.modes.set("mail", "home", topic="inbox", gone=True)
+    assert laptop.modes.set("mail", "soft", topic="inbox").gone == hub.node
+    assert laptop.events.take_over(laptop.runs.new_id(), [event_of("a")])
+    assert laptop.modes.set("mail", "home", topic="inbox", home=hub.node).gone is None
+
+
 def test_claims_and_permits_end_under_the_mode_in_which_they_began(hub_and_laptop):
     hub, laptop = hub_and_laptop
     hub.authorities.appoint(hub.node, by="Ann")
