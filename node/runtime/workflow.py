@@ -26,8 +26,7 @@ from node.errors import InvalidInput
 from node.jsonvalue import TITLE_CHARACTERS_MAX, check_text, check_whole
 from node.runtime.effects import Effect, effects_named_in
 from node.runtime.schedule import Cron, Every, Schedule
-from node.stores.base import INTERNAL_PREFIX, is_internal
-from node.stores.leasing import CLAIMS_MAX
+from node.stores.base import CLAIMS_MAX, INTERNAL_PREFIX, is_internal
 from node.stores.modes import Mode
 
 F = TypeVar("F", bound=Callable[..., Any])

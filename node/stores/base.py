@@ -13,6 +13,9 @@ from node.jsonvalue import decode_object
 
 WorkOutcome = Literal["none", "applied", "failed", "skipped", "unknown"]
 
+CLAIMS_MAX = 1_000
+"""Events in one reservation: it is one row, and settling it is one transaction."""
+
 INTERNAL_PREFIX = "~"
 """With it begin the names of topics that the runtime keeps for itself: they have no mode, are hidden from lists, and
 nobody else publishes there."""

@@ -18,7 +18,7 @@ from node.errors import IllegalState, InvalidInput, LeaseLost, NotAvailable, Not
 from node.ids import EventId, NodeId, RunId, WorkId
 from node.jsonvalue import check_text, check_whole, decode_object
 from node.leases import EPOCH_MAX
-from node.stores.base import blob_of, events_of, give_up_permit, topic_of, work_outcome
+from node.stores.base import CLAIMS_MAX, blob_of, events_of, give_up_permit, topic_of, work_outcome
 from node.stores.modes import Mode, ModeStore, mode_of
 from node.stores.mutations import MutationStore, WorkOutcome
 from node.stores.reading import EVENT_COLUMNS, NOT_PERMITTED, Event, EventReader
@@ -31,10 +31,6 @@ _STORED_OUTCOMES: dict[str, str] = {
 }
 """What the column `state` says of an outcome: greater than "held", "lost" and "released", because in a merge the
 greater of two equally old words wins. A restored backup may release a run that its lost future had settled."""
-
-CLAIMS_MAX = 1_000
-"""Events in one reservation: it is one row, and settling it is one transaction."""
-
 
 SUCCESSIONS_MAX = 1_000
 """How far the way is followed from a run that took work over to the run that began it."""

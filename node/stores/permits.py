@@ -19,7 +19,7 @@ from node.errors import IllegalState, LeaseLost, NotFound, PermitRefused
 from node.ids import EventId, NodeId, RunId, WorkId
 from node.jsonvalue import check_whole, decode_object, encode
 from node.stores.authorities import AuthorityStore, str_ids
-from node.stores.base import blob_of
+from node.stores.base import CLAIMS_MAX, blob_of
 from node.stores.reading import LIST_MAX
 from node.stores.works import WorkReader
 
@@ -195,6 +195,8 @@ class PermitStore(WorkReader):
                 if not generation or not rows:
                     return decided
                 decided += sum(self._decide(transaction, RunId(run.hex()), generation) for (run,) in rows)
+            if len(rows) < DECISIONS_MAX:
+                return decided
             # On from here, and not from the beginning: what cannot be decided yet still stands there.
             ((last,),) = rows[-1:]
 
@@ -309,7 +311,7 @@ class PermitStore(WorkReader):
 
 def _names_events(events: Sequence[object]) -> bool:
     """Whether a list that may be a peer's holds ids, and as many of them as a run can claim at most."""
-    return 0 < len(events) <= LIST_MAX and all(map(ids.is_id, events))
+    return 0 < len(events) <= CLAIMS_MAX and all(map(ids.is_id, events))
 
 
 def _refusal(run: str, found: list[tuple[Any, ...]]) -> str | None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from node.errors import HomeElsewhere, IllegalState, NotFound
 from node.ids import EventId, NodeId, RunId
 from node.jsonvalue import check_whole
-from node.stores.base import blob_of
-from node.stores.leasing import CLAIMS_MAX, EffectBehind, Leasing
+from node.stores.base import CLAIMS_MAX, blob_of
+from node.stores.leasing import EffectBehind, Leasing
 from node.stores.modes import Mode, ModeStore
 from node.stores.reading import LIST_MAX, Event
 

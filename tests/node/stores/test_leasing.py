@@ -9,7 +9,7 @@ from devices import NOW_MS, event_of, meet, merge, reservation_body
 from node.errors import IllegalState, InvalidInput, LeaseLost, NotAvailable, NotFound, NotOwner
 from node.leases import EPOCH_MAX
 from node.stores import EventStore, HandlerRunStore, NewEvent
-from node.stores.leasing import CLAIMS_MAX
+from node.stores.base import CLAIMS_MAX
 
 
 def names(events):
