@@ -105,16 +105,15 @@ class Staging:
                 kept = self._senders[incoming.site] = _Pieces()
             kept.add(incoming.rows, added)
         except apsw.Error as error:
-            self._give_up(incoming.site)
-            raise DatabaseError(
-                f"A large transaction of a peer cannot be kept in a temporary file ({error}); "
-                "free some space in the folder for temporary files."
-            ) from error
+            raise self._failed(incoming.site, error) from error
 
     def read(self, sender: SiteId) -> Iterator[list[Change]]:
-        """Yield what is here of a sender's transaction, in order."""
+        """Yield what is here of a sender's transaction, in order. Raises DatabaseError as `add`."""
         kept = self._senders.get(sender)
-        return kept.read() if kept is not None else iter(())
+        try:
+            yield from kept.read() if kept is not None else ()
+        except apsw.Error as error:
+            raise self._failed(sender, error) from error
 
     def drop(self, sender: SiteId) -> None:
         """Forget what is here of a sender's transaction: it has been merged, or begins anew."""
@@ -135,6 +134,13 @@ class Staging:
                 return
             del others[other]
             self._give_up(other)
+
+    def _failed(self, sender: SiteId, error: apsw.Error) -> DatabaseError:
+        self._give_up(sender)
+        return DatabaseError(
+            f"A large transaction of a peer cannot be kept in a temporary file ({error}); "
+            "free some space in the folder for temporary files."
+        )
 
     def _give_up(self, sender: SiteId) -> None:
         self.drop(sender)
