@@ -1,6 +1,6 @@
 """Measures DBOS Transact on a new SQLite file, in a process and an environment of its own.
 
-    python -P dbos_worker.py FILE wal|shipped COUNT
+    python -P dbos_worker.py FILE wal|durable|shipped COUNT
 
 Prints one JSON object, rates per second:
 
@@ -9,8 +9,8 @@ Prints one JSON object, rates per second:
   call starts the workflow durably, too. Starting them all and waiting then, and the async functions of DBOS, measured
   slower.
 
-`wal` is the write-ahead log with `synchronous=NORMAL`, as leasemesh has it; `shipped` leaves SQLite's defaults, as DBOS
-does. What this uses of DBOS is in its documentation; only `dbos` and the standard library can be imported here.
+`wal` is the write-ahead log with `synchronous=NORMAL`, as leasemesh has it but for intents of effects; `durable` the
+same with `synchronous=FULL`, as it has it for these; `shipped` leaves SQLite's defaults, as DBOS does. What this uses of DBOS is in its documentation; only `dbos` and the standard library can be imported here.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from contextlib import closing
 from typing import Any
 
 WARM_UP = 50
+SYNCHRONOUS = {"wal": "NORMAL", "durable": "FULL"}
 
 
 def main(path: str, journal: str, count: int) -> None:
-    if journal == "wal":
-        write_ahead(path)
+    if journal in SYNCHRONOUS:
+        write_ahead(path, SYNCHRONOUS[journal])
     dbos: Any = importlib.import_module("dbos").DBOS
     step = dbos.step()(lambda number: number)
     without_step = dbos.workflow(name="without_step")(lambda number: number)
@@ -56,13 +57,13 @@ def main(path: str, journal: str, count: int) -> None:
     dbos.destroy(workflow_completion_timeout_sec=0)
 
 
-def write_ahead(path: str) -> None:
+def write_ahead(path: str, synchronous: str) -> None:
     """The log's mode stays with the file; how often the disk is awaited is set in each connection."""
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
     engines: Any = importlib.import_module("sqlalchemy.engine").Engine
     listen: Any = importlib.import_module("sqlalchemy.event").listen
-    listen(engines, "connect", lambda connection, _: connection.execute("PRAGMA synchronous = NORMAL"))
+    listen(engines, "connect", lambda connection, _: connection.execute(f"PRAGMA synchronous = {synchronous}"))
 
 
 def rate(work: Callable[[int], object], count: int) -> float:

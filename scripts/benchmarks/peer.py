@@ -31,7 +31,8 @@ LOCK = Path(__file__).with_name("requirements.txt")
 WORKER = Path(__file__).with_name("dbos_worker.py")
 ROUNDS = 3
 JOURNALS = {
-    "wal": "write-ahead log, synchronous=NORMAL, as leasemesh has it",
+    "wal": "write-ahead log, synchronous=NORMAL, as leasemesh has it for all but intents of effects",
+    "durable": "write-ahead log, synchronous=FULL, as leasemesh has it for intents of effects",
     "shipped": "rollback journal, synchronous=FULL, as it is shipped",
 }
 PARTS = {
