@@ -129,8 +129,8 @@ def swarm(seed: int) -> Params:
     """
     random = Random(f"{seed} shape")
     handled = random.random() < 0.06
-    size = min(random.paretovariate(2.5), 6.0)  # a sixth is of size two and more
-    nodes = random.choice([2, 2, 2, 2, 3, 3, 4, 5])
+    size = min(random.paretovariate(2.8), 6.0)  # a seventh is of size two and more
+    nodes = random.choice([2, 2, 2, 2, 2, 3, 3, 4, 5])
     ttl_ms = random.choice([8_000, 8_000, 8_000, 20_000])  # presence is told every five seconds
     return Params(
         nodes=nodes,
