@@ -10,8 +10,8 @@ Prints one JSON object, rates per second:
   slower.
 
 `wal` is the write-ahead log with `synchronous=NORMAL`, as leasemesh has it but for intents of effects; `durable` the
-same with `synchronous=FULL`, as it has it for these; `shipped` leaves SQLite's defaults, as DBOS does. What this uses of
-DBOS is in its documentation; only `dbos` and the standard library can be imported here.
+same with `synchronous=FULL`, as it has it for these; `shipped` leaves SQLite's defaults, as DBOS does. What this uses
+of DBOS is in its documentation; only `dbos` and the standard library can be imported here.
 """
 
 from __future__ import annotations
