@@ -372,48 +372,11 @@ def test_confirmed_work_that_both_sides_of_a_partition_reach_for_is_done_once(de
     assert set(statuses(lab["hub"].node).values()) == {"consumed"}
 
 
-def test_what_stands_in_a_silent_devices_permit_is_not_reached_for_again_and_again(device_lab, mail, inbox, outbox):
-    consumer = mail.consumer(inbox, name="send", mode="confirmed")
-
-    @effect(name="mail")
-    async def send_mail(key):
-        return await outbox.send(key, "one")
-
-    @consumer.mutate
-    async def think(run):
-        await asyncio.sleep(1)
-        return send_mail()
-
-    lab = device_lab(devices=["hub", "a", "b"], workflows=lambda name: [] if name == "hub" else [mail])
-    appoint(lab["hub"])
-    lab.settle()
-    hub = lab["hub"].node
-    lab.crash("b")
-    publish(lab["a"].node, "one")
-    lab.until(lambda: any(hub.permits.holders(one.id) for one in hub.peek("mail", "inbox", status="reserved")))
-    lab.crash("a")
-    lab.restart("b")
-    lab.advance(600)
-    (event,) = hub.peek("mail", "inbox", status="reserved")
-    assert hub.permits.holders(event.id)
-    assert [run.node for run in hub.handler_runs.list("mail")] == [hub.handler_runs.list("mail")[0].node]
-    assert outbox.calls == []
-    permit = hub.permits.get(event.run)
-    hub.mutations.resolve(permit.work, "not_happened", by="Ann")
-    lab.until(lambda: statuses(lab["b"].node) == {"one": "consumed"}, within_s=60)
-    lab.restart("a")
-    lab.settle()
-    lab.assert_converged()
-    assert len(outbox.calls) == 1
-    assert hub.events.count_duplicates() == 0
-
-
-@pytest.mark.parametrize(("verdict", "status"), [("happened", "consumed"), ("skip", "skipped")])
-def test_what_a_person_says_of_a_dead_devices_permit_is_carried_out_by_others(
-    device_lab, mail, inbox, outbox, verdict, status
-):
-    consumer = mail.consumer(inbox, name="send", mode="confirmed")
-    went_on = []
+@pytest.fixture
+def dead_with_permit(device_lab, mail, inbox, outbox):
+    """Device a has got the permit for event "one", and dies before it begins; b runs the same handler. Gives the lab,
+    and the results with which `next` was run."""
+    consumer, went_on = mail.consumer(inbox, name="send", mode="confirmed"), []
 
     @effect(name="mail")
     async def send_mail(key):
@@ -437,6 +400,32 @@ def test_what_a_person_says_of_a_dead_devices_permit_is_carried_out_by_others(
     lab.until(lambda: any(hub.permits.holders(one.id) for one in hub.peek("mail", "inbox", status="reserved")))
     lab.crash("a")
     lab.restart("b")
+    return lab, went_on
+
+
+def test_what_stands_in_a_silent_devices_permit_is_not_reached_for_again_and_again(dead_with_permit, outbox):
+    lab, _ = dead_with_permit
+    hub = lab["hub"].node
+    lab.advance(600)
+    (event,) = hub.peek("mail", "inbox", status="reserved")
+    assert hub.permits.holders(event.id)
+    assert len(hub.handler_runs.list("mail")) == 1
+    assert outbox.calls == []
+    hub.mutations.resolve(hub.permits.get(event.run).work, "not_happened", by="Ann")
+    lab.until(lambda: statuses(lab["b"].node) == {"one": "consumed"}, within_s=60)
+    lab.restart("a")
+    lab.settle()
+    lab.assert_converged()
+    assert len(outbox.calls) == 1
+    assert hub.events.count_duplicates() == 0
+
+
+@pytest.mark.parametrize(("verdict", "status"), [("happened", "consumed"), ("skip", "skipped")])
+def test_what_a_person_says_of_a_dead_devices_permit_is_carried_out_by_others(
+    dead_with_permit, outbox, verdict, status
+):
+    lab, went_on = dead_with_permit
+    hub = lab["hub"].node
     lab.advance(120)
     (event,) = hub.peek("mail", "inbox", status="reserved")
     result = {"seen": "by Ann"} if verdict == "happened" else None
