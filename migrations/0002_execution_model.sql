@@ -6,7 +6,8 @@
 -- alike: each looks at its own cell only. '{}' is a row whose body is not here (yet); it counts as absent. Further fields and
 -- new words in a body are left to later versions. json_valid, because SQLite reads JSON5 and Python does not.
 -- Numbers in the local tables: status 0 pending, 1 reserved, 2 unknown (reserved, the outcome of an effect is not known),
--- 3 consumed, 4 skipped, 5 dead; claim state 0 held, 1 released, 2 lost, 3 consumed, 4 skipped, 5 dead.
+-- 3 consumed, 4 skipped, 5 dead; claim state 0 held, 1 released, 2 lost, 3 consumed, 4 skipped, 5 dead; a run's effect 0 none or
+-- none that happened, 1 unknown, 2 to be skipped, 3 happened.
 
 SELECT crsql_begin_alter('main', 'workflows');
 ALTER TABLE workflows ADD COLUMN status TEXT NOT NULL DEFAULT 'active';
@@ -238,10 +239,11 @@ CREATE TABLE run_index (
     id BLOB NOT NULL UNIQUE,
     node BLOB,
     state INTEGER NOT NULL DEFAULT 0,
-    unknown INTEGER NOT NULL DEFAULT 0,
+    effect INTEGER NOT NULL DEFAULT 0,
     at INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX run_index_held ON run_index (n) WHERE state = 0;
+CREATE INDEX run_index_decided ON run_index (n) WHERE state IN (1, 2) AND effect >= 2;
 
 CREATE TABLE claims (
     event INTEGER NOT NULL,
@@ -327,20 +329,51 @@ SELECT v.id AS id, coalesce(unhex(v.body ->> '$.root'), v.id) AS root FROM reser
 
 -- Inserting into an absorb_ view derives; the triggers on the facts and `leasemesh doctor --rebuild` both do just that.
 
--- The ownership rule: of an event's claims, the first by (precedence, recency, ended, at, id) decides.
+-- What became of the effect behind a run's claims, as numbers: of its own; if none is known, of that which it goes on with.
+CREATE VIEW run_effects AS
+SELECT
+    v.id AS run,
+    coalesce(
+        (SELECT CASE w.outcome WHEN 'unknown' THEN 1 WHEN 'skipped' THEN 2 WHEN 'applied' THEN 3 END
+            FROM work_outcomes AS w WHERE w.run = v.id),
+        CASE v.body ->> '$.effect' WHEN 'skipped' THEN 2 WHEN 'applied' THEN 3 END,
+        0) AS effect
+FROM reservations AS v;
+
+-- The ownership rule: of an event's claims, the first by (precedence, recency, ended, at, id) decides. An effect that happened, or is
+-- to be skipped, keeps its claims whatever was claimed later, and also when the run gave them back, as a copy of its file may do that
+-- does not know of the effect: what is decided goes forward. (Skipped: not when the run let go for want of events.)
 CREATE VIEW ranked_claims AS
 SELECT
-    c.event AS event,
-    c.epoch AS epoch,
-    CASE WHEN r.state >= 3 THEN r.state WHEN r.unknown THEN 2 WHEN r.state = 0 THEN 1 ELSE 0 END AS status,
-    CASE WHEN r.state >= 3 OR r.unknown OR r.state = 0 THEN c.run END AS owner,
-    CASE WHEN r.state >= 3 THEN r.state WHEN r.unknown THEN 6 ELSE 7 END AS precedence,
-    CASE WHEN r.state < 3 AND NOT r.unknown THEN -c.epoch ELSE 0 END AS recency,
-    r.state <> 0 AS ended,
-    r.at AS at,
-    r.id AS id
-FROM claims AS c CROSS JOIN run_index AS r
-WHERE r.n = c.run;
+    event,
+    CASE WHEN precedence = 7 THEN (SELECT max(o.epoch) FROM claims AS o WHERE o.event = k.event) ELSE epoch END AS epoch,
+    CASE WHEN state >= 3 THEN state WHEN precedence = 6 THEN 2 WHEN precedence = 7 OR state = 0 THEN 1 ELSE 0 END AS status,
+    CASE WHEN precedence < 8 OR state = 0 THEN run END AS owner,
+    precedence,
+    CASE WHEN precedence = 8 OR precedence = 7 AND state = 0 THEN -epoch ELSE 0 END AS recency,
+    state <> 0 AS ended,
+    at,
+    id
+FROM (
+    SELECT
+        c.event, c.epoch, c.run, r.state, r.at, r.id,
+        CASE
+            WHEN r.state >= 3 THEN r.state
+            WHEN r.effect = 1 THEN 6
+            WHEN r.effect = 3 OR r.effect = 2 AND r.state < 2 THEN 7
+            ELSE 8
+        END AS precedence
+    FROM claims AS c CROSS JOIN run_index AS r
+    WHERE r.n = c.run
+) AS k;
+
+-- Runs whose claims hold events, or may: those that have not ended, and those whose effect keeps what they gave back.
+CREATE VIEW holding_runs AS
+SELECT n, id, node, at, effect FROM run_index WHERE state = 0
+UNION ALL
+SELECT r.n, r.id, r.node, r.at, r.effect FROM run_index AS r
+WHERE r.state IN (1, 2) AND r.effect >= 2 AND EXISTS (
+    SELECT 1 FROM claims AS c CROSS JOIN event_index AS e WHERE c.run = r.n AND e.n = c.event AND e.run = r.n AND e.status = 1);
 
 CREATE VIEW absorb_time AS SELECT NULL AS at;
 CREATE TRIGGER absorb_time INSTEAD OF INSERT ON absorb_time BEGIN
@@ -410,8 +443,9 @@ END;
 CREATE VIEW absorb_reservation AS SELECT NULL AS id, NULL AS node, NULL AS at, NULL AS state, NULL AS events;
 CREATE TRIGGER absorb_reservation INSTEAD OF INSERT ON absorb_reservation BEGIN
     INSERT INTO absorb_time VALUES (NEW.at);
-    INSERT INTO run_index (id, node, at) VALUES (NEW.id, NEW.node, NEW.at)
-        ON CONFLICT (id) DO UPDATE SET node = excluded.node, at = excluded.at;
+    INSERT INTO run_index (id, node, at, effect)
+        SELECT NEW.id, NEW.node, NEW.at, f.effect FROM run_effects AS f WHERE f.run = NEW.id
+        ON CONFLICT (id) DO UPDATE SET node = excluded.node, at = excluded.at, effect = excluded.effect;
     INSERT INTO event_index (id)
         SELECT unhex(substr(j.value, 1, 32)) FROM json_each(NEW.events) AS j
         WHERE length(unhex(substr(j.value, 1, 32))) = 16 AND CAST(substr(j.value, 34) AS INTEGER) BETWEEN 1 AND 1000000
@@ -486,10 +520,10 @@ CREATE TRIGGER forget_reservation INSTEAD OF INSERT ON forget_reservation BEGIN
         AND NOT EXISTS (SELECT 1 FROM claims WHERE claims.event = event_index.n);
 END;
 
--- An effect in flight or unknown keeps its events reserved, whatever the claims say; see work_outcomes.
+-- An effect in flight or unknown keeps its events reserved, whatever the claims say, and so does one that happened; see work_outcomes.
 CREATE VIEW absorb_outcome AS SELECT NULL AS work;
 CREATE TRIGGER absorb_outcome INSTEAD OF INSERT ON absorb_outcome BEGIN
-    UPDATE run_index SET unknown = (SELECT w.outcome = 'unknown' FROM work_outcomes AS w WHERE w.work = NEW.work LIMIT 1)
+    UPDATE run_index SET effect = (SELECT f.effect FROM run_effects AS f WHERE f.run = run_index.id)
     WHERE id IN (SELECT id FROM mutations WHERE work = NEW.work);
     INSERT INTO derive_status
         SELECT DISTINCT c.event FROM mutations AS m JOIN run_index AS r ON r.id = m.id JOIN claims AS c ON c.run = r.n
@@ -508,7 +542,7 @@ END;
 -- The entry of run `id` is no longer about `work`, which other runs may have tried too.
 CREATE VIEW forget_effect AS SELECT NULL AS id, NULL AS work;
 CREATE TRIGGER forget_effect INSTEAD OF INSERT ON forget_effect BEGIN
-    UPDATE run_index SET unknown = 0 WHERE id = NEW.id;
+    UPDATE run_index SET effect = (SELECT f.effect FROM run_effects AS f WHERE f.run = NEW.id) WHERE id = NEW.id;
     INSERT INTO derive_status
         SELECT c.event FROM run_index AS r CROSS JOIN claims AS c WHERE r.id = NEW.id AND c.run = r.n;
     INSERT INTO absorb_outcome VALUES (NEW.work);

@@ -39,7 +39,7 @@ _SAID: dict[str, str] = {
     "FROM event_index AS e LEFT JOIN run_index AS r ON r.n = e.run",
     "event_copies": "SELECT e.id, c.publication, c.position, c.topic, c.at FROM event_copies AS c "
     "JOIN event_index AS e ON e.n = c.event",
-    "run_index": "SELECT id, node, state, unknown, at FROM run_index",
+    "run_index": "SELECT id, node, state, effect, at FROM run_index",
     "claims": "SELECT e.id, r.id, c.epoch FROM claims AS c JOIN event_index AS e ON e.n = c.event "
     "JOIN run_index AS r ON r.n = c.run",
     "duplicates": "SELECT e.id FROM duplicates AS d JOIN event_index AS e ON e.n = d.event",

@@ -9,9 +9,12 @@ The rule, first match wins:
 1. a settled claim: consumed before skipped before dead. Terminal, for ever.
 2. a claim whose run has an external effect in flight or of unknown outcome: reserved, and nobody runs it again by
    itself.
-3. the held claims of the highest epoch of *all* claims, ended ones included: lowest hybrid time, then lowest run id.
+3. a claim whose effect is decided: it happened, or a person said to skip it. Reserved, by the run or by the last one
+   that goes on with its work, until it is settled. Also when the run gave its events back (a copy of its file may do
+   that, which does not know of the effect), and whatever was claimed later: what is decided goes forward.
+4. the held claims of the highest epoch of *all* claims, ended ones included: lowest hybrid time, then lowest run id.
    A held claim of a lower epoch owns nothing, even after the higher one was released.
-4. otherwise pending; the next claim is made at the highest epoch + 1.
+5. otherwise pending; the next claim is made at the highest epoch + 1.
 
 Time appears only in `take_over_wait_ms`, which decides whether a node may *write* a claim at the next epoch. It uses
 this node's own monotonic clock, never a comparison with somebody else's wall clock.
@@ -62,6 +65,18 @@ class EventStatus(IntEnum):
         return self >= EventStatus.CONSUMED
 
 
+class ClaimEffect(IntEnum):
+    """What became of the external effect behind a claim. The numbers are those of the local table run_index."""
+
+    NONE = 0
+    """None was begun, or it did not happen."""
+    UNKNOWN = 1
+    """In flight, or nobody knows."""
+    SKIPPED = 2
+    """A person decided that its events are never to be done."""
+    HAPPENED = 3
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """One run's claim on one event.
@@ -71,14 +86,21 @@ class Claim:
         epoch: 1, 2, 3...; each take-over claims the next one.
         at: hybrid time of the reservation.
         state: how it stands.
-        unknown: the run has an external effect whose outcome is not known.
+        effect: what became of the run's effect; if it has none, of that which it goes on with.
     """
 
     run: RunId
     epoch: int
     at: int
     state: ClaimState
-    unknown: bool = False
+    effect: ClaimEffect = ClaimEffect.NONE
+
+    @property
+    def decided(self) -> bool:
+        """Whether its effect keeps the event until that is settled. One to be skipped does not when the run has let go
+        because it did not own all its events any more."""
+        skipped = self.effect == ClaimEffect.SKIPPED and self.state != ClaimState.LOST
+        return self.effect == ClaimEffect.HAPPENED or skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +109,8 @@ class Ownership:
 
     Attributes:
         status: see the rule.
-        epoch: the deciding claim's epoch; 0 when nobody ever claimed it.
+        epoch: the deciding claim's epoch, when its effect is decided or none decides the highest of all; 0 when nobody
+            ever claimed it. Of an event that may be claimed, the next claim is one higher.
         owner: the deciding run, None when pending.
     """
 
@@ -102,16 +125,24 @@ def decide(claims: Collection[Claim]) -> Ownership:
     if settled:
         first = min(settled, key=lambda claim: (claim.state, claim.at, claim.run))
         return Ownership(EventStatus(first.state), first.epoch, first.run)
-    unknown = [claim for claim in claims if claim.unknown]
+    unknown = [claim for claim in claims if claim.effect == ClaimEffect.UNKNOWN]
     if unknown:
         first = min(unknown, key=lambda claim: (claim.state != ClaimState.HELD, claim.at, claim.run))
         return Ownership(EventStatus.UNKNOWN, first.epoch, first.run)
     epoch = max((claim.epoch for claim in claims), default=0)
+    if decided := [claim for claim in claims if claim.decided]:
+        return Ownership(EventStatus.RESERVED, epoch, min(decided, key=_last_to_go_on).run)
     held = [claim for claim in claims if claim.epoch == epoch and claim.state == ClaimState.HELD]
     if held:
         first = min(held, key=lambda claim: (claim.at, claim.run))
         return Ownership(EventStatus.RESERVED, epoch, first.run)
     return Ownership(EventStatus.PENDING, epoch, None)
+
+
+def _last_to_go_on(claim: Claim) -> tuple[bool, int, int, RunId]:
+    """Order claims by who goes on with what is decided: who has not given it back, then the latest to take it over."""
+    ended = claim.state != ClaimState.HELD
+    return ended, 0 if ended else -claim.epoch, claim.at, claim.run
 
 
 @dataclass(frozen=True, slots=True)

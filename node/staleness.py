@@ -59,24 +59,24 @@ class StalenessWatch:
         changes."""
         watched = self._database.query("SELECT 1 FROM claim_watches WHERE boot <> ? LIMIT 1", (self._boot,))
         missing = self._database.query(
-            "SELECT 1 FROM run_index AS r WHERE r.state = 0 AND r.node <> ? "
+            "SELECT 1 FROM holding_runs AS r WHERE r.node <> ? "
             "AND NOT EXISTS (SELECT 1 FROM claim_watches AS w WHERE w.run = r.id) LIMIT 1",
             (self._database.site_id,),
         )
         ended = self._database.query(
             "SELECT 1 FROM claim_watches AS w WHERE NOT EXISTS "
-            "(SELECT 1 FROM run_index AS r WHERE r.id = w.run AND r.state = 0) LIMIT 1"
+            "(SELECT 1 FROM holding_runs AS r WHERE r.id = w.run) LIMIT 1"
         )
         if not (watched or missing or ended):
             return
         with self._database.transaction(replicated=False) as transaction:
             transaction.execute(
                 "DELETE FROM claim_watches WHERE boot <> ? OR NOT EXISTS "
-                "(SELECT 1 FROM run_index AS r WHERE r.id = run AND r.state = 0)",
+                "(SELECT 1 FROM holding_runs AS r WHERE r.id = run)",
                 (self._boot,),
             )
             transaction.execute(
-                "INSERT INTO claim_watches SELECT r.id, ?, ? FROM run_index AS r WHERE r.state = 0 AND r.node <> ? "
+                "INSERT INTO claim_watches SELECT r.id, ?, ? FROM holding_runs AS r WHERE r.node <> ? "
                 "ON CONFLICT DO NOTHING",
                 (self._boot, self._now_ms(), self._database.site_id),
             )

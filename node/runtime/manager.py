@@ -306,8 +306,8 @@ class Manager(Beginnings):
     def found_applied(self, run: HandlerRun, result: Json) -> None:
         """Record, of a run that has stopped, that its effect happened; another run goes on (`go_on`).
 
-        Its events may have been given back meanwhile, because somebody said that it did not happen. Whoever has not
-        begun its own effect goes on with this one's result; otherwise it happened twice, and that shows.
+        Its events may have been given back meanwhile, because somebody said that it did not happen. They are its own
+        again, unless another run has begun its effect or is done: then it happened twice, and that shows.
         """
         with self._transaction():
             self.node.mutations.mark_applied(run.id, result)

@@ -53,7 +53,7 @@ class EffectBehind:
 
 @dataclass(frozen=True, slots=True)
 class ReservationInfo:
-    """A reservation as its row says.
+    """A reservation as its row says; and held, when that says otherwise of one that owns events by its effect.
 
     Attributes:
         run: its run.
@@ -161,7 +161,7 @@ class Leasing(EventReader):
     def reservation(self, run: str) -> ReservationInfo | None:
         """Return the reservation of a run."""
         with self._database.snapshot():
-            rows = self._database.query("SELECT body, state FROM reservations WHERE id = ?", (blob_of(run),))
+            rows = self._database.query(f"SELECT body, {_STATE} FROM reservations AS v WHERE id = ?", (blob_of(run),))
             body = decode_object(rows[0][0]) if rows else {}
             if not body:
                 return None
@@ -189,9 +189,10 @@ class Leasing(EventReader):
         return RunId(found) if found else None
 
     def held_runs(self, *, own: bool) -> list[RunId]:
-        """Return the runs whose reservations are held, oldest first: this node's, or those of all others."""
+        """Return the runs whose reservations are held, oldest first: this node's, or those of all others. With those
+        that gave events back which their effects keep."""
         rows = self._database.query(
-            f"SELECT id FROM run_index WHERE state = 0 AND node {'=' if own else '<>'} ? ORDER BY at, id",
+            f"SELECT id FROM holding_runs WHERE node {'=' if own else '<>'} ? ORDER BY at, id",
             (self._database.site_id,),
         )
         return [RunId(row[0].hex()) for row in rows]
@@ -242,7 +243,8 @@ class Leasing(EventReader):
 
         Raises:
             NotFound, NotOwner, IllegalState: no such reservation, another node's, or settled; or the effect of its work
-                happened, or nobody knows whether it did: then these events are not free to be done again.
+                happened, or nobody knows whether it did, or a person decided to skip it: then these events are not free
+                to be done again.
         """
         with self._database.transaction() as transaction:
             state = self._own_state(run)
@@ -251,7 +253,7 @@ class Leasing(EventReader):
             if state != "held":
                 raise IllegalState(f"the reservation of run {run}", state, "what is settled cannot be released")
             claimed, owned = self._claimed_and_owned(run)
-            self._refuse_to_forget(run, owned)
+            self._refuse_to_forget(run, claimed, owned)
             _set_state(transaction, run, "lost" if owned < claimed else "released")
             give_up_permit(transaction, run)
             return owned
@@ -301,13 +303,17 @@ class Leasing(EventReader):
     def _mode(self, workflow: str, topics: Iterable[str], handler: str, default: Mode) -> Mode:
         return ModeStore(self._database).claiming(workflow, topics, check_text("handler", handler), default=default)
 
-    def _refuse_to_forget(self, run: str, owned: int) -> None:
+    def _refuse_to_forget(self, run: str, claimed: int, owned: int) -> None:
         """What happened, or may have, must go forward: refuse to give back what `run` owns, or has done.
 
         Without an effect of its own it may leave what it does not own any more; with one, only to those who go on with
-        it. Otherwise nothing would tell that the same was done twice.
+        it. Otherwise nothing would tell that the same was done twice. What is to be skipped is skipped, when it was
+        begun and as long as all of it can be.
         """
         effect = self.effect_behind(run)
+        to_skip = effect is not None and effect.outcome == "skipped" and owned == claimed
+        if effect is not None and to_skip and MutationStore(self._database).get(effect.run) is not None:
+            raise IllegalState(f"the effect of run {effect.run}", "to be skipped", f"skip the events of run {run}")
         if effect is None or effect.outcome not in ("applied", "unknown"):
             return
         if not owned:
@@ -360,6 +366,9 @@ class Leasing(EventReader):
             body["mode"] = mode
         if of is not None:
             body |= {"of": of, "root": self._root(of)}
+            effect = self.effect_behind(of)
+            if effect is not None and effect.outcome in ("applied", "skipped"):
+                body["effect"] = effect.outcome  # it keeps these claims, too
         transaction.execute("INSERT INTO reservations (id, body) VALUES (?, ?)", (blob, json.dumps(body)))
         assert self._claimed_and_owned(run) == (len(events), len(events)), "a claim at the next epoch owns its event"
         return [Event(*event[:-3], "reserved", event.epoch + 1, RunId(run)) for event in events]
@@ -401,7 +410,8 @@ class Leasing(EventReader):
 
     def _own_state(self, run: str) -> str:
         rows = self._database.query(
-            "SELECT body ->> '$.node', state FROM reservations WHERE id = ? AND body <> '{}'", (blob_of(run),)
+            f"SELECT body ->> '$.node', {_STATE} FROM reservations AS v WHERE id = ? AND body <> '{{}}'",
+            (blob_of(run),),
         )
         if not rows:
             raise NotFound("reservation of run", [run], "`leasemesh status` lists the held ones")
@@ -431,6 +441,12 @@ class Leasing(EventReader):
             _set_state(transaction, run, outcome)
             return claimed
 
+
+_STATE = (
+    "CASE WHEN v.state IN ('released', 'lost') AND EXISTS (SELECT 1 FROM holding_runs AS h WHERE h.id = v.id) "
+    "THEN 'held' ELSE v.state END"
+)
+"""How a reservation stands: its row's word, unless an effect that is decided keeps what the row says was given back."""
 
 _CHAIN = (
     "WITH RECURSIVE chain (run, steps) AS (VALUES (?, 0) UNION ALL "

@@ -2,7 +2,7 @@
 
 Two ways, which differ in what becomes of the holder's effect:
 
-* `take_over` claims events to do them anew. It refuses what an effect has happened for.
+* `take_over` claims events to do them anew. It refuses what an effect has happened for, or is to be skipped.
 * `take_over_run` claims all that a run still owns, to go on where it stopped, and records that it does: whoever takes
   over from the taker finds the first run's effect behind it (`Leasing.effect_behind`), and does not repeat it.
 """
@@ -53,7 +53,7 @@ class TakingOver(Leasing):
         Raises:
             NotFound: an event does not exist.
             IllegalState: an event is not reserved (reserve it instead), is settled, its effect's outcome is unknown, or
-                its effect happened (`take_over_run` goes on with that).
+                its effect happened, or is to be skipped (`take_over_run` goes on with that).
             HomeElsewhere: another node alone claims there.
         """
         check_whole("number of events to take over", len(events), least=1, most=CLAIMS_MAX)
@@ -69,9 +69,9 @@ class TakingOver(Leasing):
                     raise IllegalState(f"event {one.id}", one.status, "only a reserved event can be taken over")
             for holder in dict.fromkeys(one.run for one in found.values() if one.run):
                 effect = self.effect_behind(holder)
-                if effect is not None and effect.outcome == "applied":
+                if effect is not None and effect.outcome in ("applied", "skipped"):
                     wanted = f"go on with what is left of run {holder} (take_over_run), it must not be done again"
-                    raise IllegalState(f"the effect of run {effect.run}", "applied", wanted)
+                    raise IllegalState(f"the effect of run {effect.run}", effect.outcome, wanted)
             workflow = found[EventId(events[0])].workflow
             mode = self._mode_to_take(workflow, list(found.values()), handler, default_mode)
             self._refuse_permitted(list(found.values()), mode)
@@ -145,10 +145,10 @@ SELECT lower(hex(r.id)), lower(hex(r.node)), v.body ->> '$.workflow', v.body ->>
     SELECT lower(hex(e.id)) FROM claims AS c CROSS JOIN event_index AS e
     WHERE c.run = r.n AND e.n = c.event AND e.run = r.n AND e.status = 1 AND e.publication IS NOT NULL LIMIT 1
 ) AS event
-FROM run_index AS r CROSS JOIN reservations AS v
+FROM holding_runs AS r CROSS JOIN reservations AS v
 LEFT JOIN claim_watches AS w ON w.run = r.id
 LEFT JOIN heard AS h ON h.site = r.node AND h.boot = w.boot
-WHERE r.state = 0 AND r.node <> ? AND NOT r.unknown AND v.id = r.id AND event IS NOT NULL AND EXISTS (
+WHERE r.node <> ? AND r.effect <> 1 AND v.id = r.id AND event IS NOT NULL AND EXISTS (
     SELECT 1 FROM json_each(?) AS j
     WHERE j.value ->> 0 = v.body ->> '$.workflow' AND j.value ->> 1 = v.body ->> '$.handler')
 ORDER BY w.since_ms IS NULL, max(w.since_ms, coalesce(h.monotonic_ms, w.since_ms)), r.id LIMIT ?

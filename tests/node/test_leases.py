@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.ids import RunId
-from node.leases import Claim, ClaimState, EventStatus, Ownership, StalenessRule, decide, take_over_wait_ms
+from node.leases import Claim, ClaimEffect, ClaimState, EventStatus, Ownership, StalenessRule, decide, take_over_wait_ms
 
 HELD, RELEASED, LOST, CONSUMED, SKIPPED, DEAD = ClaimState
+NONE, UNKNOWN, TO_SKIP, HAPPENED = ClaimEffect
 RULE = StalenessRule(ttl_ms=60_000, margin_ms=15_000)
 
 claims = st.builds(
@@ -18,13 +19,13 @@ claims = st.builds(
     epoch=st.integers(1, 3),
     at=st.integers(0, 3),
     state=st.sampled_from(ClaimState),
-    unknown=st.booleans(),
+    effect=st.sampled_from(ClaimEffect),
 )
 claim_sets = st.lists(claims, max_size=6, unique_by=lambda claim: claim.run)
 
 
-def claim(run, state=HELD, *, epoch=1, at=1, unknown=False):
-    return Claim(RunId(run), epoch, at, state, unknown)
+def claim(run, state=HELD, *, epoch=1, at=1, effect=NONE):
+    return Claim(RunId(run), epoch, at, state, effect)
 
 
 @pytest.mark.parametrize(
@@ -52,10 +53,28 @@ def claim(run, state=HELD, *, epoch=1, at=1, unknown=False):
         # One of two equal claims was released: the other owns.
         ([claim("a", RELEASED), claim("b", at=5)], EventStatus.RESERVED, 1, "b"),
         # An effect of unknown outcome keeps the event, whatever became of the claim.
-        ([claim("a", RELEASED, unknown=True)], EventStatus.UNKNOWN, 1, "a"),
-        ([claim("a", LOST, unknown=True), claim("b", epoch=3)], EventStatus.UNKNOWN, 1, "a"),
-        ([claim("a", CONSUMED), claim("b", unknown=True)], EventStatus.CONSUMED, 1, "a"),
-        ([claim("a", RELEASED, unknown=True), claim("b", unknown=True, at=9)], EventStatus.UNKNOWN, 1, "b"),
+        ([claim("a", RELEASED, effect=UNKNOWN)], EventStatus.UNKNOWN, 1, "a"),
+        ([claim("a", LOST, effect=UNKNOWN), claim("b", epoch=3)], EventStatus.UNKNOWN, 1, "a"),
+        ([claim("a", CONSUMED), claim("b", effect=UNKNOWN)], EventStatus.CONSUMED, 1, "a"),
+        ([claim("a", RELEASED, effect=UNKNOWN), claim("b", effect=UNKNOWN, at=9)], EventStatus.UNKNOWN, 1, "b"),
+        # One that happened keeps it, too, when it was given back or claimed later; the next claim is the highest.
+        ([claim("a", RELEASED, effect=HAPPENED)], EventStatus.RESERVED, 1, "a"),
+        ([claim("a", LOST, effect=HAPPENED), claim("b", epoch=3)], EventStatus.RESERVED, 3, "a"),
+        ([claim("a", effect=HAPPENED), claim("b", RELEASED, epoch=2)], EventStatus.RESERVED, 2, "a"),
+        ([claim("a", effect=HAPPENED), claim("b", epoch=2, effect=UNKNOWN)], EventStatus.UNKNOWN, 2, "b"),
+        ([claim("a", effect=HAPPENED), claim("b", SKIPPED, epoch=2)], EventStatus.SKIPPED, 2, "b"),
+        # The last to go on with it has it; of those that gave it back the first, which began it.
+        ([claim("a", effect=HAPPENED), claim("b", epoch=2, effect=HAPPENED)], EventStatus.RESERVED, 2, "b"),
+        ([claim("a", LOST, effect=HAPPENED), claim("b", epoch=2, effect=HAPPENED)], EventStatus.RESERVED, 2, "b"),
+        ([claim("a", effect=HAPPENED), claim("b", RELEASED, epoch=2, effect=HAPPENED)], EventStatus.RESERVED, 2, "a"),
+        (
+            [claim("a", LOST, effect=HAPPENED), claim("b", RELEASED, epoch=2, at=2, effect=HAPPENED)],
+            EventStatus.RESERVED, 2, "a",
+        ),
+        # One that a person decided to skip: also when it was given back, but not when it let go of what others own.
+        ([claim("a", RELEASED, effect=TO_SKIP), claim("b", epoch=2)], EventStatus.RESERVED, 2, "a"),
+        ([claim("a", LOST, effect=TO_SKIP), claim("b", epoch=2)], EventStatus.RESERVED, 2, "b"),
+        ([claim("a", LOST, effect=TO_SKIP)], EventStatus.PENDING, 1, None),
     ],
 )  # fmt: skip
 def test_the_rule(known, status, epoch, owner):
@@ -71,11 +90,13 @@ def test_the_order_in_which_claims_are_known_does_not_matter(data, known):
 # What devices know, and merge: each run's claim never changes, and of its states (one writer) the later one counts.
 STAGES = (HELD, RELEASED, LOST, DEAD, SKIPPED, CONSUMED)
 fixed_claims = {
-    RunId(letter * 32): Claim(RunId(letter * 32), epoch, at, HELD, False)
+    RunId(letter * 32): Claim(RunId(letter * 32), epoch, at, HELD)
     for letter, epoch, at in [("a", 1, 2), ("b", 1, 1), ("c", 2, 3), ("d", 2, 3), ("e", 3, 0)]
 }
 knowings = st.dictionaries(
-    st.sampled_from(sorted(fixed_claims)), st.tuples(st.integers(0, len(STAGES) - 1), st.booleans()), max_size=5
+    st.sampled_from(sorted(fixed_claims)),
+    st.tuples(st.integers(0, len(STAGES) - 1), st.sampled_from(ClaimEffect)),
+    max_size=5,
 )
 
 
@@ -86,7 +107,7 @@ def merged(one, other):
 
 def decided(known):
     return decide(
-        [replace(fixed_claims[run], state=STAGES[stage], unknown=flag) for run, (stage, flag) in known.items()]
+        [replace(fixed_claims[run], state=STAGES[stage], effect=effect) for run, (stage, effect) in known.items()]
     )
 
 

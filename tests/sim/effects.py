@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from node.leases import EventStatus
+from node.leases import ClaimEffect, EventStatus
 from sim.handling import AUTOMATION, CONFIRMED, SOFT
 
 PHASES = {
@@ -18,14 +18,16 @@ PHASES = {
     "consumer": ("pending", "preparing", "prepared", "mutating", "mutated", "emitting", "committed"),
 }
 UNKNOWN = ("in_flight", "needs_reconcile", "indeterminate")
+EFFECTS = {"unknown": ClaimEffect.UNKNOWN, "skipped": ClaimEffect.SKIPPED, "applied": ClaimEffect.HAPPENED}
+"""What a work's outcome is to the ownership rule."""
 
 GRACE_US = 1_500_000
 """A claim counts as made in a calm world when the calm had lasted so long."""
 
 
-def unknown_runs(database, *, besides: str | None) -> set[str]:
-    """The runs whose work is of unknown outcome, folded here from the entries and verdicts themselves; as if one run
-    had made no entry."""
+def effects_of_runs(database, *, besides: str | None) -> dict[str, ClaimEffect]:
+    """What became of the effects of runs, folded here from the entries and verdicts themselves; as if one run had made
+    no entry."""
     runs: dict[str, str] = {}
     entries: dict[str, set[str]] = {}
     rows = database.query("SELECT lower(hex(id)), body, progress, outcome FROM mutations WHERE body <> '{}'")
@@ -38,8 +40,8 @@ def unknown_runs(database, *, besides: str | None) -> set[str]:
     for (text,) in database.query("SELECT body FROM verdicts WHERE body <> '{}'"):
         body = json.loads(text)
         said.setdefault(body["work"], set()).add(body["verdict"])
-    unknown = {work for work, statuses in entries.items() if _fold(statuses, said.get(work, set())) == "unknown"}
-    return {run for run, work in runs.items() if work in unknown}
+    outcomes = {work: _fold(statuses, said.get(work, set())) for work, statuses in entries.items()}
+    return {run: EFFECTS[outcomes[work]] for run, work in runs.items() if outcomes[work] in EFFECTS}
 
 
 def _fold(statuses: set[str], said: set[str]) -> str:

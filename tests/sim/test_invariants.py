@@ -77,9 +77,9 @@ def test_S1_finds_a_status_that_does_not_follow_from_the_facts(altered_schema):
 
 def test_S2_finds_that_a_held_claim_reopens_a_settled_event(altered_schema):
     ((view,),) = rows_of_the_template("SELECT sql FROM sqlite_schema WHERE name = 'ranked_claims'")
-    rule = "CASE WHEN r.state >= 3 THEN r.state WHEN r.unknown THEN 6 ELSE 7 END AS precedence"
+    rule = "WHEN r.state >= 3 THEN r.state"
     assert rule in view
-    altered_schema(f"DROP VIEW ranked_claims; {view.replace(rule, '7 AS precedence')}")
+    altered_schema(f"DROP VIEW ranked_claims; {view.replace(rule, 'WHEN r.state >= 3 THEN 8')}")
     assert first_violation("S2")
 
 
@@ -148,8 +148,8 @@ def test_S7_finds_a_call_whose_intent_is_not_written_down(monkeypatch):
 
 def test_S8_finds_that_work_of_unknown_outcome_is_begun_again(altered_schema, monkeypatch):
     ((view,),) = rows_of_the_template("SELECT sql FROM sqlite_schema WHERE name = 'ranked_claims'")
-    assert "r.unknown" in view
-    altered_schema(f"DROP VIEW ranked_claims; {view.replace('r.unknown', '0')}")
+    assert "r.effect = 1" in view
+    altered_schema(f"DROP VIEW ranked_claims; {view.replace('r.effect = 1', '0')}")
     monkeypatch.setattr(Leasing, "effect_behind", lambda self, run: None)
     monkeypatch.setattr(MutationStore, "_refuse_to_begin", lambda self, run, work: None)
     assert first_violation("S8", preset="handlers")

@@ -403,6 +403,66 @@ def dead_with_permit(device_lab, mail, inbox, outbox):
     return lab, went_on
 
 
+@pytest.mark.parametrize("mode", ["soft", "confirmed"])
+@pytest.mark.parametrize("told_first", [True, False])
+def test_what_happened_before_a_backup_was_restored_goes_forward_though_the_backup_gave_its_events_back(
+    device_lab, mail, inbox, sent, outbox, mode, told_first
+):
+    """The backup is of the moment between the claim and the effect. Alone with it, the device takes itself for the one
+    that made the claim, and releases it. Then the hub tells it of its lost future, and it takes a new identity; or it
+    meets a device first that does not know of that."""
+    consumer = mail.consumer(inbox, name="send", mode=mode, batch=10, publishes=[sent])
+    thinking, endings = [], []
+
+    @effect(name="mail")
+    async def send_mail(key):
+        return await outbox.send(key, "one")
+
+    @consumer.mutate
+    async def think(run):
+        thinking.append(run.id)
+        await asyncio.sleep(1)
+        return send_mail()
+
+    @consumer.next
+    async def record(run):
+        endings.append([event.message_id for event in run.events])
+        if len(endings) == 1:
+            await asyncio.Event().wait()
+        for event in run.events:
+            run.publish(sent, f"re-{event.message_id}", payload=run.result)
+
+    lab = device_lab(devices=["hub", "a", "b"], workflows=lambda name: [] if name == "hub" else [mail])
+    appoint(lab["hub"])
+    lab.settle()
+    lab.crash("b")
+    publish(lab["a"].node, "one", "two")
+    lab.until(lambda: thinking)
+    backup = lab.backup("a")
+    lab.until(lambda: endings)
+    lab.advance(1)  # the hub hears that it happened
+    lab.crash("a")
+    lab.partition("a", "hub")
+    lab.restore(backup)
+    lab.until(lambda: lab["a"].node.events.reservation(thinking[0]).state == "released")
+    publish(lab["hub"].node, "three")
+    if not told_first:
+        lab.restart("b")
+    lab.heal()
+    lab.advance(2)
+    if told_first:
+        lab.restart("b")
+    lab.until(lambda: set(statuses(lab["b"].node).values()) == {"consumed"}, within_s=200)
+    lab.settle()
+    lab.assert_converged()
+    own = lab["hub"].node.events.reservation(thinking[0]).node == lab["a"].node.site_id
+    assert own is not told_first
+    assert sorted(endings[1:]) == [["one", "two"], ["three"]]
+    assert len(outbox.calls) == 2
+    assert lab["hub"].node.events.count_duplicates() == 0
+    assert set(statuses(lab["hub"].node, "sent")) == {"re-one", "re-two", "re-three"}
+
+
 def test_what_stands_in_a_silent_devices_permit_is_not_reached_for_again_and_again(dead_with_permit, outbox):
     lab, _ = dead_with_permit
     hub = lab["hub"].node

@@ -488,7 +488,7 @@ def said_not_to_have_happened(node, by, consumer):
     return node.handler_runs.get(attempt.run)
 
 
-def test_what_happened_against_a_persons_word_is_gone_on_with_by_a_run_that_has_not_begun_its_own_effect(
+def test_what_happened_against_a_persons_word_takes_its_events_back_from_a_run_that_has_not_begun_its_own_effect(
     open_node, mail, inbox, sent, hands
 ):
     node = open_node("a")
@@ -504,7 +504,12 @@ def test_what_happened_against_a_persons_word_is_gone_on_with_by_a_run_that_has_
     until(steps, script.AwaitPermit)
     node.authority.tend()
     by.manager.found_applied(first, {"told": "late"})
-    assert to_end(steps).kind == "committed"
+    assert to_end(steps).kind == "lost"
+    (found,) = Recovery(by.manager, {("mail", "send"): consumer}).look().continuations
+    assert (found.of.id, found.taken) == (first.id, False)
+    rest = script.go_on(by, consumer, by.session(consumer), found.of.id, taken=False)
+    assert to_end(rest).kind == "committed"
+    assert statuses(node) == {"one": "consumed"}
     assert node.peek("mail", "sent")[0].payload == {"told": "late"}
     assert node.events.count_duplicates() == 0
 

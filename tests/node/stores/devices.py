@@ -42,7 +42,7 @@ DERIVED = {
     "FROM event_index AS e LEFT JOIN run_index AS r ON r.n = e.run",
     "event_copies": "SELECT e.id, c.publication, c.position, c.topic, c.at FROM event_copies AS c "
     "LEFT JOIN event_index AS e ON e.n = c.event",
-    "run_index": "SELECT id, node, state, unknown, at FROM run_index",
+    "run_index": "SELECT id, node, state, effect, at FROM run_index",
     "claims": "SELECT e.id, r.id, c.epoch FROM claims AS c LEFT JOIN event_index AS e ON e.n = c.event "
     "LEFT JOIN run_index AS r ON r.n = c.run",
     "duplicates": "SELECT e.id FROM duplicates AS d LEFT JOIN event_index AS e ON e.n = d.event",

@@ -13,7 +13,7 @@ import pytest
 from devices import NOW_MS, Device, absorb_all, merge
 
 from node.derived import rebuild
-from node.errors import IllegalState
+from node.errors import IllegalState, LeaseLost, NotAvailable
 from node.identity import reidentify
 from node.stores.runs import ENDED
 
@@ -261,6 +261,72 @@ def test_a_copy_from_before_the_intent_never_begins_the_effect_and_hears_of_it(t
     for target in (copy, witness):
         merge(original, target)
     assert {device.status("a") for device in (original, copy, witness)} == {"consumed"}
+
+
+@pytest.fixture
+def given_back(tmp_path, open_device, opened):
+    """A run whose effect was done by the original, and whose events were given back by a copy from before that; the
+    copy, which has heard of it, a device that has heard of neither, and the run."""
+    original, witness = open_device(), open_device()
+    original.publish("a", "b")
+    run = original.reserve("a", "b")
+    copy_file(original, tmp_path / "copy.db")
+    copy = opened(Device(tmp_path / "copy.db", seed=9))
+    copy.events.release(run)
+    work = original.mutations.work_for(run)
+    original.mutations.intend(run, work, tool="send")
+    return original, copy, witness, run
+
+
+def test_what_a_copy_gave_back_stays_with_the_run_whose_effect_happened(given_back):
+    original, copy, witness, run = given_back
+    original.mutations.mark_applied(run, "sent")
+    for source, target in ((copy, witness), (original, witness), (original, copy), (copy, original)):
+        merge(source, target)
+    for device in (original, copy, witness):
+        assert [device.event(name).run for name in "ab"] == [run, run]
+        assert device.events.reservation(run).state == "held"
+        assert rebuild(device.database).corrected == {}
+        with device.unchanged(), pytest.raises(NotAvailable):
+            device.reserve("a")
+    assert original.events.held_runs(own=True) == witness.events.held_runs(own=False) == [run]
+    with original.unchanged(), pytest.raises(IllegalState, match="is applied: run .* cannot be released"):
+        original.events.release(run)
+    assert original.events.consume(run) == 2
+    assert {original.status(name) for name in "ab"} == {"consumed"}
+
+
+def test_who_claimed_what_a_copy_gave_back_loses_it_to_the_run_whose_effect_happened(given_back):
+    original, copy, witness, run = given_back
+    merge(copy, witness)
+    later = witness.reserve("b")
+    original.mutations.mark_applied(run, "sent")
+    merge(original, witness)
+    with witness.unchanged(), pytest.raises(LeaseLost, match=run):
+        witness.events.consume(later)
+    assert witness.events.release(later) == 0
+    taker = witness.runs.new_id()
+    assert len(witness.events.take_over_run(taker, run, handler="send")) == 2
+    assert witness.events.held_runs(own=False) == []
+    witness.events.consume(taker)
+    merge(witness, original)
+    original.events.consume(run, effect_happened=True)
+    merge(original, witness)
+    assert {device.status(name) for device in (original, witness) for name in "ab"} == {"consumed"}
+    assert witness.events.count_duplicates() == 0
+
+
+def test_what_a_copy_gave_back_and_a_person_decided_to_skip_is_skipped(given_back):
+    original, copy, witness, run = given_back
+    merge(original, witness)
+    merge(copy, witness)
+    assert {witness.status(name) for name in "ab"} == {"unknown"}
+    witness.mutations.resolve(witness.mutations.work_for(run), "skip", by="Ann")
+    assert {witness.status(name) for name in "ab"} == {"reserved"}
+    taker = witness.runs.new_id()
+    assert len(witness.events.take_over_run(taker, run, handler="send")) == 2
+    assert witness.events.skip(taker) == 2
+    assert {witness.status(name) for name in "ab"} == {"skipped"}
 
 
 def test_an_effect_that_was_entered_before_the_copy_was_made_is_not_begun_there(tmp_path, device):

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from node.derived import rebuild
 from node.errors import LeasemeshError
 from node.ids import RunId
-from node.leases import EPOCH_MAX, Claim, ClaimState, decide
+from node.leases import EPOCH_MAX, Claim, ClaimEffect, ClaimState, decide
 
 MESSAGES = ("a", "b", "c", "d")
 EVENTS = [event_of(name) for name in MESSAGES]
@@ -35,6 +35,8 @@ VERDICTS = [bytes([number]) * 16 for number in (0xE1, 0xE2)]
 STATES = ["held", "released", "lost", "settled 3 consumed", "settled 2 skipped", "settled 1 dead"]
 PROGRESS = ["pending", "in_flight", "needs_reconcile", "indeterminate", "of a later version"]
 OUTCOMES = ["", mutation_outcome("failed"), mutation_outcome("applied"), mutation_outcome("undone", number=2)]
+
+EFFECTS = {"unknown": ClaimEffect.UNKNOWN, "skipped": ClaimEffect.SKIPPED, "applied": ClaimEffect.HAPPENED}
 
 # Few times, so that ties are common.
 times = st.integers(NOW_MS << 16, (NOW_MS << 16) + 3)
@@ -87,7 +89,8 @@ def publication_bodies(draw):
 @st.composite
 def reservation_bodies(draw):
     claims = draw(st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(1, 3)), max_size=4))
-    body = reservation_body(claims, node=draw(nodes), at=draw(times))
+    of = draw(st.sampled_from([{}, {}, {"effect": "applied"}, {"effect": "skipped"}, {"effect": "of a later version"}]))
+    body = reservation_body(claims, node=draw(nodes), at=draw(times), **of)
     body["events"] = draw(st.permutations(body["events"] + draw(st.lists(odd_claims, max_size=1))))
     return body
 
@@ -183,9 +186,10 @@ def expected(device):
     for run, body in facts["reservations"].items():
         name = words[run].rpartition(" ")[2].upper()
         state = ClaimState[name] if name in ClaimState.__members__ else ClaimState.HELD
-        unknown = run in mutations and outcome_of(mutations[run]["work"], mutations, verdicts) == "unknown"
+        own = outcome_of(mutations[run]["work"], mutations, verdicts) if run in mutations else "none"
+        effect = EFFECTS.get(own) or EFFECTS.get(body.get("effect"), ClaimEffect.NONE)
         for event, epoch in claims_of(body).items():
-            claims.setdefault(event, []).append(Claim(RunId(run.hex()), epoch, body["at"], state, unknown))
+            claims.setdefault(event, []).append(Claim(RunId(run.hex()), epoch, body["at"], state, effect))
     for publication, body in facts["publications"].items():
         seen = set()
         for position, event in enumerate(body["ids"]):

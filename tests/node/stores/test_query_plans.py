@@ -26,8 +26,16 @@ NOT_GROWING = {
 # Scans that are meant: (what is scanned and how, the statement's beginning, why).
 MEANT = [
     ("SCAN workflows", "SELECT id, title, enabled", "the list of all workflows returns every row"),
-    ("SCAN run_index USING INDEX run_index_held", "SELECT id FROM run_index WHERE state = 0", "has held ones only"),
-    ("SCAN r USING INDEX run_index_held", "SELECT lower(hex(r.id)), lower(hex(r.node)), v.body", "the same"),
+    *(
+        (scan, start, why)
+        for start in ("SELECT id FROM holding_runs", "SELECT lower(hex(r.id)), lower(hex(r.node)), v.body")
+        for scan, why in (
+            ("SCAN run_index USING INDEX run_index_held", "has held ones only"),
+            ("SCAN r USING INDEX run_index_decided", "has those only that gave back what their effects keep"),
+            ("SCAN holding_runs", "both of them"),
+        )
+    ),
+    ("SCAN r", "SELECT lower(hex(r.id)), lower(hex(r.node)), v.body", "the same"),
     ("SCAN duplicates", "SELECT count(*) FROM duplicates", "work done twice is rare, and people look at each"),
     ("SCAN duplicates", "SELECT e.id", "in the order asked for, up to the limit"),
     ("SCAN d", "SELECT e.id", "the rows of the line above"),

@@ -52,11 +52,19 @@ def test_what_happened_or_may_have_is_not_given_back(device, status):
     assert f"run {run} cannot be released" in str(raised.value)
 
 
-@pytest.mark.parametrize("status", [None, "failed", "not_happened", "skip"])
+@pytest.mark.parametrize("status", [None, "failed", "not_happened"])
 def test_what_did_not_happen_is_given_back(device, status):
     device.publish("a")
     assert device.events.release(held(device, "a", status=status)) == 1
     assert device.status("a") == "pending"
+
+
+def test_what_a_person_decided_to_skip_is_not_given_back(device):
+    device.publish("a")
+    run = held(device, "a", status="skip")
+    with device.unchanged(), pytest.raises(IllegalState, match=f"to be skipped: skip the events of run {run}"):
+        device.events.release(run)
+    assert device.events.skip(run) == 1
 
 
 def test_a_run_whose_effect_happened_does_not_leave_when_others_did_the_work_too(two):
@@ -85,8 +93,8 @@ def test_a_run_without_an_effect_of_its_own_leaves_what_it_lost(two):
 # --- Taking over events -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", ["applied", "happened"])
-def test_events_for_which_an_effect_happened_are_not_taken_over_to_be_done_anew(two, status):
+@pytest.mark.parametrize("status", ["applied", "happened", "skip"])
+def test_events_of_an_effect_that_is_decided_are_not_taken_over_to_be_done_anew(two, status):
     first, second = two
     run = held(first, "a", "b", status=status)
     merge(first, second)
