@@ -133,9 +133,12 @@ class Manager(Beginnings):
     def applied(self, attempt: Attempt, result: Json) -> None:
         """Record that the effect happened: from here on the work goes forward."""
         with self._transaction():
-            self.node.mutations.mark_applied(attempt.run, result)
+            self._mark_applied(attempt, result)
             self._runs.advance(attempt.run, "mutated", "emitting")
             self._plan(attempt)
+
+    def _mark_applied(self, attempt: Attempt, result: Json) -> None:
+        self.node.mutations.mark_applied(attempt.run, result)
         attempt.result = result
         attempt.outcome = "applied"
 
@@ -148,8 +151,8 @@ class Manager(Beginnings):
 
         def end() -> None:
             with self._transaction():
-                self.applied(attempt, result)
-                self.commit(attempt, None)
+                self._mark_applied(attempt, result)
+                self._commit(attempt, None, "mutated", "emitting", "committed")
 
         try:
             if and_begin:
@@ -241,21 +244,30 @@ class Manager(Beginnings):
             StaleVersion: another device's run has written the handler's state, and no effect happened.
             InvalidInput: the state is not JSON.
         """
+        self._commit(attempt, state, *_way_to_commit(attempt))
+
+    def _commit(self, attempt: Attempt, state: Json, *way: Phase) -> None:
         handler = attempt.handler
         details: dict[str, Json] = {}
         with self._transaction():
             self._publish(attempt)
             if attempt.holder is not None:
-                happened = attempt.outcome == "applied"
-                if happened:
-                    self.require_its_own(attempt)
-                self._events.consume(attempt.holder, effect_happened=happened)
+                self._consume(attempt, attempt.holder)
             if isinstance(handler, Producer) or handler.stateful:
                 details |= self._keep_state(attempt, state)
             if isinstance(handler, Consumer):
                 self._plan(attempt)
-            self._runs.advance(attempt.run, *_way_to_commit(attempt), details=self._told(attempt) | details)
+            self._runs.advance(attempt.run, *way, details=self._told(attempt) | details)
             self._count(attempt)
+
+    def _consume(self, attempt: Attempt, holder: RunId) -> None:
+        try:
+            self._events.consume(holder)
+        except (LeaseLost, IllegalState):
+            if attempt.outcome != "applied":
+                raise
+            self.require_its_own(attempt)
+            self._events.consume(holder, effect_happened=True)
 
     def commit_and_begin(self, attempt: Attempt, state: Json) -> Attempt | None:
         """End a run as `commit` does, and begin its consumer's next one in the same transaction: half the commits.

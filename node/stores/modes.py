@@ -166,13 +166,11 @@ class ModeStore(Store):
         return {one.gone for one in self._for_claim(workflow, topics, handler) if one.gone}
 
     def _for_claim(self, workflow: str, topics: Iterable[str], handler: str) -> builtins.list[ModeSetting]:
-        named: builtins.list[tuple[Kind, str]] = [("handler", handler), *(("topic", topic) for topic in topics)]
-        found = [self._get(workflow, kind, name) for kind, name in named]
-        return [one for one in found if one is not None]
+        keys = (_key(workflow, "handler", handler), *(_key(workflow, "topic", topic) for topic in topics))
+        return [_setting(body) for _, body in self._bodies("modes", f"id IN ({', '.join('?' * len(keys))})", keys)]
 
     def _get(self, workflow: str, kind: Kind, name: str) -> ModeSetting | None:
-        key = blob_of(ids.mode_id(check_text("workflow", workflow), kind, check_text(kind, name)))
-        rows = self._bodies("modes", "id = ?", (key,))
+        rows = self._bodies("modes", "id = ?", (_key(workflow, kind, name),))
         return _setting(rows[0][1]) if rows else None
 
     def _is_behind(self, setting: ModeSetting) -> bool:
@@ -183,6 +181,10 @@ class ModeStore(Store):
             "SELECT 1 FROM knowledge WHERE site = unhex(?) AND version >= ?", (setting.after, setting.version)
         )
         return not rows
+
+
+def _key(workflow: str, kind: Kind, name: str) -> bytes:
+    return blob_of(ids.mode_id(check_text("workflow", workflow), kind, check_text(kind, name)))
 
 
 def _what(setting: ModeSetting) -> str:

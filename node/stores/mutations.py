@@ -92,6 +92,7 @@ class MutationStore(WorkReader):
             if found is not None:
                 self._refuse_other_writer(run, found.node)
                 return found
+            self._refuse_run_of_others(run)
             return self._enter(run, work, tool, params, "pending")
 
     def intend(self, run: str, work: str, *, tool: str, params: Json = None) -> Mutation:
@@ -324,8 +325,6 @@ class MutationStore(WorkReader):
         }
         progress = _progress(status, now)
         with self._database.transaction() as transaction:
-            self._refuse_run_of_other_writer(run)
-            self._refuse_run_of_earlier_start(run)
             transaction.execute(
                 "INSERT INTO mutations (id, body, progress) VALUES (?, ?, ?)",
                 (blob_of(run), _encode(body), _encode(progress)),
@@ -333,15 +332,15 @@ class MutationStore(WorkReader):
         return _mutation(blob_of(run), body, status, progress, {})
 
     def _refuse_to_begin(self, run: str, work: str) -> None:
-        self._refuse_run_of_other_writer(run)
-        self._refuse_run_of_earlier_start(run)
+        self._refuse_run_of_others(run)
         outcome = work_outcome(self._database, work)
         if outcome in ("applied", "skipped", "unknown"):
             raise IllegalState(f"work {work}", outcome, "its effect is not begun once more")
         self._refuse_without_permit(run, work)
 
-    def _refuse_run_of_earlier_start(self, run: str) -> None:
+    def _refuse_run_of_others(self, run: str) -> None:
         """Only the process that began a run performs its effect: of copies of one file, at most one does."""
+        self._refuse_run_of_other_writer(run)
         rows = self._database.query(
             "SELECT body ->> '$.incarnation' FROM reservations WHERE id = ?1 AND body <> '{}' UNION ALL "
             "SELECT body ->> '$.incarnation' FROM handler_runs WHERE id = ?1 AND body <> '{}' UNION ALL "
