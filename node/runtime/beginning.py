@@ -320,7 +320,8 @@ class Beginnings:
 
     def _supersede(self, run: RunId, reason: str) -> None:
         found = self._runs.get(run)
-        if found is not None and found.status not in ENDED:
+        # Of another node it may be when this one got a new identity since: nothing is written of those.
+        if found is not None and found.status not in ENDED and found.node == self.node.site_id:
             self._runs.set_status(run, "superseded", details={"ended_because": reason})
 
 

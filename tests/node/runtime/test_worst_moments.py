@@ -414,3 +414,27 @@ def test_a_crash_does_not_forget_that_a_handler_was_woken(device_lab, mail, inbo
     assert len(done) == 2
     lab.advance(3_600)
     assert len(done) == 3
+
+
+async def test_a_device_that_got_a_new_identity_tries_again_what_it_failed_at_under_the_old_one(
+    open_node, mail, inbox, within
+):
+    """A backup was restored, and a peer told it so while the app ran: the failed run belongs to another node now."""
+    tried = []
+
+    @mail.consumer(inbox, name="count").next
+    def count(run):
+        tried.append(run.id)
+        if len(tried) == 1:
+            raise Transient("not yet")
+
+    node = open_node("a")
+    publish(node, "one")
+    async with within(), node.running([mail], retry=RetryRule(first_ms=200, most_ms=200)) as runner:
+        await told_of(runner.observe(), "failed")
+        first = node.handler_runs.get(tried[0])
+        assert node.reset_identity() != first.node
+        await told_of(runner.observe(), "committed")
+    assert statuses(node) == {"one": "consumed"}
+    assert node.handler_runs.get(tried[1]).retry_of == first.id
+    assert node.handler_runs.get(first.id).status == first.status == "paused:transient"
