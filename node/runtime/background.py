@@ -182,6 +182,9 @@ class Reconciliation:
 
     def _record_late(self, run: HandlerRun, entry: Mutation, outcome: Outcome) -> None:
         """Record it. Only what nobody knows need not be said of an entry that says so already."""
+        if run.node != self._node.site_id:
+            self._witness(run, entry, outcome)
+            return
         if not isinstance(outcome, Unknown):
             self._record(run, entry, outcome)
         if not isinstance(outcome, Unknown) or entry.status != "in_flight":
@@ -189,6 +192,17 @@ class Reconciliation:
         effect = self._effect(run, entry)
         can_ask = effect is not None and effect.reconciler is not None
         self._manager.call_ended(run, outcome.reason, reconcile_at=self._runner.clock_ms() if can_ask else None)
+
+    def _witness(self, run: HandlerRun, entry: Mutation, outcome: Outcome) -> None:
+        """Say of a call that was begun under an earlier identity of this node what this one can: it may not write the
+        entry of another node, but give a verdict, as any device may. Did not happen would not count, because the entry
+        stays in flight."""
+        text = f"{entry.tool} of run {short_run(run.id)}, begun before this device got a new identity"
+        if isinstance(outcome, Happened):
+            self._node.mutations.resolve(entry.work, "happened", by="the device that called", result=outcome.result)
+            self._runner.tell_from_thread("reconciled", (run.workflow, run.handler), run.id, f"{text}: happened")
+        else:
+            self._runner.tell_from_thread("unknown", (run.workflow, run.handler), run.id, f"{text}: {_said(outcome)}")
 
     def _decide(self, run: HandlerRun, entry: Mutation) -> bool:
         """Record what a verdict says, if there is one that counts; returns whether there is."""
@@ -225,6 +239,10 @@ class Reconciliation:
 
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
         return await in_thread(self._driver.executor, function, *args)
+
+
+def _said(outcome: Unknown | DidNot) -> str:
+    return outcome.reason if isinstance(outcome, Unknown) else f"did not happen ({message_of(outcome.error)})"
 
 
 class Housekeeping:

@@ -18,7 +18,16 @@ from functools import partial
 from typing import Any, Literal, Protocol
 
 from node.connection import DatabaseError
-from node.errors import HomeElsewhere, IllegalState, InvalidInput, LeaseLost, NotAvailable, PermitRefused, StaleVersion
+from node.errors import (
+    HomeElsewhere,
+    IllegalState,
+    InvalidInput,
+    LeaseLost,
+    NotAvailable,
+    NotOwner,
+    PermitRefused,
+    StaleVersion,
+)
 from node.ids import RunId, WorkId
 from node.jsonvalue import Json
 from node.runtime.attempt import Attempt, Session
@@ -140,7 +149,8 @@ class Surrounding(Protocol):
         """A run has committed, and another one follows at once."""
 
     def not_written(self, run: RunId, outcome: Outcome) -> None:
-        """The file could not take what became of a run's effect; somebody must write it down when it can."""
+        """What became of a run's effect could not be written: the file could not take it, or the node got a new
+        identity during the call. Somebody must write it down as soon and as well as it can be."""
 
     def time_s(self) -> float:
         """Seconds by the event loop's clock."""
@@ -341,7 +351,7 @@ def _effect(
         outcome = yield FindOut(call.effect, attempt.work, call.params, attempt.run)
     try:
         return _record(manager, attempt, call, outcome, follow)
-    except DatabaseError:
+    except (DatabaseError, NotOwner):
         by.not_written(attempt.run, outcome)
         raise
 

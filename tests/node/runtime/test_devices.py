@@ -618,3 +618,30 @@ def test_a_failed_run_whose_work_another_device_did_waits_no_longer(device_lab, 
     assert statuses(lab[0].node) == {"one": "consumed"}
     assert lab[0].node.handler_runs.get(failed[0]).status == "superseded"
     assert all(device.node.handler_runs.own_incomplete() == [] for device in lab.devices)
+
+
+def test_what_a_call_came_to_is_known_although_the_device_got_a_new_identity_during_the_call(
+    device_lab, mail, sender, outbox
+):
+    """A restored backup worked alone when a peer told it that it is one. The ledger entry is another node's now."""
+    sender(mode="soft")
+    outbox.seconds = 10.0
+    lab = device_lab(devices=["hub", "a"], workflows=lambda name: [mail] if name == "a" else [])
+    lab.settle()
+    backup = lab.backup("a")
+    lab["a"].node.publish("mail", "other", "what only the hub will know")
+    lab.settle()
+    lab.partition("a", "hub")
+    lab.restore(backup)
+    publish(lab["a"].node, "one")
+    lab.until(lambda: outbox.calls)
+    before = lab["a"].node.site_id
+    lab.heal()
+    lab.until(lambda: lab["a"].node.site_id != before, within_s=8)
+    lab.until(lambda: statuses(lab["hub"].node) == {"one": "reserved"}, within_s=20)
+    lab.until(lambda: statuses(lab["hub"].node) == {"one": "consumed"}, within_s=120)
+    (receipt,) = lab["hub"].node.peek("mail", "sent")
+    assert (receipt.message_id, receipt.payload) == ("re-one", {"number": 1})
+    lab.settle()
+    lab.assert_converged()
+    assert len(outbox.calls) == 1
