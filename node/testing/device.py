@@ -54,6 +54,7 @@ class Device:
         self.destroyed = False
         self.paused = False
         self.process: Process | None = None
+        self._starts = 0
         self._crash_plan: CrashPlan | None = None
         self._disk_is_full = False
 
@@ -66,6 +67,7 @@ class Device:
         """Start the program on the file as it is. No effect when it runs."""
         if self.process is None and not self.destroyed:
             self.world.note(self, "start")
+            self._starts += 1
             self.process = Process(self)
             self.process.begin()
 
@@ -131,5 +133,11 @@ class Device:
             self.process.watch_commits()
 
     def start_later(self, delay_ms: int) -> None:
-        """Start the program after a time."""
-        self.world.scheduler.at(self.world.scheduler.now_us + delay_ms * 1000, self.start)
+        """Start the program after a time, unless it was started before: it may be down again by then, on purpose."""
+        starts = self._starts
+
+        def start() -> None:
+            if self._starts == starts:
+                self.start()
+
+        self.world.scheduler.at(self.world.scheduler.now_us + delay_ms * 1000, start)
