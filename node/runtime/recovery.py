@@ -109,13 +109,15 @@ class Recovery:
         return Found(tuple(found), tuple(self._told))
 
     def _left_behind(self) -> list[HandlerRun]:
-        """Return this node's runs that have not ended, or have ended and still hold events.
+        """Return this node's runs that have not ended, or have ended and still hold events, or have an effect in flight:
+        a copy of this file that did not know of that may have ended the run and given its events back.
 
         What this process runs is told from the rest after the rows were read, and the rest is then read again: a run
         that began or ended in between is not mistaken.
         """
-        runs = self._node.handler_runs
-        found = dict.fromkeys([*(run.id for run in runs.own_incomplete()), *self._node.events.held_runs(own=True)])
+        runs, node = self._node.handler_runs, self._node
+        open_runs = [run.id for run in runs.own_incomplete()]
+        found = dict.fromkeys([*open_runs, *node.events.held_runs(own=True), *node.mutations.own_in_flight()])
         left = [runs.get(run) for run in found if not self._manager.is_under_way(run)]
         return [run for run in left if run is not None]  # what has no row people hold, or an app by hand
 

@@ -201,6 +201,14 @@ class MutationStore(WorkReader):
             (limit,),
         )
 
+    def own_in_flight(self) -> list[RunId]:
+        """Return the runs of this node whose effects are in flight, the oldest first, whichever process began them."""
+        rows = self._database.query(
+            "SELECT lower(hex(id)) FROM mutations WHERE status = 'in_flight' AND body ->> '$.node' = ? ORDER BY id",
+            (self._node,),
+        )
+        return [RunId(run) for (run,) in rows]
+
     def outcome(self, work: str) -> WorkOutcome:
         """Return the one answer that all runs of this work and all verdicts on it come to; none when nothing was
         tried."""

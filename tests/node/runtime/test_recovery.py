@@ -292,3 +292,33 @@ async def test_a_run_goes_on_only_in_the_process_that_began_it(path, mail, inbox
         assert run.incarnation == first != node.incarnation
         with pytest.raises(IllegalState, match="earlier start"):
             node.handler_runs.advance(run.id, "mutating")
+
+
+@pytest.mark.parametrize("happened", [True, False])
+async def test_a_call_that_a_restored_copy_knew_nothing_of_is_asked_about(path, mail, inbox, within, die_at, happened):
+    """The copy of the file ended the run and released its events; then it learned that the effect had been begun."""
+    asked = []
+
+    @effect(name="mail")
+    async def send_mail(key):
+        return "again"
+
+    @send_mail.reconcile
+    async def was_sent(key):
+        asked.append(key)
+        return Applied("sent") if happened and len(asked) == 1 else NotApplied()
+
+    consumer = mail.consumer(inbox, name="send", mode="soft")
+    consumer.mutate(lambda run: send_mail())
+    die_at(consumer, script.Perform)
+    with Node.open(path, workspace="team", name="a") as node, node.database.transaction() as transaction:
+        run = run_of(node, "send").id
+        node.handler_runs.set_status(run, "crashed")
+        transaction.execute("UPDATE reservations SET state = 'released'")
+    with await after_restart(path, mail, within) as node:
+        assert statuses(node) == {"one": "consumed"}
+        assert len(asked) == 1
+        assert node.mutations.get(run).status == ("applied" if happened else "failed")
+        assert [one.result for one in map(node.mutations.get, [run_of(node, "send").id]) if one] == (
+            [] if happened else ["again"]
+        )

@@ -247,6 +247,7 @@ def call_mutation_store(mutations, device):
     mutations.due(NOW_MS)
     mutations.next_due_at()
     mutations.unresolved()
+    mutations.own_in_flight()
     mutations.outcome(work_of(runs[3]))
     mutations.resolve(work_of(runs[3]), "skip", by="Ann")
     mutations.resolve(work_of(runs[3]), "happened", by="Ann")
