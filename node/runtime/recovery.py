@@ -109,8 +109,8 @@ class Recovery:
         return Found(tuple(found), tuple(self._told))
 
     def _left_behind(self) -> list[HandlerRun]:
-        """Return this node's runs that have not ended, or have ended and still hold events, or have an effect in flight:
-        a copy of this file that did not know of that may have ended the run and given its events back.
+        """Return this node's runs that have not ended, still hold events, or have an effect in flight: a copy of this
+        file that did not know of that may have ended the run and given its events back.
 
         What this process runs is told from the rest after the rows were read, and the rest is then read again: a run
         that began or ended in between is not mistaken.

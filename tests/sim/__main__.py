@@ -26,7 +26,7 @@ def main(
     seed: Annotated[int | None, typer.Option(help="Run this seed.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Run these seeds, A..B (B included).")] = None,
     nodes: Annotated[int | None, typer.Option(min=2, max=12, help="Devices at the start.")] = None,
-    preset: Annotated[str, typer.Option(help="lite, swarm or soak.")] = "lite",
+    preset: Annotated[str, typer.Option(help=f"{', '.join(PRESETS)}.")] = "lite",
     steps: Annotated[str | None, typer.Option(help="Only these steps of the schedule: 3,8,9, or none.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; one for each processor, if not given.")] = None,
     log: Annotated[bool, typer.Option(help="Print everything that happens (with --seed).")] = False,

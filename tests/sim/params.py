@@ -154,4 +154,26 @@ def soak(seed: int) -> Params:
     return SOAK
 
 
-PRESETS: dict[str, Callable[[int], Params]] = {"lite": lite, "swarm": swarm, "soak": soak}
+COPIES_KINDS = (
+    "back up", "restore", "clone", "partition", "crash at step", "crash in write", "crash", "kill", "cut",
+    "lying service",
+)  # fmt: skip
+
+
+def copies(seed: int) -> Params:
+    """Runs with handlers, in which files are often backed up, restored and copied: then two processes have been at one
+    run, and one of them did not know it. Swarm seeds seldom have so much of that together."""
+    random = Random(f"{seed} copies")
+    return replace(
+        swarm(seed),
+        handled=True,
+        nodes=random.choice([2, 2, 3]),
+        devices_max=6,
+        fault_kinds=COPIES_KINDS,
+        fault_steps=random.randint(6, 20),
+        work_steps=random.randint(8, 26),
+        faulty_ms=random.randint(8_000, 30_000),
+    )
+
+
+PRESETS: dict[str, Callable[[int], Params]] = {"lite": lite, "swarm": swarm, "copies": copies, "soak": soak}

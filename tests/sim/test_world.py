@@ -18,6 +18,9 @@ ROOT = Path(__file__).parent.parent.parent
 SERIES = 2000
 """Lite seeds that every check runs, beginning at 1; more by hand: `scripts/sim --seeds 2001..9000`."""
 
+COPIES = 80
+"""Seeds of the preset copies, likewise."""
+
 MUST_FIRE = sorted(
     {
         *FAULT_KINDS,
@@ -38,6 +41,14 @@ def series():
 def test_every_seed_of_the_series_keeps_all_invariants(series):
     failed = {report.job.command: report.violations for report in series if report.violations}
     assert failed == {}
+
+
+def test_no_effect_is_lost_or_repeated_where_files_are_restored_and_copied():
+    jobs = [Job(seed, preset="copies") for seed in range(1, COPIES + 1)]
+    reports = list(run_many(jobs, processes=os.cpu_count() or 1))
+    assert {report.job.command: report.violations for report in reports if report.violations} == {}
+    fired = sum((report.fired for report in reports), Counter())
+    assert [fault for fault in ("restore", "clone started", "new site id", "lying service") if not fired[fault]] == []
 
 
 def test_every_fault_makes_a_difference_somewhere_in_the_series(series):
