@@ -75,10 +75,13 @@ CREATE TABLE reservations (
         AND json_type(body, '$.at') = 'integer' AND body ->> '$.at' BETWEEN 0 AND 4611686018427387904
         AND json_type(body, '$.events') = 'array'
         AND (body ->> '$.of' IS NULL OR length(unhex(body ->> '$.of')) = 16)
+        AND (body ->> '$.work' IS NULL OR length(unhex(body ->> '$.work')) = 16)
     ) IS TRUE),
-    state TEXT NOT NULL DEFAULT 'held' CHECK (typeof(state) = 'text')
+    state TEXT NOT NULL DEFAULT 'held' CHECK (typeof(state) = 'text'),
+    work BLOB AS (unhex(body ->> '$.work')) VIRTUAL
 );
 SELECT crsql_as_crr('main', 'reservations');
+CREATE INDEX reservations_by_work ON reservations (work) WHERE work IS NOT NULL;
 
 -- One attempt of one handler; key: the run. `body` never changes; `progress` says how far it got and why it is not moving; `ended` is
 -- '' until the one write that ends it, then a word and what there is to say about the end. So is `outcome` below.
@@ -253,7 +256,8 @@ CREATE TABLE claims (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX claims_by_run ON claims (run);
 
--- Events with two consumed claims, of runs that did not go on with each other's work: it was done twice. Recorded and shown, never hidden.
+-- Events that two runs have done which did not go on with each other's work: consumed, or performed their effects for. Recorded and
+-- shown, never hidden.
 CREATE TABLE duplicates (
     event INTEGER NOT NULL PRIMARY KEY
 ) STRICT;
@@ -323,20 +327,40 @@ SELECT
 FROM mutations AS m
 WHERE m.work IS NOT NULL;
 
+-- What people know of works, for those that no run has entered as far as is known here.
+CREATE VIEW verdict_outcomes AS
+SELECT
+    v.work AS work,
+    CASE
+        WHEN EXISTS (SELECT 1 FROM verdicts AS o WHERE o.work = v.work AND o.body ->> '$.verdict' = 'happened') THEN 'applied'
+        WHEN EXISTS (SELECT 1 FROM verdicts AS o WHERE o.work = v.work AND o.body ->> '$.verdict' = 'skip') THEN 'skipped'
+        WHEN EXISTS (SELECT 1 FROM verdicts AS o WHERE o.work = v.work AND o.body ->> '$.verdict' = 'not_happened') THEN 'failed'
+        ELSE 'none'
+    END AS outcome
+FROM verdicts AS v
+WHERE v.work IS NOT NULL;
+
 -- The run that began the work that a run does: itself, or the first of those whose work it goes on with. What both record was done once.
 CREATE VIEW run_roots AS
 SELECT v.id AS id, coalesce(unhex(v.body ->> '$.root'), v.id) AS root FROM reservations AS v;
 
 -- Inserting into an absorb_ view derives; the triggers on the facts and `leasemesh doctor --rebuild` both do just that.
 
--- What became of the effect behind a run's claims, as numbers: of its own; if none is known, of that which it goes on with.
+-- What became of the effect behind a run's claims, as numbers: of its own; if none is known, of the work that it goes on with.
 CREATE VIEW run_effects AS
 SELECT
     v.id AS run,
     coalesce(
         (SELECT CASE w.outcome WHEN 'unknown' THEN 1 WHEN 'skipped' THEN 2 WHEN 'applied' THEN 3 END
             FROM work_outcomes AS w WHERE w.run = v.id),
-        CASE v.body ->> '$.effect' WHEN 'skipped' THEN 2 WHEN 'applied' THEN 3 END,
+        CASE
+            WHEN v.work IS NOT NULL THEN
+                CASE coalesce(
+                    (SELECT w.outcome FROM work_outcomes AS w WHERE w.work = v.work LIMIT 1),
+                    (SELECT o.outcome FROM verdict_outcomes AS o WHERE o.work = v.work LIMIT 1))
+                    WHEN 'skipped' THEN 2 WHEN 'applied' THEN 3
+                END
+        END,
         0) AS effect
 FROM reservations AS v;
 
@@ -375,6 +399,12 @@ SELECT r.n, r.id, r.node, r.at, r.effect FROM run_index AS r
 WHERE r.state IN (1, 2) AND r.effect >= 2 AND EXISTS (
     SELECT 1 FROM claims AS c CROSS JOIN event_index AS e WHERE c.run = r.n AND e.n = c.event AND e.run = r.n AND e.status = 1);
 
+-- Claims of runs that are done with them, or have performed their effects, which then counts even if they gave the events back.
+CREATE VIEW done_claims AS
+SELECT c.event AS event, c.run AS run, (SELECT o.root FROM run_roots AS o WHERE o.id = r.id) AS root
+FROM claims AS c CROSS JOIN run_index AS r
+WHERE r.n = c.run AND (r.state = 3 OR EXISTS (SELECT 1 FROM mutations AS m WHERE m.id = r.id AND m.status = 'applied'));
+
 CREATE VIEW absorb_time AS SELECT NULL AS at;
 CREATE TRIGGER absorb_time INSTEAD OF INSERT ON absorb_time BEGIN
     INSERT INTO seen_times VALUES (NEW.at >> 43, NEW.at)
@@ -387,6 +417,18 @@ CREATE TRIGGER derive_status INSTEAD OF INSERT ON derive_status BEGIN
         SELECT k.status, k.epoch, k.owner FROM ranked_claims AS k WHERE k.event = event_index.n
         ORDER BY k.precedence, k.recency, k.ended, k.at, k.id LIMIT 1)
     WHERE n = NEW.event;
+END;
+
+-- Which events of a run were done twice. Inserting is what happens; an outcome never goes away, but should a row say so, it counts.
+CREATE VIEW derive_duplicates AS SELECT NULL AS run;
+CREATE TRIGGER derive_duplicates INSTEAD OF INSERT ON derive_duplicates BEGIN
+    DELETE FROM duplicates
+    WHERE event IN (SELECT event FROM claims WHERE run = NEW.run)
+        AND 2 > (SELECT count(DISTINCT d.root) FROM done_claims AS d WHERE d.event = duplicates.event);
+    INSERT INTO duplicates
+        SELECT mine.event FROM done_claims AS mine CROSS JOIN done_claims AS other
+        WHERE mine.run = NEW.run AND other.event = mine.event AND other.run <> mine.run AND other.root <> mine.root
+        ON CONFLICT DO NOTHING;
 END;
 
 CREATE VIEW absorb_publication AS SELECT NULL AS id, NULL AS topic, NULL AS at, NULL AS ids;
@@ -457,6 +499,8 @@ CREATE TRIGGER absorb_reservation INSTEAD OF INSERT ON absorb_reservation BEGIN
         ON CONFLICT DO NOTHING;
     INSERT INTO absorb_state VALUES (NEW.id, NEW.state);
     INSERT INTO absorb_outcome SELECT work FROM mutations WHERE id = NEW.id AND work IS NOT NULL;
+    INSERT INTO derive_duplicates
+        SELECT r.n FROM mutations AS m CROSS JOIN run_index AS r WHERE m.id = NEW.id AND m.status = 'applied' AND r.id = m.id;
 END;
 CREATE VIEW absorb_state AS SELECT NULL AS id, NULL AS state;
 CREATE TRIGGER absorb_state INSTEAD OF INSERT ON absorb_state BEGIN
@@ -468,13 +512,7 @@ CREATE TRIGGER absorb_state INSTEAD OF INSERT ON absorb_state BEGIN
         SELECT k.status, k.epoch, k.owner FROM ranked_claims AS k WHERE k.event = event_index.n
         ORDER BY k.precedence, k.recency, k.ended, k.at, k.id LIMIT 1)
     WHERE n IN (SELECT event FROM claims WHERE run = (SELECT n FROM run_index WHERE id = NEW.id));
-    INSERT INTO duplicates
-        SELECT mine.event FROM claims AS mine
-        JOIN claims AS other ON other.event = mine.event AND other.run <> mine.run
-        JOIN run_index AS r ON r.n = other.run AND r.state = 3
-        WHERE NEW.state = 'settled 3 consumed' AND mine.run = (SELECT n FROM run_index WHERE id = NEW.id)
-            AND (SELECT root FROM run_roots WHERE id = r.id) <> (SELECT root FROM run_roots WHERE id = NEW.id)
-        ON CONFLICT DO NOTHING;
+    INSERT INTO derive_duplicates SELECT n FROM run_index WHERE id = NEW.id AND NEW.state = 'settled 3 consumed';
 END;
 CREATE TRIGGER reservations_inserted AFTER INSERT ON reservations WHEN NEW.body <> '{}' BEGIN
     INSERT INTO absorb_reservation VALUES (
@@ -483,13 +521,7 @@ END;
 CREATE TRIGGER reservations_settled AFTER UPDATE ON reservations
 WHEN NEW.body = OLD.body AND NEW.state <> OLD.state AND NEW.body <> '{}' BEGIN
     INSERT INTO absorb_state VALUES (NEW.id, NEW.state);
-    -- An outcome never goes away; should a row say so, it is no longer a second one.
-    DELETE FROM duplicates
-    WHERE OLD.state = 'settled 3 consumed'
-        AND event IN (SELECT event FROM claims WHERE run = (SELECT n FROM run_index WHERE id = NEW.id))
-        AND 2 > (
-            SELECT count(DISTINCT o.root) FROM claims AS c CROSS JOIN run_index AS r CROSS JOIN run_roots AS o
-            WHERE c.event = duplicates.event AND r.n = c.run AND r.state = 3 AND o.id = r.id);
+    INSERT INTO derive_duplicates SELECT n FROM run_index WHERE id = NEW.id AND OLD.state = 'settled 3 consumed';
 END;
 -- The body arrives after the state; or it changes, which it never should: then the last one counts, on every device.
 CREATE TRIGGER reservations_rewritten AFTER UPDATE ON reservations WHEN NEW.body <> OLD.body BEGIN
@@ -512,9 +544,8 @@ CREATE TRIGGER forget_reservation INSTEAD OF INSERT ON forget_reservation BEGIN
         WHERE e.id = unhex(substr(j.value, 1, 32)) AND EXISTS (SELECT 1 FROM claims WHERE claims.event = e.n);
     DELETE FROM duplicates WHERE event IN (
         SELECT e.n FROM json_each(NEW.events) AS j CROSS JOIN event_index AS e
-        WHERE e.id = unhex(substr(j.value, 1, 32)) AND 2 > (
-            SELECT count(DISTINCT o.root) FROM claims AS c CROSS JOIN run_index AS r CROSS JOIN run_roots AS o
-            WHERE c.event = e.n AND r.n = c.run AND r.state = 3 AND o.id = r.id));
+        WHERE e.id = unhex(substr(j.value, 1, 32))
+            AND 2 > (SELECT count(DISTINCT d.root) FROM done_claims AS d WHERE d.event = e.n));
     DELETE FROM event_index
     WHERE publication IS NULL AND id IN (SELECT unhex(substr(value, 1, 32)) FROM json_each(NEW.events))
         AND NOT EXISTS (SELECT 1 FROM claims WHERE claims.event = event_index.n);
@@ -524,20 +555,26 @@ END;
 CREATE VIEW absorb_outcome AS SELECT NULL AS work;
 CREATE TRIGGER absorb_outcome INSTEAD OF INSERT ON absorb_outcome BEGIN
     UPDATE run_index SET effect = (SELECT f.effect FROM run_effects AS f WHERE f.run = run_index.id)
-    WHERE id IN (SELECT id FROM mutations WHERE work = NEW.work);
+    WHERE id IN (SELECT id FROM mutations WHERE work = NEW.work UNION ALL SELECT id FROM reservations WHERE work = NEW.work);
     INSERT INTO derive_status
-        SELECT DISTINCT c.event FROM mutations AS m JOIN run_index AS r ON r.id = m.id JOIN claims AS c ON c.run = r.n
-        WHERE m.work = NEW.work;
+        SELECT c.event FROM mutations AS m CROSS JOIN run_index AS r CROSS JOIN claims AS c
+        WHERE m.work = NEW.work AND r.id = m.id AND c.run = r.n
+        UNION
+        SELECT c.event FROM reservations AS v CROSS JOIN run_index AS r CROSS JOIN claims AS c
+        WHERE v.work = NEW.work AND r.id = v.id AND c.run = r.n;
 END;
 CREATE TRIGGER mutations_inserted AFTER INSERT ON mutations WHEN NEW.work IS NOT NULL BEGIN
     INSERT INTO absorb_outcome VALUES (NEW.work);
+    INSERT INTO derive_duplicates SELECT n FROM run_index WHERE id = NEW.id AND NEW.status = 'applied';
 END;
 CREATE TRIGGER mutations_updated AFTER UPDATE ON mutations WHEN NEW.status <> OLD.status OR NEW.work IS NOT OLD.work BEGIN
     INSERT INTO forget_effect SELECT OLD.id, OLD.work WHERE OLD.work IS NOT NULL AND NEW.work IS NOT OLD.work;
     INSERT INTO absorb_outcome SELECT NEW.work WHERE NEW.work IS NOT NULL;
+    INSERT INTO derive_duplicates SELECT n FROM run_index WHERE id = NEW.id AND 'applied' IN (OLD.status, NEW.status);
 END;
 CREATE TRIGGER mutations_deleted AFTER DELETE ON mutations WHEN OLD.work IS NOT NULL BEGIN
     INSERT INTO forget_effect VALUES (OLD.id, OLD.work);
+    INSERT INTO derive_duplicates SELECT n FROM run_index WHERE id = OLD.id AND OLD.status = 'applied';
 END;
 -- The entry of run `id` is no longer about `work`, which other runs may have tried too.
 CREATE VIEW forget_effect AS SELECT NULL AS id, NULL AS work;

@@ -110,6 +110,31 @@ WHERE p.body <> '{}' AND p.body ->> '$.refused' IS NULL
         AND NOT EXISTS (SELECT 1 FROM verdicts AS v WHERE v.work = p.work AND v.body ->> '$.verdict' IN ('happened', 'skip'))
         AND NOT EXISTS (SELECT 1 FROM mutations AS m WHERE m.id = p.run AND m.status IN ('in_flight', 'applied')));
 
+-- As in migration 2, and at last what people know of an effect that a permit stands for: its entry may never arrive.
+DROP VIEW run_effects;
+CREATE VIEW run_effects AS
+SELECT
+    v.id AS run,
+    coalesce(
+        (SELECT CASE w.outcome WHEN 'unknown' THEN 1 WHEN 'skipped' THEN 2 WHEN 'applied' THEN 3 END
+            FROM work_outcomes AS w WHERE w.run = v.id),
+        CASE
+            WHEN v.work IS NOT NULL THEN
+                CASE coalesce(
+                    (SELECT w.outcome FROM work_outcomes AS w WHERE w.work = v.work LIMIT 1),
+                    (SELECT o.outcome FROM verdict_outcomes AS o WHERE o.work = v.work LIMIT 1))
+                    WHEN 'skipped' THEN 2 WHEN 'applied' THEN 3
+                END
+        END,
+        (SELECT max(
+            CASE coalesce(
+                (SELECT w.outcome FROM work_outcomes AS w WHERE w.work = p.work LIMIT 1),
+                (SELECT o.outcome FROM verdict_outcomes AS o WHERE o.work = p.work LIMIT 1))
+                WHEN 'skipped' THEN 2 WHEN 'applied' THEN 3
+            END) FROM standing_permits AS p WHERE p.run = v.id),
+        0) AS effect
+FROM reservations AS v;
+
 CREATE VIEW absorb_permit AS SELECT NULL AS id;
 CREATE TRIGGER absorb_permit INSTEAD OF INSERT ON absorb_permit BEGIN
     DELETE FROM permitted_events WHERE permit = NEW.id;
@@ -117,6 +142,15 @@ CREATE TRIGGER absorb_permit INSTEAD OF INSERT ON absorb_permit BEGIN
         SELECT unhex(j.value), p.id FROM standing_permits AS p CROSS JOIN json_each(p.body, '$.events') AS j
         WHERE p.id = NEW.id AND length(unhex(j.value)) = 16
         ON CONFLICT DO NOTHING;
+    INSERT INTO absorb_effect SELECT p.run FROM permits AS p WHERE p.id = NEW.id;
+END;
+-- Most of what happens to a permit says nothing about what became of its effect.
+CREATE VIEW absorb_effect AS SELECT NULL AS run;
+CREATE TRIGGER absorb_effect INSTEAD OF INSERT ON absorb_effect
+WHEN (SELECT r.effect FROM run_index AS r WHERE r.id = NEW.run) <> (SELECT f.effect FROM run_effects AS f WHERE f.run = NEW.run) BEGIN
+    UPDATE run_index SET effect = (SELECT f.effect FROM run_effects AS f WHERE f.run = NEW.run) WHERE id = NEW.run;
+    INSERT INTO derive_status
+        SELECT c.event FROM run_index AS r CROSS JOIN claims AS c WHERE r.id = NEW.run AND c.run = r.n;
 END;
 CREATE VIEW absorb_permit_request AS SELECT NULL AS run;
 CREATE TRIGGER absorb_permit_request INSTEAD OF INSERT ON absorb_permit_request BEGIN
@@ -132,11 +166,13 @@ CREATE TRIGGER permits_inserted AFTER INSERT ON permits WHEN NEW.body <> '{}' BE
 END;
 CREATE TRIGGER permits_updated AFTER UPDATE ON permits WHEN NEW.body <> OLD.body BEGIN
     INSERT INTO absorb_permit VALUES (NEW.id);
+    INSERT INTO absorb_effect SELECT OLD.run WHERE OLD.run IS NOT NULL;
     INSERT INTO absorb_permit_request SELECT OLD.run WHERE OLD.run IS NOT NULL;
     INSERT INTO absorb_permit_request SELECT NEW.run WHERE NEW.run IS NOT NULL;
 END;
 CREATE TRIGGER permits_deleted AFTER DELETE ON permits WHEN OLD.body <> '{}' BEGIN
     INSERT INTO absorb_permit VALUES (OLD.id);
+    INSERT INTO absorb_effect VALUES (OLD.run);
     INSERT INTO absorb_permit_request VALUES (OLD.run);
 END;
 CREATE TRIGGER permit_requests_inserted AFTER INSERT ON permit_requests WHEN NEW.body <> '{}' BEGIN

@@ -103,12 +103,24 @@ class StalenessWatch:
             raise IllegalState(f"event {short(event)}", found.status, "only a reserved event can be taken over")
         run, node, since_ms, heard_at_ms = rows[0]
         if since_ms is None:
-            wanted = f"release run {short_run(run)} instead"
+            wanted = f"end run {short_run(run)} instead"
             raise IllegalState(f"event {short(event)}", "reserved by this node", wanted)
-        wait_ms = take_over_wait_ms(
+        return Holder(RunId(run), node, self._wait_ms(since_ms, heard_at_ms))
+
+    def is_silent(self, run: str) -> bool:
+        """Tell whether a run of another node has been silent for long enough, whether it owns its events or not."""
+        self.observe()
+        rows = self._database.query(
+            "SELECT w.since_ms, (SELECT h.monotonic_ms FROM heard AS h WHERE h.site = r.node AND h.boot = w.boot) "
+            "FROM run_index AS r CROSS JOIN claim_watches AS w WHERE r.id = ? AND w.run = r.id",
+            (blob_of(run),),
+        )
+        return bool(rows) and self._wait_ms(*rows[0]) == 0
+
+    def _wait_ms(self, since_ms: int, heard_at_ms: int | None) -> int:
+        return take_over_wait_ms(
             rule=self._rule, watched_since_ms=since_ms, heard_at_ms=heard_at_ms, now_ms=self._now_ms()
         )
-        return Holder(RunId(run), node, wait_ms)
 
     def longest_wait_ms(self, events: Sequence[str]) -> int:
         """Return how long to wait until all these events may be taken over. Raises as `holder`."""

@@ -20,7 +20,6 @@ from node.cli.effects import (
 )
 from node.cli.naming import find_work, person
 from node.cli.output import ExitCode, ago, brief, clock, joined, styled
-from node.errors import IllegalState, NotFound
 from node.ids import RunId, WorkId, short, short_run
 from node.stores import Mutation, Permit
 from node.stores.mutations import Verdict
@@ -79,10 +78,9 @@ def silent_permit(node: Node, run: RunId) -> Permit | None:
     permit = node.permits.get(run)
     if permit is None or permit.state != "granted" or node.mutations.outcome(permit.work) != "none":
         return None  # what is known to be begun, or decided by a person, is not for this list
-    try:
-        return permit if node.staleness.longest_wait_ms(permit.events) == 0 else None
-    except (IllegalState, NotFound):
-        return None  # another run has its events now, or they are not here
+    found = [node.events.get(event) for event in permit.events]
+    waits = any(event is not None and event.status in ("pending", "reserved") for event in found)
+    return permit if waits and node.staleness.is_silent(run) else None
 
 
 def _unknown_document(session: Session, entry: Mutation) -> dict[str, Any]:

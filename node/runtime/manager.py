@@ -375,11 +375,24 @@ class Manager(Beginnings):
                 try:
                     self._events.skip(run.id)
                 except LeaseLost:
-                    settle = "release"
-            if settle == "release":
+                    self._events.release(run.id)
+            elif settle == "release":
                 self._let_go(run.id)
             if run.status not in ENDED:
                 self._runs.set_status(run.id, status, details={"ended_because": reason})
+
+    def end_continued(self, run: HandlerRun) -> None:
+        """End a run of this node whose work another one goes on with. When that is done, so are this one's claims: what
+        happened, happened once."""
+        with self._transaction():
+            reservation = self._events.reservation(run.id)
+            found = [self._events.get(event) for event in reservation.claims] if reservation is not None else []
+            if all(event is None or event.status == "consumed" for event in found):
+                self._events.consume(run.id, effect_happened=True)
+            if run.status not in ENDED:
+                self._runs.set_status(
+                    run.id, "superseded", details={"ended_because": "another run goes on with its work"}
+                )
 
     def _pause(self, run: HandlerRun, reason: str) -> None:
         if run.status not in ENDED:
@@ -389,6 +402,7 @@ class Manager(Beginnings):
 
     def _and_begin(self, attempt: Attempt, end: Callable[[], object]) -> Attempt | None:
         following: Attempt | None = None
+        logged = attempt.session.logged
         try:
             with self._transaction():
                 end()
@@ -396,6 +410,7 @@ class Manager(Beginnings):
         except BaseException as error:
             if following is not None:
                 self.over(following)  # it has begun in a transaction that is none
+            attempt.session.logged = logged
             if isinstance(error, DatabaseError) or not isinstance(error, LeasemeshError | FailedBefore):
                 raise
             end()  # by itself: what stood in the way of the other is no business of this one
@@ -436,9 +451,13 @@ class Manager(Beginnings):
         return 0
 
     def _let_go(self, run: RunId) -> None:
-        """Give back what a run holds. What a person has settled by hand meanwhile stays as it is."""
+        """Give back what a run holds. What a person has settled by hand meanwhile stays as it is, and so does what a
+        person has decided about its permit: that is carried out when runs that nobody runs are looked after."""
         reservation = self._events.reservation(run)
-        if reservation is not None and reservation.state == "held":
+        if reservation is None or reservation.state != "held":
+            return
+        effect = self._events.effect_behind(run)
+        if effect is None or effect.outcome not in ("applied", "skipped"):
             self._events.release(run)
 
     def _count(self, attempt: Attempt) -> None:

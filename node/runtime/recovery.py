@@ -159,7 +159,7 @@ class Recovery:
     def _beyond(self, run: HandlerRun) -> Continuation | None:
         handler = self._handlers.get((run.workflow, run.handler))
         if self._node.events.is_continued(run.id):
-            self._manager.end_earlier(run, "superseded", "another run goes on with its work", settle="release")
+            self._manager.end_continued(run)
             return None
         if isinstance(handler, Consumer):
             return Continuation(run, handler, taken=False)

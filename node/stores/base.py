@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from node import ids
 from node.database import Database, Transaction
@@ -100,16 +100,12 @@ def said_in(ending: str) -> dict[str, Any]:
 
 def work_outcome(database: Database, work: str) -> WorkOutcome:
     """Return the one answer that all runs of a work and all verdicts on it come to."""
-    rows = database.query("SELECT w.outcome FROM work_outcomes AS w WHERE w.work = ? LIMIT 1", (blob_of(work),))
-    if not rows:  # No run has begun it as far as is known here; a person may know better.
-        rows = database.query(
-            "SELECT CASE max(CASE body ->> '$.verdict' WHEN 'happened' THEN 3 WHEN 'skip' THEN 2 "
-            "WHEN 'not_happened' THEN 1 END) WHEN 3 THEN 'applied' WHEN 2 THEN 'skipped' WHEN 1 THEN 'failed' "
-            "ELSE 'none' END FROM verdicts WHERE work = ?",
-            (blob_of(work),),
-        )
-    outcome: WorkOutcome = rows[0][0]
-    return outcome
+    ((outcome,),) = database.query(
+        "SELECT coalesce((SELECT w.outcome FROM work_outcomes AS w WHERE w.work = ?1 LIMIT 1), "
+        "(SELECT o.outcome FROM verdict_outcomes AS o WHERE o.work = ?1 LIMIT 1), 'none')",
+        (blob_of(work),),
+    )
+    return cast(WorkOutcome, outcome)
 
 
 def give_up_permit(transaction: Transaction, run: str) -> None:

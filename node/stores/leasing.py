@@ -41,7 +41,7 @@ class EffectBehind:
     """The effect that stands behind a run's claims.
 
     Attributes:
-        run: whose ledger entry it is.
+        run: whose ledger entry or permit it is; if neither is here, the run that went on with it.
         work: the work, with which `MutationStore` tells more.
         outcome: what all entries and verdicts on that work come to.
     """
@@ -259,7 +259,8 @@ class Leasing(EventReader):
             return owned
 
     def effect_behind(self, run: str) -> EffectBehind | None:
-        """Return the effect that stands behind a run's claims: its own, or that of a run whose work it goes on with.
+        """Return the effect that stands behind a run's claims: its own, or that of a run whose work it goes on with, or
+        what was known of that work when it was taken over.
 
         None when none of them has entered one, and no person has decided about one that a permit was given for: its
         entry may never arrive. Of several, one that happened comes before one of unknown outcome, and both before the
@@ -272,7 +273,18 @@ class Leasing(EventReader):
         )
         found = [EffectBehind(RunId(one), WorkId(work), outcome) for one, work, outcome in rows]
         found = found or self._decided_about_permits(run)
+        found += self._named(run)
         return min(found, key=lambda effect: _WEIGHT.get(effect.outcome, len(_WEIGHT)), default=None)
+
+    def _named(self, run: str) -> list[EffectBehind]:
+        """What has become of the works that were decided when they were taken over: without an entry they may be known
+        by a verdict alone, whose permit is void by now."""
+        rows = self._database.query(
+            f"{_CHAIN} SELECT lower(hex(v.id)), lower(hex(v.work)) FROM chain "
+            "CROSS JOIN reservations AS v WHERE v.id = chain.run AND v.work IS NOT NULL ORDER BY chain.steps",
+            (blob_of(run),),
+        )
+        return [EffectBehind(RunId(one), WorkId(work), work_outcome(self._database, work)) for one, work in rows]
 
     def _decided_about_permits(self, run: str) -> list[EffectBehind]:
         """What became of the works that permits stand for. Who was refused asked for the same work as who was not."""
@@ -311,8 +323,8 @@ class Leasing(EventReader):
         begun and as long as all of it can be.
         """
         effect = self.effect_behind(run)
-        to_skip = effect is not None and effect.outcome == "skipped" and owned == claimed
-        if effect is not None and to_skip and MutationStore(self._database).get(effect.run) is not None:
+        keeps = self._database.query("SELECT 1 FROM run_index WHERE id = ? AND effect = 2", (blob_of(run),))
+        if effect is not None and keeps and owned == claimed:
             raise IllegalState(f"the effect of run {effect.run}", "to be skipped", f"skip the events of run {run}")
         if effect is None or effect.outcome not in ("applied", "unknown"):
             return
@@ -368,9 +380,10 @@ class Leasing(EventReader):
             body |= {"of": of, "root": self._root(of)}
             effect = self.effect_behind(of)
             if effect is not None and effect.outcome in ("applied", "skipped"):
-                body["effect"] = effect.outcome  # it keeps these claims, too
+                body["work"] = effect.work  # what is known of it keeps these claims, too
         transaction.execute("INSERT INTO reservations (id, body) VALUES (?, ?)", (blob, json.dumps(body)))
-        assert self._claimed_and_owned(run) == (len(events), len(events)), "a claim at the next epoch owns its event"
+        if self._claimed_and_owned(run) != (len(events), len(events)):
+            raise NotAvailable(dict.fromkeys(self._not_owned(run), "kept by another run, whose effect is decided"))
         return [Event(*event[:-3], "reserved", event.epoch + 1, RunId(run)) for event in events]
 
     def _root(self, run: str) -> str:

@@ -25,9 +25,9 @@ GRACE_US = 1_500_000
 """A claim counts as made in a calm world when the calm had lasted so long."""
 
 
-def effects_of_runs(database, *, besides: str | None) -> dict[str, ClaimEffect]:
-    """What became of the effects of runs, folded here from the entries and verdicts themselves; as if one run had made
-    no entry."""
+def effects_of_runs(database, *, besides: str | None) -> tuple[dict[str, ClaimEffect], dict[str, ClaimEffect]]:
+    """What became of the effects of runs, and of works that are decided: folded here from the entries and verdicts
+    themselves, as if one run had made no entry."""
     runs: dict[str, str] = {}
     entries: dict[str, set[str]] = {}
     rows = database.query("SELECT lower(hex(id)), body, progress, outcome FROM mutations WHERE body <> '{}'")
@@ -40,8 +40,11 @@ def effects_of_runs(database, *, besides: str | None) -> dict[str, ClaimEffect]:
     for (text,) in database.query("SELECT body FROM verdicts WHERE body <> '{}'"):
         body = json.loads(text)
         said.setdefault(body["work"], set()).add(body["verdict"])
-    outcomes = {work: _fold(statuses, said.get(work, set())) for work, statuses in entries.items()}
-    return {run: EFFECTS[outcomes[work]] for run, work in runs.items() if outcomes[work] in EFFECTS}
+    outcomes = {work: _fold(entries.get(work, set()), said.get(work, set())) for work in entries.keys() | said.keys()}
+    decided = {work: EFFECTS[outcome] for work, outcome in outcomes.items() if outcome in ("applied", "skipped")}
+    permitted = dict(database.query("SELECT lower(hex(run)), lower(hex(work)) FROM standing_permits"))
+    known = {run: decided[work] for run, work in permitted.items() if work in decided}
+    return known | {run: EFFECTS[outcomes[work]] for run, work in runs.items() if outcomes[work] in EFFECTS}, decided
 
 
 def _fold(statuses: set[str], said: set[str]) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from node.ids import event_ids, topic_id
 from node.leases import Claim, ClaimEffect, ClaimState, EventStatus, Ownership, decide
 from node.runtime.recovery import Found, Recovery
-from sim.effects import EFFECTS, EffectChecks, effects_of_runs
+from sim.effects import EffectChecks, effects_of_runs
 
 _FOREIGN_ROWS = """
 SELECT '{table}', lower(hex(t.id)), c.col_name, lower(hex(s.site_id)) FROM {table} AS t
@@ -57,7 +57,7 @@ class Facts:
 
     def __init__(self, database, *, besides: str | None = None) -> None:
         """Args: `besides`: a run whose effect is not looked at."""
-        effects = effects_of_runs(database, besides=besides)
+        effects, decided = effects_of_runs(database, besides=besides)
         self.reservations: dict[str, Reservation] = {}
         self.claims: dict[str, list[Claim]] = {}
         rows = database.query("SELECT lower(hex(id)), body, state FROM reservations WHERE body <> '{}' ORDER BY id")
@@ -68,7 +68,7 @@ class Facts:
             self.reservations[run] = found
             for event, epoch in claims.items():
                 stands = ClaimState[state.rpartition(" ")[2].upper()]
-                effect = effects.get(run, EFFECTS.get(body.get("effect"), ClaimEffect.NONE))
+                effect = effects.get(run, decided.get(body.get("work"), ClaimEffect.NONE))
                 claim = Claim(run, epoch, found.at, stands, effect)
                 self.claims.setdefault(event, []).append(claim)
 

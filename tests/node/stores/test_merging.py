@@ -89,7 +89,7 @@ def publication_bodies(draw):
 @st.composite
 def reservation_bodies(draw):
     claims = draw(st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(1, 3)), max_size=4))
-    of = draw(st.sampled_from([{}, {}, {"effect": "applied"}, {"effect": "skipped"}, {"effect": "of a later version"}]))
+    of = draw(st.sampled_from([{}, *({"work": work} for work in WORKS)]))
     body = reservation_body(claims, node=draw(nodes), at=draw(times), **of)
     body["events"] = draw(st.permutations(body["events"] + draw(st.lists(odd_claims, max_size=1))))
     return body
@@ -187,7 +187,8 @@ def expected(device):
         name = words[run].rpartition(" ")[2].upper()
         state = ClaimState[name] if name in ClaimState.__members__ else ClaimState.HELD
         own = outcome_of(mutations[run]["work"], mutations, verdicts) if run in mutations else "none"
-        effect = EFFECTS.get(own) or EFFECTS.get(body.get("effect"), ClaimEffect.NONE)
+        named = outcome_of(body["work"], mutations, verdicts) if body.get("work") else "none"
+        effect = EFFECTS.get(own) or (EFFECTS[named] if named in ("applied", "skipped") else ClaimEffect.NONE)
         for event, epoch in claims_of(body).items():
             claims.setdefault(event, []).append(Claim(RunId(run.hex()), epoch, body["at"], state, effect))
     for publication, body in facts["publications"].items():
@@ -203,10 +204,11 @@ def expected(device):
         owned = decide(claims.get(event, []))
         owner = bytes.fromhex(owned.owner) if owned.owner else None
         rows.append((bytes.fromhex(event), publication, position, topic, at, int(owned.status), owned.epoch, owner))
+    applied = {run.hex() for run, body in mutations.items() if body["now"] == "applied"}
     twice = [
         (bytes.fromhex(event),)
         for event, all_of_it in claims.items()
-        if sum(claim.state == ClaimState.CONSUMED for claim in all_of_it) > 1
+        if sum(claim.state == ClaimState.CONSUMED or claim.run in applied for claim in all_of_it) > 1
     ]
     copies = [
         (bytes.fromhex(event), publication, position, topic, at)
