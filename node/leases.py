@@ -11,7 +11,8 @@ The rule, first match wins:
    itself.
 3. a claim whose effect is decided: it happened, or a person said to skip it. Reserved, by the run or by the last one
    that goes on with its work, until it is settled. Also when the run gave its events back (a copy of its file may do
-   that, which does not know of the effect), and whatever was claimed later: what is decided goes forward.
+   that, which does not know of the effect), and whatever was claimed later: what is decided goes forward. Of runs that
+   all gave it back, by the earliest.
 4. the held claims of the highest epoch of *all* claims, ended ones included: lowest hybrid time, then lowest run id.
    A held claim of a lower epoch owns nothing, even after the higher one was released.
 5. otherwise pending; the next claim is made at the highest epoch + 1.
@@ -140,7 +141,8 @@ def decide(claims: Collection[Claim]) -> Ownership:
 
 
 def _last_to_go_on(claim: Claim) -> tuple[bool, int, int, RunId]:
-    """Order claims by who goes on with what is decided: who has not given it back, then the latest to take it over."""
+    """Order claims by who goes on with what is decided: who has not given it back, the latest to take it over first;
+    then the earliest of the others."""
     ended = claim.state != ClaimState.HELD
     return ended, 0 if ended else -claim.epoch, claim.at, claim.run
 

@@ -391,17 +391,30 @@ class Node:
         if self._sync is not None:  # when it only begins, nobody is within reach yet
             await self._sync.loop.barrier()
 
-    def take_over(self, events: Sequence[str], *, handler: str = "manual") -> Reservation:
+    def take_over(self, events: Sequence[str], *, handler: str = "manual", force: bool = False) -> Reservation:
         """Reserve events, by id, that another node holds and has been silent about for long enough.
+
+        When they are one run's whose effect happened, or is to be skipped, all that it still owns is reserved, to
+        finish it and not to do it anew: consume it when what follows the effect is done, or skip it.
+
+        Args:
+            events: their ids.
+            handler: the handler that the new run belongs to.
+            force: do not ask for how long the holders have been silent.
 
         Raises:
             TooEarly: a holder may still be at work.
             NotFound, IllegalState: see `EventStore.take_over`.
         """
-        wait_ms = self.staleness.longest_wait_ms(events)
+        wait_ms = 0 if force else self.staleness.longest_wait_ms(events)
         if wait_ms > 0:
             raise TooEarly(f"{len(events)} events" if len(events) != 1 else f"event {ids.short(events[0])}", wait_ms)
         run = self._new_run()
+        holders = {event.run for event in map(self.events.get, events) if event is not None}
+        holder = holders.pop() if len(holders) == 1 else None
+        effect = self.events.effect_behind(holder) if holder is not None else None
+        if holder is not None and effect is not None and effect.outcome in ("applied", "skipped"):
+            return Reservation(self.events, run, self.events.take_over_run(run, holder, handler=handler))
         return Reservation(self.events, run, self.events.take_over(run, events, handler=handler))
 
     async def permit(self, run: str, *, work: str | None = None) -> Permit:

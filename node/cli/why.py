@@ -168,13 +168,19 @@ def _next_of_reserved(session: Session, explanation: Explanation, claims: list[d
         return waiting_text(session, permit)
     holder = next(claim for claim in claims if claim["run"] == event.run)
     run, device = holder["handler_run"], holder["device"]
-    happened = holder["effect"] is not None and holder["effect"]["outcome"] == "applied"
+    effect = node.events.effect_behind(holder["run"])
+    outcome = effect.outcome if effect is not None else "none"
     if holder["node"] == node.site_id:
+        number = short_run(holder["run"])
+        if outcome == "skipped":
+            return f"a person decided to skip it: the app does so when it runs, or: leasemesh skip {number}"
+        if run is None and outcome == "applied":
+            return f"its effect happened; when what follows is done: leasemesh consume {number}"
         if run is None:
-            return f"this device holds it: leasemesh consume {short_run(holder['run'])}, or release it"
-        if happened:
+            return f"this device holds it: leasemesh consume {number}, or release it"
+        if outcome == "applied":
             return "its effect happened, and what follows is still to be done: this device does it while the app runs"
-        return f"this device works on it, or does when the app runs again: leasemesh show {short_run(holder['run'])}"
+        return f"this device works on it, or does when the app runs again: leasemesh show {number}"
     if permit is not None and silent_permit(node, permit.run) is not None:
         return f"{device} has a permit and fell silent; ask the service, then: {resolve_sentence(permit.work)}"
     refused = _refused_here(session, event, holder)
@@ -187,6 +193,9 @@ def _next_of_reserved(session: Session, explanation: Explanation, claims: list[d
     when = (
         f"in {wait_ms / 1000:.0f} s, if it stays silent" if wait_ms else "now, for it has been silent for long enough"
     )
-    if happened:
+    if outcome == "skipped":
+        by_hand = f"leasemesh take-over {short(event.id)}, and skip its run"
+        return f"{device} skips it, as a person decided; devices that run the handler may do so {when}, or: {by_hand}"
+    if outcome == "applied":
         return f"{device} goes on after the effect; devices that run the handler may take over {when}"
     return f"{device} holds it; others may take it over {when}: leasemesh take-over {short(event.id)}"

@@ -67,13 +67,19 @@ def reserve(
     _show_reservation(session, reservation.run, reservation.events, "reserved")
 
 
-def _show_reservation(session: Session, run: str, events: Sequence[Event], verb: str) -> None:
+_NEXT = "when the work is done: leasemesh consume {run}"
+_NEXT_OF_DECIDED = {
+    "applied": "its effect happened; when what follows is done: leasemesh consume {run}",
+    "skipped": "a person decided to skip it: leasemesh skip {run}",
+}
+
+
+def _show_reservation(session: Session, run: str, events: Sequence[Event], verb: str, next_step: str = _NEXT) -> None:
     document = {"run": run, "events": [event_document(event) for event in events]}
 
     def draw() -> list[RenderableType]:
         head = f"run {run} {verb} {count_of(len(events), 'event')}:"
-        next_step = f"when the work is done: leasemesh consume {run}"
-        return [styled(head, "bold"), event_table(session, events), styled(next_step, "dim")]
+        return [styled(head, "bold"), event_table(session, events), styled(next_step.format(run=run), "dim")]
 
     session.screen.show(document, draw)
 
@@ -141,24 +147,22 @@ def take_over(
     ] = False,
     handler: HandlerOption = MANUAL,
 ) -> None:
-    """Reserve events that another device holds and has been silent about, for a new run of this device.
+    """Reserve events that another device holds and has been silent about, for a new run of this device. Those of a run
+    whose effect happened, or is to be skipped, are taken over together, to finish them.
 
     How long a holder has been silent is what this machine has seen itself, with `leasemesh serve` or --wait running.
     """
     node = session.node
     identifiers = [find_event(node, text).id for text in events]
-    if force:
-        run = node.handler_runs.new_id()
-        taken = node.events.take_over(run, identifiers, handler=handler)
-    else:
-        if wait:
-            _wait_for_silence(session, identifiers)
-        try:
-            reservation = node.take_over(identifiers, handler=handler)
-            run, taken = reservation.run, list(reservation.events)
-        except TooEarly as error:
-            raise CommandError(f"{error}; --wait waits for it, --force does not", ExitCode.NOT_AVAILABLE) from error
-    _show_reservation(session, run, taken, "took over")
+    if wait and not force:
+        _wait_for_silence(session, identifiers)
+    try:
+        reservation = node.take_over(identifiers, handler=handler, force=force)
+    except TooEarly as error:
+        raise CommandError(f"{error}; --wait waits for it, --force does not", ExitCode.NOT_AVAILABLE) from error
+    effect = node.events.effect_behind(reservation.run)
+    next_step = _NEXT_OF_DECIDED.get(effect.outcome) if effect is not None else None
+    _show_reservation(session, reservation.run, reservation.events, "took over", next_step or _NEXT)
 
 
 def _wait_for_silence(session: Session, events: Sequence[str]) -> None:

@@ -221,7 +221,8 @@ class EventStore(TakingOver):
     def _explain(self, found: Event) -> Explanation:
         blob = blob_of(found.id)
         claims = self._database.query(
-            "SELECT lower(hex(r.id)), lower(hex(r.node)), v.body ->> '$.handler', c.epoch, r.at, r.state, m.status "
+            "SELECT lower(hex(r.id)), lower(hex(r.node)), v.body ->> '$.handler', c.epoch, r.at, "
+            "CASE WHEN e.status = 1 AND e.run = c.run THEN 0 ELSE r.state END, m.status "
             "FROM event_index AS e CROSS JOIN claims AS c ON c.event = e.n CROSS JOIN run_index AS r ON r.n = c.run "
             "LEFT JOIN reservations AS v ON v.id = r.id LEFT JOIN mutations AS m ON m.id = r.id "
             "WHERE e.id = ? ORDER BY c.epoch, r.at, r.id",

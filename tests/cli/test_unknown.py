@@ -1,5 +1,6 @@
 """unknown and resolve, and what status and why tell about effects of unknown outcome."""
 
+import json
 import shlex
 
 import pytest
@@ -234,4 +235,43 @@ def test_a_person_keeps_others_from_doing_what_a_silent_device_has_done(leasemes
     follows = "the work goes on after the effect, on desktop or on a device that takes over"
     assert resolved.out.splitlines()[1] == follows
     assert unknown_in(leasemesh)["silent_permits"] == []
-    assert leasemesh("take-over", "shop/orders/order-0").code == 4
+    taken = leasemesh("take-over", "shop/orders/order-0")
+    assert "its effect happened; when what follows is done: leasemesh consume " in taken.out
+    run = taken.out.split()[1]
+    assert leasemesh("release", run).code == 4
+    assert leasemesh("consume", run).code == 0
+
+
+def test_a_silent_permit_is_listed_although_another_run_owns_the_events(leasemesh, database, silent):
+    """An earlier claim of a third device became known later; while the permit stands its run can do nothing."""
+    with Node.open(database) as node:
+        permit = node.permits.get(silent)
+        body = {
+            "node": "ee" * 16, "incarnation": "00", "workflow": "shop", "handler": "manual", "at": 1,
+            "events": [f"{event}@1" for event in permit.events], "mode": "confirmed",
+        }  # fmt: skip
+        with node.database.transaction() as transaction:
+            transaction.execute(
+                "INSERT INTO reservations (id, body) VALUES (?, ?)", (bytes.fromhex("dd" * 16), json.dumps(body))
+            )
+        assert node.events.get(permit.events[0]).run == "dd" * 16
+    (found,) = unknown_in(leasemesh)["silent_permits"]
+    assert found["run"] == silent
+    assert leasemesh("resolve", found["work"], "not-happened").code == 0
+    assert unknown_in(leasemesh)["silent_permits"] == []
+
+
+@pytest.mark.parametrize("verdict", ["happened", "skip"])
+def test_what_is_decided_of_a_silent_devices_run_can_be_finished_by_hand(leasemesh, charged, other, verdict):
+    meet(charged, other)
+    (found,) = unknown_in(leasemesh, "--db", other)["unknown"]
+    assert leasemesh("resolve", found["work"], verdict, "--db", other).code == 0
+    why = leasemesh("why", "shop/orders/order-9", "--db", other).out
+    assert ("laptop skips it, as a person decided" if verdict == "skip" else "laptop goes on after the effect") in why
+    taken = leasemesh("take-over", "shop/orders/order-9", "--force", "--json", "--db", other).document
+    ending = "skip" if verdict == "skip" else "consume"
+    assert f"leasemesh {ending}" in leasemesh("why", "shop/orders/order-9", "--db", other).out
+    assert leasemesh("release", taken["run"], "--db", other).code != 0
+    assert leasemesh(ending, taken["run"], "--db", other).code == 0
+    status = leasemesh("why", "shop/orders/order-9", "--json", "--db", other).document["event"]["status"]
+    assert status == ("skipped" if verdict == "skip" else "consumed")

@@ -463,6 +463,60 @@ def test_what_happened_before_a_backup_was_restored_goes_forward_though_the_back
     assert set(statuses(lab["hub"].node, "sent")) == {"re-one", "re-two", "re-three"}
 
 
+@pytest.mark.parametrize("back", ["the taker", "the holder"])
+def test_what_was_said_of_a_dead_devices_permit_goes_forward_although_it_gives_the_permit_up_unheard(
+    device_lab, mail, inbox, outbox, back
+):
+    consumer, went_on = mail.consumer(inbox, name="send", mode="confirmed"), []
+
+    @effect(name="mail")
+    async def send_mail(key):
+        return await outbox.send(key, "one")
+
+    @consumer.mutate
+    async def think(run):
+        await asyncio.sleep(1)
+        return send_mail()
+
+    @consumer.next
+    async def go_on(run):
+        went_on.append(run.result)
+        if len(went_on) == 1:
+            await asyncio.Event().wait()
+
+    lab = device_lab(devices=["hub", "a", "b"], workflows=lambda name: [] if name == "hub" else [mail])
+    appoint(lab["hub"])
+    lab.settle()
+    hub = lab["hub"].node
+    lab.crash("b")
+    publish(lab["a"].node, "one")
+    lab.until(lambda: any(hub.permits.holders(one.id) for one in hub.peek("mail", "inbox", status="reserved")))
+    lab.crash("a")
+    lab.restart("b")
+    lab.advance(120)
+    (event,) = hub.peek("mail", "inbox", status="reserved")
+    hub.mutations.resolve(hub.permits.get(event.run).work, "happened", by="Ann", result=1)
+    lab.until(lambda: went_on, within_s=60)
+    lab.advance(2)
+    lab.crash("b")
+    lab.partition("a", "hub")
+    lab.restart("a")  # it has not heard of the verdict, and releases what it had claimed
+    lab.until(lambda: lab["a"].node.events.reservation(event.run).state == "released")
+    lab.crash("a")
+    lab.heal()
+    lab.restart("a")
+    if back == "the taker":
+        lab.restart("b")
+    lab.until(lambda: statuses(hub) == {"one": "consumed"}, within_s=200)
+    assert went_on == [1, 1]
+    assert outbox.calls == []
+    if back == "the holder":
+        lab.restart("b")
+    lab.settle()
+    lab.assert_converged()
+    assert hub.events.count_duplicates() == 0
+
+
 def test_what_stands_in_a_silent_devices_permit_is_not_reached_for_again_and_again(dead_with_permit, outbox):
     lab, _ = dead_with_permit
     hub = lab["hub"].node

@@ -3,6 +3,7 @@
 import pytest
 from devices import absorb_all, event_of, meet, merge, work_of
 
+from node.derived import rebuild
 from node.errors import HomeElsewhere, IllegalState, InvalidInput, NotAvailable, NotFound
 from node.staleness import StalenessWatch
 
@@ -256,6 +257,90 @@ def test_what_a_person_said_of_a_permit_counts_although_no_entry_ever_arrived(tr
         assert second.events.consume(taker) == 1
     else:
         assert second.events.skip(taker) == 1
+
+
+@pytest.mark.parametrize("verdict", ["happened", "skip"])
+def test_what_was_said_of_a_permit_is_gone_on_with_although_its_holder_gave_it_up_unheard(open_device, verdict):
+    hub, holder, second, third = (open_device() for _ in range(4))
+    hub.publish("a")
+    hub.authorities.appoint(hub.node, by="Ann")
+    hub.authorities.step()
+    merge(hub, holder)
+    run = holder.reserve("a", handler="send", default_mode="confirmed")
+    work = holder.permits.request(run).work
+    merge(holder, hub)
+    assert hub.permits.decide_pending() == 1
+    merge(hub, second)
+    merge(hub, third)
+    second.mutations.resolve(work, verdict, by="Ann")
+    taker = continued(second, run)
+    holder.events.release(run)
+    meet(hub, holder, second, third)
+    assert second.permits.get(run).state == "void"
+    with second.unchanged(), pytest.raises(IllegalState):
+        second.events.release(taker)
+    last = continued(third, taker)
+    assert (third.events.skip if verdict == "skip" else third.events.consume)(last) == 1
+    assert rebuild(third.database).corrected == {}
+
+
+@pytest.mark.parametrize("first_word", ["happened", "skip"])
+def test_a_word_that_is_taken_back_after_a_take_over_frees_the_events(trio, first_word):
+    first, second, third = trio
+    first.publish("a")
+    run = held(first, "a", status="indeterminate")
+    meet(first, second, third)
+    work = first.mutations.get(run).work
+    second.mutations.resolve(work, first_word, by="Ann")
+    merge(second, third)
+    taker = continued(third, run)
+    second.mutations.resolve(work, "not_happened", by="Ann")
+    meet(first, second, third)
+    assert third.events.effect_behind(taker).outcome == "failed"
+    assert third.events.release(taker) == 1
+    assert third.status("a") == "pending"
+    assert rebuild(third.database).corrected == {}
+
+
+def test_a_person_can_decide_about_a_permit_whose_run_does_not_own_the_events(trio):
+    """Two have claimed the same; the earlier claim owns, and the later one, which was known first, has the permit."""
+    hub, second, third = trio
+    hub.publish("a")
+    hub.authorities.appoint(hub.node, by="Ann")
+    hub.authorities.step()
+    meet(hub, second, third)
+    third.now_ms -= 5
+    earlier = third.reserve("a", handler="send", default_mode="confirmed")
+    later = second.reserve("a", handler="send", default_mode="confirmed")
+    work = second.permits.request(later).work
+    merge(second, hub)
+    assert hub.permits.decide_pending() == 1
+    meet(hub, second, third)
+    assert hub.event("a").run == earlier
+    hub.mutations.resolve(work, "happened", by="Ann")
+    meet(hub, second, third)
+    assert {device.event("a").run for device in trio} == {later}
+    assert second.events.consume(later) == 1
+
+
+@pytest.fixture
+def given_up(two):
+    """A run whose effect a person thought had not happened, and another that did the same then; it had happened."""
+    first, second = two
+    run = held(first, "a", status="not_happened")
+    first.events.release(run)
+    meet(first, second)
+    again = held(second, "a", status="applied")
+    second.events.consume(again)
+    first.mutations.mark_applied(run, "late")
+    meet(first, second)
+    return two
+
+
+def test_work_shows_as_done_twice_although_one_run_gave_its_events_back(given_up):
+    one, other = given_up
+    assert one.events.count_duplicates() == other.events.count_duplicates() == 1
+    assert rebuild(one.database).corrected == rebuild(other.database).corrected == {}
 
 
 def test_who_was_refused_a_permit_has_no_effect_behind_it_when_another_did_that_work(two):
