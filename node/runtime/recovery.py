@@ -12,7 +12,7 @@ silent for long enough.
 | the outcome is unknown | nothing; reconciliation and people are at it |
 | the effect happened | a new run goes on at emitting, with the same results; without its handler, a person is told |
 | a person said to skip it | its events are skipped |
-| another run goes on with its work already | it lets go |
+| another run goes on with its work already | it ends, and its claims with that one's |
 
 Of other nodes' runs nothing is written: what a silent one holds is claimed at the next epoch, unless the outcome of its
 effect is unknown, or it has a permit to begin one.
