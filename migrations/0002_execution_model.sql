@@ -347,20 +347,24 @@ SELECT v.id AS id, coalesce(unhex(v.body ->> '$.root'), v.id) AS root FROM reser
 -- Inserting into an absorb_ view derives; the triggers on the facts and `leasemesh doctor --rebuild` both do just that.
 
 -- What became of the effect behind a run's claims, as numbers: of its own; if none is known, of the work that it goes on with.
+CREATE VIEW entered_effects AS
+SELECT run, CASE outcome WHEN 'unknown' THEN 1 WHEN 'skipped' THEN 2 WHEN 'applied' THEN 3 END AS effect FROM work_outcomes;
+CREATE VIEW taken_effects AS
+SELECT
+    v.id AS run,
+    CASE coalesce(
+        (SELECT w.outcome FROM work_outcomes AS w WHERE w.work = v.work LIMIT 1),
+        (SELECT o.outcome FROM verdict_outcomes AS o WHERE o.work = v.work LIMIT 1))
+        WHEN 'skipped' THEN 2 WHEN 'applied' THEN 3
+    END AS effect
+FROM reservations AS v
+WHERE v.work IS NOT NULL;
 CREATE VIEW run_effects AS
 SELECT
     v.id AS run,
     coalesce(
-        (SELECT CASE w.outcome WHEN 'unknown' THEN 1 WHEN 'skipped' THEN 2 WHEN 'applied' THEN 3 END
-            FROM work_outcomes AS w WHERE w.run = v.id),
-        CASE
-            WHEN v.work IS NOT NULL THEN
-                CASE coalesce(
-                    (SELECT w.outcome FROM work_outcomes AS w WHERE w.work = v.work LIMIT 1),
-                    (SELECT o.outcome FROM verdict_outcomes AS o WHERE o.work = v.work LIMIT 1))
-                    WHEN 'skipped' THEN 2 WHEN 'applied' THEN 3
-                END
-        END,
+        (SELECT e.effect FROM entered_effects AS e WHERE e.run = v.id),
+        (SELECT t.effect FROM taken_effects AS t WHERE t.run = v.id),
         0) AS effect
 FROM reservations AS v;
 

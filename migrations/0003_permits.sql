@@ -111,27 +111,23 @@ WHERE p.body <> '{}' AND p.body ->> '$.refused' IS NULL
         AND NOT EXISTS (SELECT 1 FROM mutations AS m WHERE m.id = p.run AND m.status IN ('in_flight', 'applied')));
 
 -- As in migration 2, and at last what people know of an effect that a permit stands for: its entry may never arrive.
+CREATE VIEW permitted_effects AS
+SELECT
+    p.run AS run,
+    CASE coalesce(
+        (SELECT w.outcome FROM work_outcomes AS w WHERE w.work = p.work LIMIT 1),
+        (SELECT o.outcome FROM verdict_outcomes AS o WHERE o.work = p.work LIMIT 1))
+        WHEN 'skipped' THEN 2 WHEN 'applied' THEN 3
+    END AS effect
+FROM standing_permits AS p;
 DROP VIEW run_effects;
 CREATE VIEW run_effects AS
 SELECT
     v.id AS run,
     coalesce(
-        (SELECT CASE w.outcome WHEN 'unknown' THEN 1 WHEN 'skipped' THEN 2 WHEN 'applied' THEN 3 END
-            FROM work_outcomes AS w WHERE w.run = v.id),
-        CASE
-            WHEN v.work IS NOT NULL THEN
-                CASE coalesce(
-                    (SELECT w.outcome FROM work_outcomes AS w WHERE w.work = v.work LIMIT 1),
-                    (SELECT o.outcome FROM verdict_outcomes AS o WHERE o.work = v.work LIMIT 1))
-                    WHEN 'skipped' THEN 2 WHEN 'applied' THEN 3
-                END
-        END,
-        (SELECT max(
-            CASE coalesce(
-                (SELECT w.outcome FROM work_outcomes AS w WHERE w.work = p.work LIMIT 1),
-                (SELECT o.outcome FROM verdict_outcomes AS o WHERE o.work = p.work LIMIT 1))
-                WHEN 'skipped' THEN 2 WHEN 'applied' THEN 3
-            END) FROM standing_permits AS p WHERE p.run = v.id),
+        (SELECT e.effect FROM entered_effects AS e WHERE e.run = v.id),
+        (SELECT t.effect FROM taken_effects AS t WHERE t.run = v.id),
+        (SELECT max(p.effect) FROM permitted_effects AS p WHERE p.run = v.id),
         0) AS effect
 FROM reservations AS v;
 
