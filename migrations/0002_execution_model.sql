@@ -246,7 +246,7 @@ CREATE TABLE run_index (
     at INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX run_index_held ON run_index (n) WHERE state = 0;
-CREATE INDEX run_index_decided ON run_index (n) WHERE state IN (1, 2) AND effect >= 2;
+CREATE INDEX run_index_kept ON run_index (n) WHERE state IN (1, 2) AND effect >= 2;
 
 CREATE TABLE claims (
     event INTEGER NOT NULL,
@@ -256,7 +256,7 @@ CREATE TABLE claims (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX claims_by_run ON claims (run);
 
--- Events that two runs have done which did not go on with each other's work: consumed, or performed their effects for. Recorded and
+-- Events that two runs have consumed, or have performed their effects for, which did not go on with each other's work. Recorded and
 -- shown, never hidden.
 CREATE TABLE duplicates (
     event INTEGER NOT NULL PRIMARY KEY
@@ -403,11 +403,17 @@ SELECT r.n, r.id, r.node, r.at, r.effect FROM run_index AS r
 WHERE r.state IN (1, 2) AND r.effect >= 2 AND EXISTS (
     SELECT 1 FROM claims AS c CROSS JOIN event_index AS e WHERE c.run = r.n AND e.n = c.event AND e.run = r.n AND e.status = 1);
 
--- Claims of runs that are done with them, or have performed their effects, which then counts even if they gave the events back.
+-- Claims of runs that have consumed them, or have performed their effects, even if they gave the events back. One of each is no
+-- duplicate: who finds that another run of the same work has performed the effect goes on with that.
 CREATE VIEW done_claims AS
-SELECT c.event AS event, c.run AS run, (SELECT o.root FROM run_roots AS o WHERE o.id = r.id) AS root
+SELECT
+    c.event AS event,
+    c.run AS run,
+    (SELECT o.root FROM run_roots AS o WHERE o.id = r.id) AS root,
+    r.state = 3 AS consumed,
+    EXISTS (SELECT 1 FROM mutations AS m WHERE m.id = r.id AND m.status = 'applied' AND m.work IS NOT NULL) AS performed
 FROM claims AS c CROSS JOIN run_index AS r
-WHERE r.n = c.run AND (r.state = 3 OR EXISTS (SELECT 1 FROM mutations AS m WHERE m.id = r.id AND m.status = 'applied'));
+WHERE r.n = c.run;
 
 CREATE VIEW absorb_time AS SELECT NULL AS at;
 CREATE TRIGGER absorb_time INSTEAD OF INSERT ON absorb_time BEGIN
@@ -423,16 +429,19 @@ CREATE TRIGGER derive_status INSTEAD OF INSERT ON derive_status BEGIN
     WHERE n = NEW.event;
 END;
 
+CREATE VIEW done_twice AS
+SELECT mine.event AS event, mine.run AS run
+FROM done_claims AS mine CROSS JOIN done_claims AS other
+WHERE other.event = mine.event AND other.run <> mine.run
+    AND (mine.consumed AND other.consumed OR mine.performed AND other.performed) AND other.root <> mine.root;
+
 -- Which events of a run were done twice. Inserting is what happens; an outcome never goes away, but should a row say so, it counts.
 CREATE VIEW derive_duplicates AS SELECT NULL AS run;
 CREATE TRIGGER derive_duplicates INSTEAD OF INSERT ON derive_duplicates BEGIN
     DELETE FROM duplicates
     WHERE event IN (SELECT event FROM claims WHERE run = NEW.run)
-        AND 2 > (SELECT count(DISTINCT d.root) FROM done_claims AS d WHERE d.event = duplicates.event);
-    INSERT INTO duplicates
-        SELECT mine.event FROM done_claims AS mine CROSS JOIN done_claims AS other
-        WHERE mine.run = NEW.run AND other.event = mine.event AND other.run <> mine.run AND other.root <> mine.root
-        ON CONFLICT DO NOTHING;
+        AND NOT EXISTS (SELECT 1 FROM done_twice AS d WHERE d.event = duplicates.event);
+    INSERT INTO duplicates SELECT d.event FROM done_twice AS d WHERE d.run = NEW.run ON CONFLICT DO NOTHING;
 END;
 
 CREATE VIEW absorb_publication AS SELECT NULL AS id, NULL AS topic, NULL AS at, NULL AS ids;
@@ -489,9 +498,9 @@ END;
 CREATE VIEW absorb_reservation AS SELECT NULL AS id, NULL AS node, NULL AS at, NULL AS state, NULL AS events;
 CREATE TRIGGER absorb_reservation INSTEAD OF INSERT ON absorb_reservation BEGIN
     INSERT INTO absorb_time VALUES (NEW.at);
-    INSERT INTO run_index (id, node, at, effect)
-        SELECT NEW.id, NEW.node, NEW.at, f.effect FROM run_effects AS f WHERE f.run = NEW.id
-        ON CONFLICT (id) DO UPDATE SET node = excluded.node, at = excluded.at, effect = excluded.effect;
+    INSERT INTO run_index (id, node, at) VALUES (NEW.id, NEW.node, NEW.at)
+        ON CONFLICT (id) DO UPDATE SET node = excluded.node, at = excluded.at;
+    INSERT INTO absorb_effect VALUES (NEW.id);
     INSERT INTO event_index (id)
         SELECT unhex(substr(j.value, 1, 32)) FROM json_each(NEW.events) AS j
         WHERE length(unhex(substr(j.value, 1, 32))) = 16 AND CAST(substr(j.value, 34) AS INTEGER) BETWEEN 1 AND 1000000
@@ -549,23 +558,24 @@ CREATE TRIGGER forget_reservation INSTEAD OF INSERT ON forget_reservation BEGIN
     DELETE FROM duplicates WHERE event IN (
         SELECT e.n FROM json_each(NEW.events) AS j CROSS JOIN event_index AS e
         WHERE e.id = unhex(substr(j.value, 1, 32))
-            AND 2 > (SELECT count(DISTINCT d.root) FROM done_claims AS d WHERE d.event = e.n));
+            AND NOT EXISTS (SELECT 1 FROM done_twice AS d WHERE d.event = e.n));
     DELETE FROM event_index
     WHERE publication IS NULL AND id IN (SELECT unhex(substr(value, 1, 32)) FROM json_each(NEW.events))
         AND NOT EXISTS (SELECT 1 FROM claims WHERE claims.event = event_index.n);
 END;
 
 -- An effect in flight or unknown keeps its events reserved, whatever the claims say, and so does one that happened; see work_outcomes.
+CREATE VIEW absorb_effect AS SELECT NULL AS run;
+CREATE TRIGGER absorb_effect INSTEAD OF INSERT ON absorb_effect BEGIN
+    UPDATE run_index SET effect = (SELECT f.effect FROM run_effects AS f WHERE f.run = NEW.run) WHERE id = NEW.run;
+END;
+CREATE TRIGGER run_index_decided AFTER UPDATE OF effect ON run_index WHEN NEW.effect <> OLD.effect BEGIN
+    INSERT INTO derive_status SELECT event FROM claims WHERE run = NEW.n;
+END;
 CREATE VIEW absorb_outcome AS SELECT NULL AS work;
 CREATE TRIGGER absorb_outcome INSTEAD OF INSERT ON absorb_outcome BEGIN
-    UPDATE run_index SET effect = (SELECT f.effect FROM run_effects AS f WHERE f.run = run_index.id)
-    WHERE id IN (SELECT id FROM mutations WHERE work = NEW.work UNION ALL SELECT id FROM reservations WHERE work = NEW.work);
-    INSERT INTO derive_status
-        SELECT c.event FROM mutations AS m CROSS JOIN run_index AS r CROSS JOIN claims AS c
-        WHERE m.work = NEW.work AND r.id = m.id AND c.run = r.n
-        UNION
-        SELECT c.event FROM reservations AS v CROSS JOIN run_index AS r CROSS JOIN claims AS c
-        WHERE v.work = NEW.work AND r.id = v.id AND c.run = r.n;
+    INSERT INTO absorb_effect
+        SELECT id FROM mutations WHERE work = NEW.work UNION SELECT id FROM reservations WHERE work = NEW.work;
 END;
 CREATE TRIGGER mutations_inserted AFTER INSERT ON mutations WHEN NEW.work IS NOT NULL BEGIN
     INSERT INTO absorb_outcome VALUES (NEW.work);
@@ -583,9 +593,7 @@ END;
 -- The entry of run `id` is no longer about `work`, which other runs may have tried too.
 CREATE VIEW forget_effect AS SELECT NULL AS id, NULL AS work;
 CREATE TRIGGER forget_effect INSTEAD OF INSERT ON forget_effect BEGIN
-    UPDATE run_index SET effect = (SELECT f.effect FROM run_effects AS f WHERE f.run = NEW.id) WHERE id = NEW.id;
-    INSERT INTO derive_status
-        SELECT c.event FROM run_index AS r CROSS JOIN claims AS c WHERE r.id = NEW.id AND c.run = r.n;
+    INSERT INTO absorb_effect VALUES (NEW.id);
     INSERT INTO absorb_outcome VALUES (NEW.work);
 END;
 CREATE TRIGGER verdicts_inserted AFTER INSERT ON verdicts WHEN NEW.work IS NOT NULL BEGIN

@@ -140,14 +140,6 @@ CREATE TRIGGER absorb_permit INSTEAD OF INSERT ON absorb_permit BEGIN
         ON CONFLICT DO NOTHING;
     INSERT INTO absorb_effect SELECT p.run FROM permits AS p WHERE p.id = NEW.id;
 END;
--- Most of what happens to a permit says nothing about what became of its effect.
-CREATE VIEW absorb_effect AS SELECT NULL AS run;
-CREATE TRIGGER absorb_effect INSTEAD OF INSERT ON absorb_effect
-WHEN (SELECT r.effect FROM run_index AS r WHERE r.id = NEW.run) <> (SELECT f.effect FROM run_effects AS f WHERE f.run = NEW.run) BEGIN
-    UPDATE run_index SET effect = (SELECT f.effect FROM run_effects AS f WHERE f.run = NEW.run) WHERE id = NEW.run;
-    INSERT INTO derive_status
-        SELECT c.event FROM run_index AS r CROSS JOIN claims AS c WHERE r.id = NEW.run AND c.run = r.n;
-END;
 CREATE VIEW absorb_permit_request AS SELECT NULL AS run;
 CREATE TRIGGER absorb_permit_request INSTEAD OF INSERT ON absorb_permit_request BEGIN
     DELETE FROM waiting_permits WHERE run = NEW.run;
@@ -184,16 +176,20 @@ CREATE VIEW absorb_work_of_permits AS SELECT NULL AS work;
 CREATE TRIGGER absorb_work_of_permits INSTEAD OF INSERT ON absorb_work_of_permits BEGIN
     INSERT INTO absorb_permit SELECT p.id FROM permits AS p WHERE p.work = NEW.work;
 END;
+-- An entry should be about the work that its run's permit is for; should it not be, what it says of the run counts.
 CREATE TRIGGER mutations_inserted_for_permits AFTER INSERT ON mutations WHEN NEW.work IS NOT NULL BEGIN
     INSERT INTO absorb_work_of_permits VALUES (NEW.work);
+    INSERT INTO absorb_permit SELECT p.id FROM permits AS p WHERE p.run = NEW.id AND p.work IS NOT NEW.work;
 END;
 CREATE TRIGGER mutations_updated_for_permits AFTER UPDATE ON mutations
 WHEN NEW.status <> OLD.status OR NEW.work IS NOT OLD.work BEGIN
     INSERT INTO absorb_work_of_permits SELECT OLD.work WHERE OLD.work IS NOT NULL AND NEW.work IS NOT OLD.work;
     INSERT INTO absorb_work_of_permits SELECT NEW.work WHERE NEW.work IS NOT NULL;
+    INSERT INTO absorb_permit SELECT p.id FROM permits AS p WHERE p.run = NEW.id AND p.work IS NOT NEW.work;
 END;
 CREATE TRIGGER mutations_deleted_for_permits AFTER DELETE ON mutations WHEN OLD.work IS NOT NULL BEGIN
     INSERT INTO absorb_work_of_permits VALUES (OLD.work);
+    INSERT INTO absorb_permit SELECT p.id FROM permits AS p WHERE p.run = OLD.id AND p.work IS NOT OLD.work;
 END;
 CREATE TRIGGER verdicts_inserted_for_permits AFTER INSERT ON verdicts WHEN NEW.work IS NOT NULL BEGIN
     INSERT INTO absorb_work_of_permits VALUES (NEW.work);

@@ -414,6 +414,9 @@ class Node:
         holder = holders.pop() if len(holders) == 1 else None
         effect = self.events.effect_behind(holder) if holder is not None else None
         if holder is not None and effect is not None and effect.outcome in ("applied", "skipped"):
+            held = self.events.reservation(holder)
+            if held is not None and held.node == self.site_id:
+                raise IllegalState(f"run {ids.short_run(holder)}", "this node's own", "end it instead")
             return Reservation(self.events, run, self.events.take_over_run(run, holder, handler=handler))
         return Reservation(self.events, run, self.events.take_over(run, events, handler=handler))
 

@@ -173,7 +173,8 @@ def _next_of_reserved(session: Session, explanation: Explanation, claims: list[d
     if holder["node"] == node.site_id:
         number = short_run(holder["run"])
         if outcome == "skipped":
-            return f"a person decided to skip it: the app does so when it runs, or: leasemesh skip {number}"
+            by_app = "the app does so when it runs, or: " if run is not None else ""
+            return f"a person decided to skip it: {by_app}leasemesh skip {number}"
         if run is None and outcome == "applied":
             return f"its effect happened; when what follows is done: leasemesh consume {number}"
         if run is None:

@@ -272,8 +272,7 @@ class Leasing(EventReader):
             (blob_of(run),),
         )
         found = [EffectBehind(RunId(one), WorkId(work), outcome) for one, work, outcome in rows]
-        found = found or self._decided_about_permits(run)
-        found += self._named(run)
+        found += [*self._decided_about_permits(run), *self._named(run)]
         return min(found, key=lambda effect: _WEIGHT.get(effect.outcome, len(_WEIGHT)), default=None)
 
     def _named(self, run: str) -> list[EffectBehind]:

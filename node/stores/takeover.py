@@ -70,7 +70,7 @@ class TakingOver(Leasing):
             for holder in dict.fromkeys(one.run for one in found.values() if one.run):
                 effect = self.effect_behind(holder)
                 if effect is not None and effect.outcome in ("applied", "skipped"):
-                    wanted = f"go on with what is left of run {holder} (take_over_run), it must not be done again"
+                    wanted = f"it must not be done again; take over what run {holder} holds by itself, to finish it"
                     raise IllegalState(f"the effect of run {effect.run}", effect.outcome, wanted)
             workflow = found[EventId(events[0])].workflow
             mode = self._mode_to_take(workflow, list(found.values()), handler, default_mode)

@@ -6,7 +6,7 @@ import asyncio
 import pytest
 from handling import publish, run_of, runs, statuses
 
-from node import Applied, Retry, Transient, Workflow, effect
+from node import Applied, DidNotHappen, Retry, Transient, Workflow, effect
 from node.runtime.retry import RetryRule
 
 QUICK = {"retry": RetryRule(first_ms=1_000, most_ms=2_000)}
@@ -699,3 +699,46 @@ def test_what_a_call_came_to_is_known_although_the_device_got_a_new_identity_dur
     lab.settle()
     lab.assert_converged()
     assert len(outbox.calls) == 1
+
+
+@pytest.mark.parametrize("mode", ["soft", "confirmed"])
+def test_who_goes_on_with_the_effect_of_another_run_of_the_same_work_has_not_done_it_twice(
+    device_lab, mail, inbox, mode
+):
+    """The other run's call was thought to have failed, and its events were given back; the service knows better."""
+    consumer, calls, thinking, went_on = mail.consumer(inbox, name="send", mode=mode), [], [], []
+
+    @effect(name="mail")
+    async def send_mail(key):
+        calls.append(key)
+        await asyncio.sleep(5)
+        raise DidNotHappen("the key was used before")
+
+    @consumer.mutate
+    async def think(run):
+        thinking.append(run.id)
+        await asyncio.sleep(5)
+        return send_mail()
+
+    @consumer.next
+    def go_on(run):
+        went_on.append(run.result)
+
+    lab = device_lab(devices=["hub", "b"], workflows=lambda name: [] if name == "hub" else [mail])
+    hub = lab["hub"].node
+    appoint(lab["hub"])
+    lab.settle()
+    lab.partition("hub", "b")
+    publish(hub, "one")
+    run = hub.handler_runs.new_id()
+    hub.events.reserve(run, "mail", [("inbox", ["one"])], handler="send")
+    hub.mutations.intend(run, hub.mutations.work_for(run), tool="mail")
+    hub.mutations.mark_failed(run, "no answer")
+    hub.events.release(run)
+    lab.heal()
+    lab.until(lambda: calls if mode == "soft" else thinking)
+    hub.mutations.mark_applied(run, "late")
+    lab.until(lambda: statuses(hub) == {"one": "consumed"}, within_s=100)
+    lab.settle()
+    assert len(calls) == (1 if mode == "soft" else 0)
+    assert hub.events.count_duplicates() == 0

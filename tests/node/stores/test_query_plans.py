@@ -31,7 +31,7 @@ MEANT = [
         for start in ("SELECT id FROM holding_runs", "SELECT lower(hex(r.id)), lower(hex(r.node)), v.body")
         for scan, why in (
             ("SCAN run_index USING INDEX run_index_held", "has held ones only"),
-            ("SCAN r USING INDEX run_index_decided", "has those only that gave back what their effects keep"),
+            ("SCAN r USING INDEX run_index_kept", "has those only that gave back what their effects keep"),
             ("SCAN holding_runs", "both of them"),
         )
     ),

@@ -99,7 +99,7 @@ def test_events_of_an_effect_that_is_decided_are_not_taken_over_to_be_done_anew(
     first, second = two
     run = held(first, "a", "b", status=status)
     merge(first, second)
-    with second.unchanged(), pytest.raises(IllegalState, match=f"what is left of run {run} \\(take_over_run"):
+    with second.unchanged(), pytest.raises(IllegalState, match=f"take over what run {run} holds by itself"):
         second.events.take_over(second.runs.new_id(), [event_of("a")])
 
 
@@ -300,6 +300,31 @@ def test_a_word_that_is_taken_back_after_a_take_over_frees_the_events(trio, firs
     assert third.events.release(taker) == 1
     assert third.status("a") == "pending"
     assert rebuild(third.database).corrected == {}
+
+
+def test_what_was_said_of_a_takers_own_permit_counts_whatever_became_of_the_first_call(trio):
+    hub, first, second = trio
+    hub.publish("a")
+    hub.authorities.appoint(hub.node, by="Ann")
+    hub.authorities.step()
+    meet(hub, first, second)
+    run = held(first, "a", status="indeterminate")
+    meet(hub, first, second)
+    work = first.mutations.get(run).work
+    hub.mutations.resolve(work, "happened", by="Ann")
+    meet(hub, first, second)
+    taker = continued(second, run)
+    hub.mutations.resolve(work, "not_happened", by="Ann")
+    meet(hub, first, second)
+    permit = second.permits.request(taker)
+    meet(hub, first, second)
+    assert hub.permits.decide_pending() == 1
+    hub.mutations.resolve(permit.work, "happened", by="Ann")
+    meet(hub, first, second)
+    assert second.events.effect_behind(taker).outcome == "applied"
+    with second.unchanged(), pytest.raises(IllegalState):
+        second.events.release(taker)
+    assert second.events.consume(taker) == 1
 
 
 def test_a_person_can_decide_about_a_permit_whose_run_does_not_own_the_events(trio):
