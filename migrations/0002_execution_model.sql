@@ -327,7 +327,8 @@ SELECT
 FROM mutations AS m
 WHERE m.work IS NOT NULL;
 
--- What people know of works, for those that no run has entered as far as is known here.
+-- What people know of works, for those that no run has entered as far as is known here. Not one view with the above: SQLite would
+-- read all verdicts to look one work up.
 CREATE VIEW verdict_outcomes AS
 SELECT
     v.work AS work,

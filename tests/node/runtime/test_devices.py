@@ -372,6 +372,20 @@ def test_confirmed_work_that_both_sides_of_a_partition_reach_for_is_done_once(de
     assert set(statuses(lab["hub"].node).values()) == {"consumed"}
 
 
+def die_with_permit(device_lab, mail):
+    """Let device a get the hub's permit for event "one", and die; b, which runs the same handlers, starts then."""
+    lab = device_lab(devices=["hub", "a", "b"], workflows=lambda name: [] if name == "hub" else [mail])
+    appoint(lab["hub"])
+    lab.settle()
+    hub = lab["hub"].node
+    lab.crash("b")
+    publish(lab["a"].node, "one")
+    lab.until(lambda: any(hub.permits.holders(one.id) for one in hub.peek("mail", "inbox", status="reserved")))
+    lab.crash("a")
+    lab.restart("b")
+    return lab
+
+
 @pytest.fixture
 def dead_with_permit(device_lab, mail, inbox, outbox):
     """Device a has got the permit for event "one", and dies before it begins; b runs the same handler. Gives the lab,
@@ -391,16 +405,7 @@ def dead_with_permit(device_lab, mail, inbox, outbox):
     def go_on(run):
         went_on.append(run.result)
 
-    lab = device_lab(devices=["hub", "a", "b"], workflows=lambda name: [] if name == "hub" else [mail])
-    appoint(lab["hub"])
-    lab.settle()
-    hub = lab["hub"].node
-    lab.crash("b")
-    publish(lab["a"].node, "one")
-    lab.until(lambda: any(hub.permits.holders(one.id) for one in hub.peek("mail", "inbox", status="reserved")))
-    lab.crash("a")
-    lab.restart("b")
-    return lab, went_on
+    return die_with_permit(device_lab, mail), went_on
 
 
 @pytest.mark.parametrize("mode", ["soft", "confirmed"])
@@ -484,15 +489,8 @@ def test_what_was_said_of_a_dead_devices_permit_goes_forward_although_it_gives_t
         if len(went_on) == 1:
             await asyncio.Event().wait()
 
-    lab = device_lab(devices=["hub", "a", "b"], workflows=lambda name: [] if name == "hub" else [mail])
-    appoint(lab["hub"])
-    lab.settle()
+    lab = die_with_permit(device_lab, mail)
     hub = lab["hub"].node
-    lab.crash("b")
-    publish(lab["a"].node, "one")
-    lab.until(lambda: any(hub.permits.holders(one.id) for one in hub.peek("mail", "inbox", status="reserved")))
-    lab.crash("a")
-    lab.restart("b")
     lab.advance(120)
     (event,) = hub.peek("mail", "inbox", status="reserved")
     hub.mutations.resolve(hub.permits.get(event.run).work, "happened", by="Ann", result=1)
