@@ -14,7 +14,7 @@ from random import Random
 
 from node import Applied, DidNotHappen, NotApplied, Retry, RetryRule, Workflow, effect
 from node.cli.unknown import silent_permits
-from node.errors import IllegalState, LeasemeshError, NotFound
+from node.errors import IllegalState, LeaseLost, LeasemeshError, NotFound
 from sim.workload import messages
 
 AUTOMATION = "automation"
@@ -241,14 +241,21 @@ def tidy_up(app) -> bool:
 
 
 def _release_what_a_copy_held(app) -> bool:
-    """Give back what a copy of this device's file has claimed in its name. A device with handlers does it itself."""
+    """Give back what a copy of this device's file has claimed in its name, or end by hand what is decided of it. A device
+    with handlers does it itself."""
     did = False
     for run in app.events.held_runs(own=True):
         reservation = app.events.reservation(run)
         if reservation is not None and reservation.incarnation != app.database.incarnation.hex():
+            effect = app.events.effect_behind(run)
+            outcome = effect.outcome if effect is not None else "none"
+            end = {"applied": app.events.consume, "skipped": app.events.skip}.get(outcome, app.events.release)
             try:
-                did |= bool(app.events.release(run))
-            except IllegalState:  # Its effect has happened, or nobody knows; that is looked after elsewhere.
+                did |= bool(end(run))
+            except (
+                IllegalState,
+                LeaseLost,
+            ):  # Its effect has happened, or nobody knows; that is looked after elsewhere.
                 app.world.did["a copy's run is not released"] += 1
     return did
 
