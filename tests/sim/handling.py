@@ -241,8 +241,8 @@ def tidy_up(app) -> bool:
 
 
 def _release_what_a_copy_held(app) -> bool:
-    """Give back what a copy of this device's file has claimed in its name, or end by hand what is decided of it. A device
-    with handlers does it itself."""
+    """Give back what a copy of this device's file has claimed in its name, or end by hand what is decided of it. A
+    device with handlers does it itself."""
     did = False
     for run in app.events.held_runs(own=True):
         reservation = app.events.reservation(run)
