@@ -121,11 +121,12 @@ async def _run(session: Session, workflows: list[Workflow], options: Options) ->
         screen = stack.enter_context(RunScreen(session.screen, drain_s=options.drain_s))
         stack.enter_context(stopping_on_signals(stop, screen.at_once))
         teller = stack.enter_context(Teller(session.screen, transfers=False))
-        sync = None
+        sync, observer = None, None
         if options.listen is not None or options.peers:
             sync = await stack.enter_async_context(
                 node.syncing(listen=options.listen, peers=options.peers, token=options.token)
             )
+            observer = sync.loop.observe()  # at once: it connects while the handlers are being read
             stack.push_async_callback(_pass_on, node)
         else:
             await _refuse_when_synced_elsewhere(node)
@@ -136,7 +137,7 @@ async def _run(session: Session, workflows: list[Workflow], options: Options) ->
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(screen.tell_all(runner.observe()))
             drawing = tasks.create_task(screen.keep_drawing())
-            telling = tasks.create_task(tell_all(teller, sync.loop.observe())) if sync is not None else None
+            telling = tasks.create_task(tell_all(teller, observer)) if observer is not None else None
             idle = asyncio.create_task(_idle(node, runner, sync)) if options.until_idle else None
             await _until_asked_or_ended(stop, runner, sync, idle)
             teller.stopping = True
