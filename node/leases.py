@@ -110,8 +110,8 @@ class Ownership:
 
     Attributes:
         status: see the rule.
-        epoch: the deciding claim's epoch, when its effect is decided or none decides the highest of all; 0 when nobody
-            ever claimed it. Of an event that may be claimed, the next claim is one higher.
+        epoch: that of the claim which settled it or whose effect is unknown, otherwise the highest of all claims, after
+            which the next claim comes; 0 when nobody ever claimed it.
         owner: the deciding run, None when pending.
     """
 

@@ -410,15 +410,15 @@ class Node:
         if wait_ms > 0:
             raise TooEarly(f"{len(events)} events" if len(events) != 1 else f"event {ids.short(events[0])}", wait_ms)
         run = self._new_run()
-        holders = {event.run for event in map(self.events.get, events) if event is not None}
-        holder = holders.pop() if len(holders) == 1 else None
-        effect = self.events.effect_behind(holder) if holder is not None else None
-        if holder is not None and effect is not None and effect.outcome in ("applied", "skipped"):
-            held = self.events.reservation(holder)
-            if held is not None and held.node == self.site_id:
-                raise IllegalState(f"run {ids.short_run(holder)}", "this node's own", "end it instead")
-            return Reservation(self.events, run, self.events.take_over_run(run, holder, handler=handler))
-        return Reservation(self.events, run, self.events.take_over(run, events, handler=handler))
+        with self.database.transaction():
+            decided = self.events.decided_holder(events)
+            if decided is None:
+                taken = self.events.take_over(run, events, handler=handler)
+            elif decided.node == self.site_id:
+                raise IllegalState(f"run {ids.short_run(decided.run)}", "this node's own", "end it instead")
+            else:
+                taken = self.events.take_over_run(run, decided.run, handler=handler)
+        return Reservation(self.events, run, taken)
 
     async def permit(self, run: str, *, work: str | None = None) -> Permit:
         """Wait for the authority's permit for all that a run holds. It waits for as long as that takes: who decides

@@ -318,8 +318,8 @@ class Leasing(EventReader):
         """What happened, or may have, must go forward: refuse to give back what `run` owns, or has done.
 
         Without an effect of its own it may leave what it does not own any more; with one, only to those who go on with
-        it. Otherwise nothing would tell that the same was done twice. What is to be skipped is skipped, when it was
-        begun and as long as all of it can be.
+        it. Otherwise nothing would tell that the same was done twice. What is to be skipped is skipped, as long as all
+        of it can be: given back, it would still be kept.
         """
         effect = self.effect_behind(run)
         keeps = self._database.query("SELECT 1 FROM run_index WHERE id = ? AND effect = 2", (blob_of(run),))

@@ -17,7 +17,7 @@ from node.errors import HomeElsewhere, IllegalState, NotFound
 from node.ids import EventId, NodeId, RunId
 from node.jsonvalue import check_whole
 from node.stores.base import CLAIMS_MAX, blob_of
-from node.stores.leasing import EffectBehind, Leasing
+from node.stores.leasing import EffectBehind, Leasing, ReservationInfo
 from node.stores.modes import Mode, ModeStore
 from node.stores.reading import LIST_MAX, Event
 
@@ -76,6 +76,18 @@ class TakingOver(Leasing):
             mode = self._mode_to_take(workflow, list(found.values()), handler, default_mode)
             self._refuse_permitted(list(found.values()), mode)
             return self._claim(transaction, run, workflow, handler, list(found.values()), mode)
+
+    def decided_holder(self, events: Sequence[str]) -> ReservationInfo | None:
+        """Return the reservation of the one run that holds all these events, if its effect happened or is to be
+        skipped: then they are to be finished, by `take_over_run`. Otherwise None."""
+        with self._database.snapshot():
+            found = self._existing([EventId(event) for event in events]).values()
+            holders = {event.run if event.status == "reserved" else None for event in found}
+            holder = holders.pop() if len(holders) == 1 else None
+            effect = self.effect_behind(holder) if holder is not None else None
+            if holder is None or effect is None or effect.outcome not in ("applied", "skipped"):
+                return None
+            return self.reservation(holder)
 
     def take_over_run(self, run: str, of: str, *, handler: str, default_mode: Mode = "soft") -> list[Event]:
         """Claim all events that run `of` still owns for `run`, at the next epoch, to go on with its work.

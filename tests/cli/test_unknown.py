@@ -275,3 +275,12 @@ def test_what_is_decided_of_a_silent_devices_run_can_be_finished_by_hand(leaseme
     assert leasemesh(ending, taken["run"], "--db", other).code == 0
     status = leasemesh("why", "shop/orders/order-9", "--json", "--db", other).document["event"]["status"]
     assert status == ("skipped" if verdict == "skip" else "consumed")
+    again = leasemesh("take-over", "shop/orders/order-9", "--force", "--db", other)
+    assert (again.code, "only a reserved event can be taken over" in again.err) == (4, True)
+
+
+def test_a_device_does_not_take_over_from_itself_what_is_decided(leasemesh, charged):
+    (found,) = unknown_in(leasemesh)["unknown"]
+    assert leasemesh("resolve", found["work"], "happened").code == 0
+    taken = leasemesh("take-over", "shop/orders/order-9", "--force")
+    assert (taken.code, "is this node's own: end it instead" in taken.err) == (4, True)

@@ -252,10 +252,7 @@ def _release_what_a_copy_held(app) -> bool:
             end = {"applied": app.events.consume, "skipped": app.events.skip}.get(outcome, app.events.release)
             try:
                 did |= bool(end(run))
-            except (
-                IllegalState,
-                LeaseLost,
-            ):  # Its effect has happened, or nobody knows; that is looked after elsewhere.
+            except (IllegalState, LeaseLost):  # Nobody knows what became of its effect, or others own a part by now.
                 app.world.did["a copy's run is not released"] += 1
     return did
 

@@ -160,6 +160,7 @@ def call_event_store(events, device):
     events.reserve_next(runs[2], "mail", "inbox", limit=2)
     events.reserve(runs[3], "mail", [("inbox", ["f"])])
     events.take_over(runs[4], [event_of("f")])
+    events.decided_holder([event_of("e")])
     events.take_over_run(runs[5], runs[4], handler="manual")
     events.effect_behind(runs[5])
     events.is_continued(runs[4])

@@ -103,6 +103,23 @@ def test_events_of_an_effect_that_is_decided_are_not_taken_over_to_be_done_anew(
         second.events.take_over(second.runs.new_id(), [event_of("a")])
 
 
+def test_one_run_holds_what_is_to_be_finished_and_not_done_anew(device):
+    device.publish("a", "b", "c", "d")
+    happened, skipped, _ = (held(device, *names, status=status) for names, status in DECIDED.items())
+
+    def holder(*names):
+        found = device.events.decided_holder([event_of(name) for name in names])
+        return found.run if found is not None else None
+
+    assert (holder("a"), holder("a", "b"), holder("c"), holder("d")) == (happened, happened, skipped, None)
+    assert holder("a", "c") is None, "two runs"
+    device.events.consume(happened)
+    assert holder("a") is None, "settled"
+
+
+DECIDED = {("a", "b"): "applied", ("c",): "skip", ("d",): "indeterminate"}
+
+
 @pytest.mark.parametrize("status", [None, "failed", "not_happened"])
 def test_events_for_which_no_effect_happened_are_taken_over(two, status):
     first, second = two
