@@ -3,6 +3,7 @@
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import signal
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,6 +47,16 @@ class Child:
             return said
         assert said[0] == kind, said
         return said[1]
+
+    def sleep(self):
+        """Stop it, and return when it stands still."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        while stat.read_text().rpartition(") ")[2][0] != "T":
+            os.sched_yield()
+
+    def wake(self):
+        os.kill(self.process.pid, signal.SIGCONT)
 
     def end(self):
         if self.process.is_alive():

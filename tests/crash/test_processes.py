@@ -1,7 +1,6 @@
 """Processes that are killed while they sync, that sleep for too long, and that crowd one file."""
 
 import asyncio
-import os
 import signal
 from collections import Counter
 
@@ -37,9 +36,9 @@ async def test_a_device_that_slept_for_too_long_finds_its_lease_lost(hub, tmp_pa
         holder = start(hold_an_event, tmp_path / "holder.db", sync.url)
         await asyncio.to_thread(holder.hear, "reserved")
         assert [one.id for one in hub.peek("mail", "inbox", status="reserved")] == [event.id]
-        os.kill(holder.process.pid, signal.SIGSTOP)
+        holder.sleep()
         taken = await take_over_when_allowed(hub, event.id)
-        os.kill(holder.process.pid, signal.SIGCONT)
+        holder.wake()
         await hub.caught_up("holder")
         holder.pipe.send("go")
         assert await asyncio.to_thread(holder.hear, "lost") == {event.id: taken.run}
