@@ -303,7 +303,7 @@ async def test_a_device_that_slept_while_its_permit_was_given_up_does_not_use_it
         run = await asyncio.to_thread(laptop.hear, "permitted")
         # Somebody starts the app once more, which takes the process for a dead one.
         with Node.open(tmp_path / "laptop.db") as another:
-            with another.database.transaction(replicated=False):  # or else it might sleep with the lock, and nobody could do anything
+            with another.database.transaction(replicated=False):  # so that it does not sleep with the lock
                 laptop.sleep()
             recover(another, service)
             assert another.permits.get(run).state == "void"
