@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from node.jsonvalue import Json
     from node.migrate import MigrationError
+    from node.reservation import Reservation
     from node.runtime.context import Run
     from node.runtime.effects import Applied, Effect, EffectCall, NotApplied, Retry, effect
     from node.runtime.errors import DidNotHappen, PhaseViolation, RunRefused, Transient
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from node.runtime.retry import RetryRule
     from node.runtime.runner import Runner
     from node.runtime.workflow import Consumer, Producer, Topic, Workflow
-    from node.service import Node, Reservation, WorkspaceMismatch
+    from node.service import Node, WorkspaceMismatch
     from node.stores import Event, Explanation, NewEvent, Permit, PublishCounts, Published
     from node.stores.peers import Peer
     from node.syncing import Comparison, Syncing, SyncRefused
@@ -76,7 +77,7 @@ _MODULE_BY_NAME = {
     "Progress": "node.runtime.progress",
     "PublishCounts": "node.stores",
     "Published": "node.stores",
-    "Reservation": "node.service",
+    "Reservation": "node.reservation",
     "Retry": "node.runtime.effects",
     "RetryRule": "node.runtime.retry",
     "Run": "node.runtime.context",

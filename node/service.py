@@ -20,7 +20,7 @@ import logging
 import os
 import platform
 import ssl as ssl_module
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -35,6 +35,7 @@ from node.doctor import Finding, examine
 from node.errors import IllegalState, InvalidInput, LeasemeshError, NotFound, TooEarly
 from node.ids import RunId
 from node.jsonvalue import Json, check_text
+from node.reservation import Reservation
 from node.staleness import StalenessWatch
 from node.starting import keep_owned, require_owned
 from node.stores import (
@@ -95,69 +96,6 @@ class WorkspaceMismatch(LeasemeshError):
         )
         self.actual = actual
         self.wanted = wanted
-
-
-class Reservation:
-    """Events that one run of this node holds. As a context manager it releases what is not settled at the end, unless
-    the effect of the work happened, or may have: that raises `IllegalState`, and the events stay reserved.
-
-    Attributes:
-        run: the run's id.
-        events: what was reserved; may be empty, then there is nothing to settle.
-        lost: what `Node.start` gave back before the work began, because another node's claim had won it.
-    """
-
-    def __init__(self, store: EventStore, run: RunId, events: Sequence[Event]) -> None:
-        self.run = run
-        self.events = tuple(events)
-        self.lost: tuple[Event, ...] = ()
-        self._store = store
-        self._settled = not events
-
-    def __iter__(self) -> Iterator[Event]:
-        return iter(self.events)
-
-    def __len__(self) -> int:
-        return len(self.events)
-
-    def consume(self) -> int:
-        """Settle all events as done and return how many. Raises LeaseLost when another run owns one of them now."""
-        return self._settle(self._store.consume)
-
-    def skip(self) -> int:
-        """Settle all events as never to be done, and return how many. Raises as `consume`."""
-        return self._settle(self._store.skip)
-
-    def release(self) -> int:
-        """Give all events back, and return how many."""
-        return self._settle(self._store.release)
-
-    def _keep(self, run: RunId, events: Sequence[Event]) -> None:
-        """Stand for what is left, held by another run perhaps."""
-        kept = {event.id for event in events}
-        self.lost = tuple(event for event in self.events if event.id not in kept)
-        self.run = run
-        self.events = tuple(events)
-        self._settled = not events
-
-    def _settle(self, settle: Callable[[str], int]) -> int:
-        if not self.events:
-            return 0
-        count = settle(self.run)
-        self._settled = True
-        return count
-
-    def __enter__(self) -> Reservation:
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if self._settled:
-            return
-        try:
-            self.release()
-        except IllegalState:
-            if error is None:  # Otherwise what the block raised is what its caller must hear of.
-                raise
 
 
 class Node:
@@ -367,7 +305,7 @@ class Node:
             run, kept = keep_owned(
                 self.database, self.events, claimed.run, claimed.events, spare_run=self._new_run(), handler=handler
             )
-            claimed._keep(run, kept)
+            claimed.narrow_to(run, kept)
             yield claimed
 
     async def barrier(self) -> None:
