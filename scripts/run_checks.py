@@ -24,6 +24,9 @@ QUIET_STEPS = {
     "types": [str(BIN / "mypy")],
 }
 
+ON_ALL_CORES = ("--numprocesses=auto", "--dist=loadfile")
+"""Each file by one process: what a module's fixtures make is made once. `-n0` among the arguments undoes it."""
+
 
 @dataclass(frozen=True)
 class TestCounts:
@@ -68,7 +71,7 @@ def test_step(arguments: Sequence[str]) -> tuple[bool, TestCounts]:
     print("check: tests ...", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.xml"
-        command = [str(BIN / "python"), "-m", "pytest", f"--junit-xml={results}", *arguments]
+        command = [str(BIN / "python"), "-m", "pytest", *ON_ALL_CORES, f"--junit-xml={results}", *arguments]
         status = subprocess.run(command, cwd=ROOT).returncode
         counts = read_counts(results)
     report("tests", status == 0, begin)
