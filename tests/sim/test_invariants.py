@@ -30,8 +30,12 @@ MORE_PRESETS = {
     "handlers": {"handled": True},
     "copies": {"fault_kinds": ("back up", "back up", "restore", "clone"), "fault_steps": 8, "handled": False},
     "deaths": {"fault_kinds": ("kill",), "nodes": 3, "handled": False},
+    "apart": {
+        "fault_kinds": ("partition", "pause"), "fault_steps": 10, "nodes": 3, "handled": False, "work_steps": 40,
+        "faulty_ms": 40_000,
+    },
     "split": {"fault_kinds": ("partition",), "nodes": 3, "handled": True, "work_steps": 30},
-}
+}  # fmt: skip
 """For what is rare in lite runs: the knobs that are set otherwise."""
 
 
@@ -100,7 +104,7 @@ def test_S2_finds_that_a_copy_releases_what_its_original_had_consumed(altered_sc
     assert first_violation("S2", preset="copies")
 
 
-@pytest.mark.parametrize("preset", ["copies", "deaths", "split"])
+@pytest.mark.parametrize("preset", ["apart", "copies", "deaths", "split"])
 def test_as_it_is_the_same_seeds_keep_all_invariants(preset):
     assert [run(Job(seed, preset)).violations for seed in range(1, 7)] == [{}] * 6
 
@@ -179,7 +183,7 @@ def test_S9_finds_a_claim_that_does_not_take_the_next_epoch(monkeypatch):
 def test_S9_and_S13_find_that_a_run_settles_what_it_has_lost(monkeypatch, invariant, text):
     settle = Leasing._settle
     monkeypatch.setattr(Leasing, "_settle", lambda self, run, outcome, _: settle(self, run, outcome, True))
-    assert text in first_violation(invariant).violations[invariant]
+    assert text in first_violation(invariant, preset="apart").violations[invariant]
 
 
 def test_S10_finds_that_devices_give_one_message_two_ids(monkeypatch):
