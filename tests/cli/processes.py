@@ -8,7 +8,7 @@ import sys
 import threading
 from contextlib import contextmanager
 
-TELLS_WITHIN_S = 30
+TELLS_WITHIN_S = 60
 
 
 class Running:

@@ -11,7 +11,7 @@ import socketserver
 import threading
 from collections import Counter
 
-WITHIN_S = 30
+WITHIN_S = 60
 
 
 class CountingService:

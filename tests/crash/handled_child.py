@@ -41,7 +41,7 @@ TRANSITIONS = (
 HOUSEKEEPING_S = 0.1
 CHECKPOINT_MS = 20
 
-WITHIN_S = 20
+WITHIN_S = 60
 STALE_MS = 150
 """Silence after which these devices take over. It begins only when they are told to run, after the other was killed."""
 

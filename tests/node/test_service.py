@@ -257,7 +257,7 @@ class TestChanges:
             async def watch(message_id):
                 changes = node.changes()
                 publish(node, message_id)
-                async with asyncio.timeout(15):
+                async with asyncio.timeout(60):
                     return await anext(changes)  # left open: its loop ends
 
             assert asyncio.run(watch("1")).source == "local"

@@ -169,7 +169,7 @@ async def test_handlers_on_two_real_nodes_share_the_work(open_node, mail, inbox,
         await asyncio.sleep(0)
         run.publish(sent, run.events[0].message_id)
 
-    async with within(30):
+    async with within(60):
         sync = await hub.start_sync(listen=("127.0.0.1", 0))
         await laptop.start_sync(peers=[sync.url])
         await laptop.caught_up()
