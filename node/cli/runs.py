@@ -47,20 +47,47 @@ def runs(
     status: Annotated[str | None, typer.Option(help="Only those with this status, such as committed.")] = None,
     limit: Annotated[int, typer.Option(help="How many at most.")] = 20,
 ) -> None:
-    """List the runs of handlers on all devices, the newest first."""
+    """List the runs of handlers on all devices, the newest first.
+
+    A producer that looks and finds nothing leaves no run; below the list stands when it looked last.
+    """
     if status is not None and status not in STATUSES:
         raise InvalidInput("status", f"{status!r} is not one of {', '.join(STATUSES)}")
     found = session.node.handler_runs.list(workflow, handler, status, limit=limit)
     documents = [run_document(session, run) for run in found]
+    polls = _polls(session, workflow, handler) if status in (None, "committed") else []
 
     def draw() -> Iterable[RenderableType]:
         if not found:
             fitting = " that fit" if workflow or handler or status else "; `leasemesh run APP` runs an app's handlers"
             return [styled(f"no runs of handlers{fitting}")]
         more = [styled(f"the newest {limit:,} are shown; --limit shows more", "dim")] if len(found) == limit else []
-        return [_run_table(session, documents), *more]
+        return [_run_table(session, documents), *more, *(_poll_sentence(session, one) for one in polls)]
 
-    session.screen.show({"runs": documents}, draw)
+    session.screen.show({"runs": documents, "polls": polls}, draw)
+
+
+def _polls(session: Session, workflow: str | None, handler: str | None) -> list[dict[str, Any]]:
+    """Return the producers that found nothing when they looked last; of that no run is kept."""
+    node = session.node
+    workflows = [one.id for one in node.workflows.list()] if workflow is None else [workflow]
+    return [
+        {
+            "workflow": state.workflow,
+            "handler": state.handler,
+            "node": state.node,
+            "device": session.device_name(state.node),
+            "at": state.at,
+        }
+        for name in workflows
+        for state in node.handler_states.looked_in_vain(name)
+        if handler in (None, state.handler)
+    ]
+
+
+def _poll_sentence(session: Session, poll: dict[str, Any]) -> Text:
+    when = ago(poll["at"], session.now_ms)
+    return styled(f"{poll['workflow']}/{poll['handler']} looked {when} on {poll['device']}, and found nothing", "dim")
 
 
 def run_document(session: Session, run: HandlerRun) -> dict[str, Any]:

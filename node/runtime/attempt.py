@@ -56,6 +56,8 @@ class Attempt:
         skip: how many of the oldest events it left to others.
         mark: what was pending when it began to prepare.
         alarm: how many alarms there had been when its ownership was last checked.
+        is_poll: a run of a producer of which nobody is told while it has nothing to tell.
+        found_nothing: whether it ended as such.
     """
 
     handler: Handler
@@ -76,6 +78,8 @@ class Attempt:
     skip: int = 0
     mark: tuple[tuple[int, int], ...] | None = None
     alarm: int = 0
+    is_poll: bool = False
+    found_nothing: bool = False
 
     def given(self) -> Given:
         """Return what the next phase is given."""

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from node.errors import NotAvailable
-from node.ids import EventId, RunId
+from node.ids import EventId, NodeId, RunId
 from node.jsonvalue import Json, encode
 from node.runtime.attempt import Attempt, Session
 from node.runtime.choosing import (
@@ -36,6 +36,8 @@ PREPARED_BYTES_MAX = 512 * 1024
 
 WAKE_LEAST_MS, WAKE_MOST_MS = 30_000, 24 * 3600 * 1000
 """A handler that asks to be woken at once would never let its device rest; one that sleeps for ever is a mistake."""
+
+PROCESS_ENDED = "the process that ran it ended"
 
 
 class Beginnings:
@@ -119,10 +121,38 @@ class Beginnings:
         self.node.handler_states.set_wake_at(consumer.workflow, consumer.name, None)
 
     def begin_producing(self, producer: Producer, session: Session, *, retry_of: RunId | None = None) -> Attempt:
-        """Begin a run of a producer."""
-        with self._beginning(producer, session) as attempt:
-            self._create(attempt, "executing", retry_of)
+        """Begin a run of a producer.
+
+        As a poll, which becomes a run that others see when it has something to tell: a producer that looks every ten
+        seconds would leave three million runs a year, on every device. Not after one that went wrong: that this one
+        did not is to be seen.
+        """
+        newest = self._runs.recent(producer.workflow, producer.name, node=self.node.site_id, limit=1)
+        is_poll = retry_of is None and [run.status for run in newest] == ["committed"]
+        with self._beginning(producer, session, replicated=not is_poll) as attempt:
+            attempt.is_poll = is_poll
+            if is_poll:
+                self._runs.begin_poll(producer.workflow, producer.name, run=attempt.run, session=session.id)
+            else:
+                self._create(attempt, "executing", retry_of)
         return attempt
+
+    def poll_was_cut_off(self, run: RunId, began_as: NodeId) -> HandlerRun | None:
+        """Record that the process ended in which this device, called `began_as` then, had begun a poll. None when there
+        is nothing to record: it is over; or this file is a copy, and the poll was that of another device."""
+        with self._transaction():
+            if began_as != self.node.site_id:
+                self._runs.forget_poll(run)
+                return None
+            found = self._runs.record_poll(run)
+            if found is None:
+                return None
+            assert found.session is not None
+            sessions = self.node.script_runs
+            sessions.create(found.session, found.workflow, trigger="schedule")
+            sessions.add_handler_run(found.session)
+            sessions.end(found.session, error=PROCESS_ENDED)
+            return self._runs.set_status(run, "crashed", details={"ended_because": PROCESS_ENDED})
 
     def prepared(self, attempt: Attempt, result: Json) -> None:
         """Store what prepare returned, and reserve what it chose.
@@ -213,18 +243,18 @@ class Beginnings:
 
     # --- Parts --------------------------------------------------------------------------------------------------------
 
-    def _transaction(self, *, durable: bool = False) -> AbstractContextManager[object]:
+    def _transaction(self, *, durable: bool = False, replicated: bool = True) -> AbstractContextManager[object]:
         """Begin a transaction that happens whole or not at all, or take part in the one that is open."""
-        return self._database.transaction(durable=durable, parts=False)
+        return self._database.transaction(durable=durable, replicated=replicated, parts=False)
 
     @contextmanager
-    def _beginning(self, handler: Handler, session: Session) -> Iterator[Attempt]:
+    def _beginning(self, handler: Handler, session: Session, *, replicated: bool = True) -> Iterator[Attempt]:
         """Begin a run in one transaction. It is under way before anybody can see its row: whoever looks for runs that
         nobody runs does not find it."""
         attempt = Attempt(handler, self._runs.new_id(), session)
         self._under_way[attempt.run] = attempt
         try:
-            with self._transaction():
+            with self._transaction(replicated=replicated):
                 if isinstance(handler, Producer) or handler.stateful:
                     found = self.node.handler_states.get(handler.workflow, handler.name)
                     if found is not None:
@@ -233,7 +263,13 @@ class Beginnings:
         except BaseException:
             self.over(attempt)
             raise
-        session.stored = True
+        session.stored |= not attempt.is_poll
+
+    def _record(self, attempt: Attempt) -> None:
+        """Let a poll be a run that others see, if it is one."""
+        session = attempt.session
+        if attempt.is_poll and self._runs.record_poll(attempt.run) is not None:
+            self.node.script_runs.create(session.id, session.workflow, trigger=session.trigger)
 
     def _create(self, attempt: Attempt, phase: Phase, retry_of: RunId | None) -> None:
         handler, session = attempt.handler, attempt.session

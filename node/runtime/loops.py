@@ -247,7 +247,8 @@ class HandlerLoop(ABC):
         name = f"run {short_run(attempt.run)}"
         match result.kind:
             case "committed":
-                runner.tell("committed", self.key, attempt, f"{name} has committed")
+                done = "has found nothing" if attempt.found_nothing else "has committed"
+                runner.tell("committed", self.key, attempt, f"{name} {done}")
             case "skipped":
                 runner.tell("released", self.key, attempt, f"{name}: its events are skipped, as a person decided")
             case "failed":

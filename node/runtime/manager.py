@@ -4,7 +4,7 @@ Which transitions are legal stands in `node.stores.runs.PHASES`; what each does 
 
 | transition | in the same transaction |
 |---|---|
-| to preparing, executing | the session's row, when it is the session's first run |
+| to preparing, executing | the session's row, with its first run; of a poll nothing (`begin_producing`) |
 | to prepared | the reservation, the prepare result; in mode confirmed the request for a permit |
 | to mutating | ownership and permit checked; the ledger entry is in flight. On the disk before the call leaves |
 | to mutated (and emitting, as nothing happens between) | the effect's outcome, wake_at |
@@ -250,15 +250,22 @@ class Manager(Beginnings):
         handler = attempt.handler
         details: dict[str, Json] = {}
         with self._transaction():
-            self._publish(attempt)
+            published = self._publish(attempt)
             if attempt.holder is not None:
                 self._consume(attempt, attempt.holder)
             if isinstance(handler, Producer) or handler.stateful:
                 details |= self._keep_state(attempt, state)
             if isinstance(handler, Consumer):
                 self._plan(attempt)
-            self._runs.advance(attempt.run, *way, details=self._told(attempt) | details)
-            self._count(attempt)
+            found_nothing = attempt.is_poll and not (published or attempt.told.logs or attempt.told.cost)
+            if found_nothing:
+                self._runs.forget_poll(attempt.run)
+            else:
+                self._record(attempt)
+                self._runs.advance(attempt.run, *way, details=self._told(attempt) | details)
+                self._count(attempt)
+        attempt.found_nothing = found_nothing
+        attempt.session.stored |= not found_nothing
 
     def _consume(self, attempt: Attempt, holder: RunId) -> None:
         try:
@@ -290,11 +297,13 @@ class Manager(Beginnings):
         }
         attempt.session.error = text_of(error)
         with self._transaction():
+            self._record(attempt)
             buried = 0
             if attempt.holder is not None and attempt.outcome == "none":
                 buried = self._give_back(attempt, bury=failure == "logic")
             self._runs.set_status(attempt.run, _STATUS[failure], details=details)
             self._count(attempt)
+        attempt.session.stored = True
         return buried
 
     def lose(self, attempt: Attempt, reason: str) -> None:
@@ -308,10 +317,12 @@ class Manager(Beginnings):
 
     def _end(self, attempt: Attempt, status: RunStatus, reason: str) -> None:
         with self._transaction():
+            self._record(attempt)
             if attempt.holder is not None and attempt.outcome == "none":
                 self._let_go(attempt.holder)
             self._runs.set_status(attempt.run, status, details=self._told(attempt) | {"error": reason})
             self._count(attempt)
+        attempt.session.stored = True
 
     # --- What became known later --------------------------------------------------------------------------------------
 
@@ -417,15 +428,16 @@ class Manager(Beginnings):
             return None
         return following
 
-    def _publish(self, attempt: Attempt) -> None:
-        for (topic, cause), told in groupby(attempt.told.publications, key=lambda one: (one[0].name, one[2])):
+    def _publish(self, attempt: Attempt) -> int:
+        """Publish what the run has told, and return how many events the topics did not have yet."""
+        by_topic = groupby(attempt.told.publications, key=lambda one: (one[0].name, one[2]))
+        workflow, run = attempt.handler.workflow, attempt.run
+        return sum(
             self._events.publish_many(
-                attempt.handler.workflow,
-                topic,
-                [event for _, event, _ in told],
-                created_by_run=attempt.run,
-                caused_by=cause,
-            )
+                workflow, topic, [event for _, event, _ in told], created_by_run=run, caused_by=cause
+            ).created
+            for (topic, cause), told in by_topic
+        )
 
     def _keep_state(self, attempt: Attempt, state: Json) -> dict[str, Json]:
         handler = attempt.handler

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 from node.errors import HomeElsewhere, IllegalState, LeaseLost, NotAvailable, NotFound
 from node.ids import RunId, short, short_run
+from node.runtime.beginning import PROCESS_ENDED
 from node.runtime.manager import Manager
 from node.runtime.progress import ProgressKind
 from node.runtime.workflow import Consumer, Handler
@@ -97,6 +98,7 @@ class Recovery:
     def look(self) -> Found:
         """Look after runs of this node that nobody runs."""
         self._told = []
+        self._end_polls()
         found: list[Continuation] = []
         for run in self._left_behind():
             try:
@@ -107,6 +109,13 @@ class Recovery:
             if continuation is not None:
                 found.append(continuation)
         return Found(tuple(found), tuple(self._told))
+
+    def _end_polls(self) -> None:
+        for poll, began_as in self._node.handler_runs.polls().items():
+            if not self._manager.is_under_way(poll):
+                run = self._manager.poll_was_cut_off(poll, began_as)
+                if run is not None:
+                    self._tell_of_end(run)
 
     def _left_behind(self) -> list[HandlerRun]:
         """Return this node's runs that have not ended, still hold events, or have an effect in flight: a copy of this
@@ -176,8 +185,8 @@ class Recovery:
             if self._is_done_with(run):
                 self._manager.end_earlier(run, "superseded", "another run has done its work, or begun since")
             return
-        self._manager.end_earlier(run, "crashed", "the process that ran it ended")
-        self._tell("released", run, f"run {short_run(run.id)} had been cut off by the end of its process")
+        self._manager.end_earlier(run, "crashed", PROCESS_ENDED)
+        self._tell_of_end(run)
 
     def _is_done_with(self, run: HandlerRun) -> bool:
         """Whether no run of this node tries a failed one again: another has begun since, or its events are settled."""
@@ -222,6 +231,9 @@ class Recovery:
             self._told.append(("taken_over", key, candidate.run, f"events taken over: {count}; {reason}"))
         return None
 
+    def _tell_of_end(self, run: HandlerRun) -> None:
+        self._tell("released", run, f"run {short_run(run.id)} had been cut off by the end of its process")
+
     def _tell(self, kind: ProgressKind, run: HandlerRun, text: str) -> None:
         self._told.append((kind, (run.workflow, run.handler), run.id, text))
 
@@ -229,4 +241,4 @@ class Recovery:
 def _ending(run: HandlerRun, outcome: str) -> tuple[RunStatus, str]:
     if outcome == "failed":
         return "superseded", "its effect did not happen"
-    return "crashed", "the process that ran it ended"
+    return "crashed", PROCESS_ENDED

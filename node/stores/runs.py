@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Any, Literal, get_args
 
 from node import ids
+from node.database import Transaction
 from node.errors import IllegalState, InvalidInput, NotFound
 from node.ids import NodeId, RunId
 from node.jsonvalue import BODY_BYTES_MAX, PAYLOAD_BYTES_MAX, Json, check_text, check_whole, decode_object, encode
@@ -161,16 +162,7 @@ class HandlerRunStore(Store):
             raise InvalidInput("phase", f"a {kind} run that is new does not begin in {phase!r}")
         if status not in _INCOMPLETE:
             raise InvalidInput("status", f"{status!r} is not one of {', '.join(_INCOMPLETE)}")
-        body = {
-            "node": self._node,
-            "incarnation": self._database.incarnation.hex(),
-            "workflow": check_text("workflow", workflow),
-            "handler": check_text("handler", handler),
-            "kind": kind,
-            "session": None if session is None else check_text("session", session),
-            "retry_of": retry_of,
-            "started_at": self._database.clock_ms(),
-        }
+        body = self._body(workflow, handler, kind, session, retry_of)
         progress = {"phase": phase, "status": status, "details": _check_details(details or {})}
         key = blob_of(self.new_id() if run is None else run)
         with self._database.transaction() as transaction:
@@ -184,10 +176,7 @@ class HandlerRunStore(Store):
                     raise NotFound("run", [retry_of])
                 if phase == "emitting":
                     self._refuse_before_effect(before)
-            transaction.execute(
-                "INSERT INTO handler_runs (id, body, progress) VALUES (?, ?, ?)",
-                (key, _encode(body), _encode(progress)),
-            )
+            _insert(transaction, key, body, progress)
         return _run(key, body, phase, status, progress, {})
 
     def get(self, run: str) -> HandlerRun | None:
@@ -266,6 +255,52 @@ class HandlerRunStore(Store):
                 raise IllegalState(f"run {run}", found.status, f"its status cannot become {status}")
             return self._write(found, found.phase, status, details)
 
+    # --- Polls --------------------------------------------------------------------------------------------------------
+
+    def begin_poll(self, workflow: str, handler: str, *, run: str, session: str) -> None:
+        """Begin a run of a producer that nobody is told of, unless `record_poll` does: most polls find nothing.
+
+        Args:
+            workflow, handler: what is run.
+            run: a fresh id from `new_id`.
+            session: the session that it belongs to, if it is recorded.
+
+        Raises:
+            InvalidInput: a name is empty.
+        """
+        body = self._body(workflow, handler, "producer", session, None)
+        with self._database.transaction(replicated=False) as transaction:
+            transaction.execute("INSERT INTO polls VALUES (?, ?)", (blob_of(run), _encode(body)))
+
+    def record_poll(self, run: str) -> HandlerRun | None:
+        """Make a poll of this device a run like any other, executing.
+
+        None when there is no such poll, or the run is there: another copy of this file may have gone on with it.
+        """
+        key = blob_of(run)
+        with self._database.transaction() as transaction:
+            rows = self._database.query("SELECT body FROM polls WHERE run = ?", (key,))
+            if not rows:
+                return None
+            self.forget_poll(run)
+            if self.get(run) is not None:
+                return None
+            body = decode_object(rows[0][0]) | {"node": self._node}  # it may have got a new identity since
+            progress = {"phase": "executing", "status": "active", "details": {}}
+            _insert(transaction, key, body, progress)
+        return _run(key, body, "executing", "active", progress, {})
+
+    def forget_poll(self, run: str) -> None:
+        """End a poll that found nothing: there was no such run."""
+        with self._database.transaction(replicated=False) as transaction:
+            transaction.execute("DELETE FROM polls WHERE run = ?", (blob_of(run),))
+
+    def polls(self) -> dict[RunId, NodeId]:
+        """Return the polls that are under way in this file, or were when their process ended, by run; and who this
+        device was when it began them."""
+        rows = self._database.query("SELECT lower(hex(run)), body ->> '$.node' FROM polls ORDER BY run")
+        return {RunId(run): NodeId(node) for run, node in rows}
+
     # --- Lists --------------------------------------------------------------------------------------------------------
 
     def incomplete(self, workflow: str, *, limit: int = 1000) -> builtins.list[HandlerRun]:
@@ -343,6 +378,20 @@ class HandlerRunStore(Store):
 
     # --- Below --------------------------------------------------------------------------------------------------------
 
+    def _body(
+        self, workflow: str, handler: str, kind: RunKind, session: str | None, retry_of: str | None
+    ) -> dict[str, Json]:
+        return {
+            "node": self._node,
+            "incarnation": self._database.incarnation.hex(),
+            "workflow": check_text("workflow", workflow),
+            "handler": check_text("handler", handler),
+            "kind": kind,
+            "session": None if session is None else check_text("session", session),
+            "retry_of": retry_of,
+            "started_at": self._database.clock_ms(),
+        }
+
     def _own(self, run: str) -> HandlerRun:
         found = self.get(run)
         if found is None:
@@ -410,6 +459,12 @@ def _check_details(details: dict[str, Json]) -> dict[str, Json]:
         raise InvalidInput("details", f"must be a dict, not {type(details).__name__}")
     encode("details", details, DETAILS_BYTES_MAX)
     return details
+
+
+def _insert(transaction: Transaction, key: bytes, body: dict[str, Json], progress: dict[str, Json]) -> None:
+    transaction.execute(
+        "INSERT INTO handler_runs (id, body, progress) VALUES (?, ?, ?)", (key, _encode(body), _encode(progress))
+    )
 
 
 def _encode(cell: Json) -> str:

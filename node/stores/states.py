@@ -73,12 +73,18 @@ class HandlerStateStore(Store):
             )
         return written
 
-    def list(self, workflow: str) -> list[HandlerState]:
+    def list(self, workflow: str) -> builtins.list[HandlerState]:
         """Return the current states of a workflow's handlers, by handler."""
         current: dict[str, HandlerState] = {}
         for state in sorted(self._states("workflow = ?", (workflow,)), key=_rank):
             current[state.handler] = state
         return [current[handler] for handler in sorted(current)]
+
+    def looked_in_vain(self, workflow: str) -> builtins.list[HandlerState]:
+        """Return the current states that were returned by a run of which no row is kept: their producers looked last
+        then, and found nothing."""
+        known = "SELECT 1 FROM handler_runs WHERE id = unhex(?1) UNION SELECT 1 WHERE length(unhex(?1)) IS NOT 16"
+        return [state for state in self.list(workflow) if not self._database.query(known, (state.run,))]
 
     def wake_at(self, workflow: str, handler: str) -> int | None:
         """Return when this device is to run the handler next (Unix ms), None when nothing is planned."""

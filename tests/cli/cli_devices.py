@@ -17,7 +17,7 @@ async def _meet(first, second):
     async with Node.open(first) as one, Node.open(second, **new) as two:
         listening = await one.start_sync(listen=("127.0.0.1", 0))
         await two.start_sync(peers=[listening.url])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await two.caught_up()
             await one.caught_up()
 
@@ -30,7 +30,7 @@ def work_until(path, workflow, condition, *, retry=RETRY_AT_ONCE):
 async def _work_until(path, workflow, condition, retry):
     async with Node.open(path) as node, node.running([workflow], retry=retry, drain_s=5) as runner:
         observer = runner.observe()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await runner.idle()
             while not condition(node):
                 await anext(observer)

@@ -18,6 +18,17 @@ def packing(*, batch=4):
     return shop
 
 
+def watching():
+    """A producer that looks ten times a second and finds nothing."""
+    shop = Workflow("shop")
+
+    @shop.producer(every_s=0.1)
+    def watch(run, state):
+        return (state or 0) + 1
+
+    return shop
+
+
 def charging(outcomes, *, mode=None, reconciled=None, keys=None, receipts=None):
     """Consumes orders by an effect that returns or raises what comes next of `outcomes`."""
     shop = Workflow("shop")

@@ -2,7 +2,7 @@
 
 import pytest
 from cli_devices import meet, work_until
-from shops import charging, failing, packing
+from shops import charging, failing, packing, watching
 
 
 @pytest.fixture
@@ -27,6 +27,22 @@ def test_runs_are_listed_the_newest_first_on_all_devices(leasemesh, packed, othe
     assert lines[1].split()[:4] == [found[0]["run"][:16], "shop/pack", "laptop", "committed"]
     meet(packed, other)
     assert [one["device"] for one in listed(leasemesh, "--db", other)] == ["laptop"] * 3
+
+
+def test_of_a_producer_that_finds_nothing_it_is_said_when_it_looked(leasemesh, database):
+    work_until(database, watching(), lambda node: node.handler_states.get("shop", "watch").state >= 3)
+    shown = leasemesh("runs", "--json").document
+    assert [(one["handler"], one["kind"], one["status"]) for one in shown["runs"]] == [
+        ("watch", "producer", "committed")
+    ]
+    (poll,) = shown["polls"]
+    assert (poll["workflow"], poll["handler"], poll["device"]) == ("shop", "watch", "laptop")
+    assert poll["at"] > shown["runs"][0]["ended_at"]
+    *_, last = leasemesh("runs").out.splitlines()
+    assert last.startswith("shop/watch looked ") and last.endswith(" on laptop, and found nothing")
+    assert leasemesh("runs", "--json", "--handler", "pack").document["polls"] == []
+    assert leasemesh("runs", "--json", "--status", "crashed").document["polls"] == []
+    assert leasemesh("runs", "--json", "--workflow", "mail").document["polls"] == []
 
 
 @pytest.mark.parametrize(

@@ -287,6 +287,31 @@ def test_a_producer_that_was_killed_has_published_nothing_and_polls_again_from_i
     assert runs == {"a": None, "b": found.runs[-1].id, "c": found.runs[-1].id}, "what was there is left as it was"
 
 
+@pytest.mark.parametrize(
+    ("point", "asynchronous"),
+    [
+        ("begin_producing: done", False), ("polled", True), ("commit: DELETE FROM polls", False),
+        ("commit: INSERT INTO handler_runs", True), ("commit: COMMIT", False),
+    ],
+)  # fmt: skip
+def test_a_poll_that_was_killed_is_known_to_have_been_and_polls_again(scene, asynchronous, point):
+    with scene.opened() as node:  # An earlier run was well, so that nobody is told of this one.
+        earlier = node.handler_runs.create("mail", "poll", "producer", phase="executing")
+        node.handler_runs.advance(earlier.id, "committed")
+    plan = scene.plan(handler="poll", asynchronous=asynchronous, kill_at=point)
+    scene.service.messages = ["a", "b"]
+    left = scene.kill(plan)
+    assert (left.stages(), left.events, left.state) == ([("committed", "committed")], {"a": "pending"}, None)
+    polls = len(scene.service.polls)
+    found = scene.run(plan, "pending", 2)
+    assert found.stages() == [("committed", "committed"), ("executing", "crashed"), ("committed", "committed")]
+    assert scene.service.polls == [None] * (polls + 1)
+    assert (found.events, found.state) == ({"a": "pending", "b": "pending"}, (1, 1))
+    with scene.opened() as node:
+        assert node.handler_runs.polls() == {}
+        assert {one.created_by_run for one in node.peek("mail", "inbox")} == {None, found.runs[-1].id}
+
+
 def test_a_producer_that_was_killed_after_its_commit_does_not_poll_before_its_time(scene):
     plan = scene.plan(handler="poll", kill_at="commit: done")
     scene.service.messages = ["a", "b"]
