@@ -49,6 +49,7 @@ MEANT = [
         "the newest, in the order of the key, up to the limit",
     ),
     ("SCAN w", "WITH RECURSIVE w (name) AS (SELECT min(workflow)", "a row for each workflow, found by the index"),
+    ("SCAN polls", "SELECT lower(hex(run)), body ->> '$.node' FROM polls", "all of them: a row for each producer"),
     ("SCAN eras", "SELECT era FROM eras ORDER BY first_version DESC LIMIT 1", "reads the last row"),
 ]  # fmt: skip
 
@@ -227,6 +228,10 @@ def call_handler_run_store(runs, device):
     runs.list(handler="send")
     runs.list(status="crashed")
     runs.by_session("s1")
+    for poll in (runs.new_id(), runs.new_id()):
+        runs.begin_poll("mail", "poll", run=poll, session="s1")
+    runs.record_poll(poll)
+    runs.forget_poll(min(runs.polls()))
     runs.by_workflow("mail")
 
 
@@ -265,6 +270,7 @@ def call_handler_state_store(states, device):
     states.set("mail", "poll", 2, run="r1", expected_version=1)
     states.get("mail", "poll")
     states.list("mail")
+    states.looked_in_vain("mail")
     states.set_wake_at("mail", "poll", NOW_MS)
     states.wake_at("mail", "poll")
     states.set_wake_at("mail", "poll", None)

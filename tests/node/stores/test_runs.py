@@ -474,3 +474,34 @@ def test_a_limit_is_a_limit(device, limit):
     ):
         with pytest.raises(InvalidInput, match="limit"):
             call()
+
+
+# --- Polls ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_poll_is_no_run_until_it_is_recorded(device):
+    run = device.runs.new_id()
+    before = device.database.version()
+    device.runs.begin_poll("mail", "poll", run=run, session="s1")
+    assert (device.runs.polls(), device.runs.list(), device.database.version()) == ({run: device.node}, [], before)
+    device.now_ms += 1_000
+    recorded = device.runs.record_poll(run)
+    assert device.runs.get(run) == recorded
+    assert (recorded.kind, recorded.phase, recorded.status) == ("producer", "executing", "active")
+    assert (recorded.started_at, recorded.session, recorded.retry_of) == (NOW_MS, "s1", None)
+    assert recorded.incarnation == device.database.incarnation.hex()
+    assert (device.runs.polls(), device.runs.record_poll(run)) == ({}, None)
+    assert device.runs.advance(run, "committed").ended_at == NOW_MS + 1_000
+
+
+def test_a_poll_that_is_forgotten_was_never_there(device):
+    run = device.runs.new_id()
+    device.runs.begin_poll("mail", "poll", run=run, session="s1")
+    device.runs.forget_poll(run)
+    assert (device.runs.polls(), device.runs.record_poll(run), device.runs.list()) == ({}, None, [])
+
+
+def test_a_poll_needs_names(device):
+    with pytest.raises(InvalidInput, match="handler"):
+        device.runs.begin_poll("mail", "", run=device.runs.new_id(), session="s1")
+    assert device.runs.polls() == {}

@@ -108,6 +108,18 @@ def test_the_list_has_the_current_state_of_each_handler(pair):
     assert [(state.handler, state.state) for state in one.states.list("mail")] == [("a", 2), ("b", 1)]
 
 
+def test_who_looked_in_vain_is_told_by_the_run_that_is_missing(pair):
+    one, two = pair
+    kept = one.runs.create("mail", "found", "producer").id
+    write(one, 1, 0, handler="found", run=kept)
+    write(one, 1, 0, handler="vain", run=one.runs.new_id())
+    write(one, 1, 0, handler="by hand", run="r1")
+    meet(one, two)
+    for device in pair:
+        assert [state.handler for state in device.states.looked_in_vain("mail")] == ["vain"]
+        assert device.states.looked_in_vain("other") == []
+
+
 def test_a_wake_up_is_planned_changed_and_cancelled_on_this_device_alone(pair):
     one, two = pair
     one.states.set_wake_at("mail", "send", NOW_MS)
