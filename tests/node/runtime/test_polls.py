@@ -16,7 +16,7 @@ LOOKED, FAILED = ("poll", "committed", "committed"), ("poll", "executing", "fail
 class Begun:
     steps: object
     manager: object
-    version_before: int
+    told_of: tuple
 
 
 class Outside:
@@ -71,6 +71,8 @@ def look(node, hands, poll):
 @pytest.fixture
 def begin(node, hands, mail, inbox):
     """Begin a second run of a producer, which waits: a poll."""
+    commits = []
+    node.database.on_commit(commits.append)
 
     @mail.producer(every_s=60, publishes=[inbox])
     async def slow(run, state):
@@ -81,10 +83,10 @@ def begin(node, hands, mail, inbox):
         first = by.produce(slow)
         until(first, script.AwaitFunction).awaitable.close()
         to_end(first)
-        before = node.database.version()
+        commits.clear()
         second = by.produce(slow)
         until(second, script.AwaitFunction).awaitable.close()
-        return Begun(second, by.manager, before)
+        return Begun(second, by.manager, tuple(commits))
 
     return begin_it
 
@@ -158,6 +160,15 @@ def test_what_is_known_already_is_nothing_new(node, outside, look):
     assert runs(node, "poll") == [LOOKED, LOOKED]
 
 
+@pytest.mark.parametrize("end", ["found", "failed", "nothing"])
+def test_a_session_is_there_to_be_ended_when_a_run_of_it_is(node, outside, look, end):
+    look()
+    outside.messages = ["one"] if end == "found" else []
+    outside.error = ValueError("the list is empty") if end == "failed" else None
+    session = look().attempt.session
+    assert session.stored is (node.script_runs.get(session.id) is not None) is (end != "nothing")
+
+
 def test_a_poll_that_fails_is_a_run_and_so_is_the_next(node, outside, look):
     look()
     outside.error = ValueError("the list is empty")
@@ -195,7 +206,7 @@ def test_while_it_looks_nobody_is_told(node, begin):
     begun = begin()
     assert slow_runs(node) == [("committed", "committed")]
     assert list(node.handler_runs.polls().values()) == [node.site_id]
-    assert node.database.version() == begun.version_before
+    assert begun.told_of == (), "nobody is woken to send nothing"
 
 
 def test_a_poll_whose_process_ended_is_a_crashed_run(node, begin, hands):
