@@ -466,7 +466,11 @@ class Runner:
 
 
 def _checked(workflows: Iterable[Workflow]) -> tuple[Workflow, ...]:
+    if not isinstance(workflows, Iterable):
+        raise InvalidInput("workflows", f"must be a list of workflows, not {type(workflows).__name__}")
     found = tuple(workflows)
+    if strange := [one for one in found if not isinstance(one, Workflow)]:
+        raise InvalidInput("workflows", f"{type(strange[0]).__name__} among them is not a workflow")
     names = [workflow.name for workflow in found]
     for workflow in found:
         workflow.check()

@@ -477,6 +477,20 @@ async def test_numbers_out_of_range_are_refused(open_node, mail, options):
             pass
 
 
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda mail: mail, "must be a list of workflows, not Workflow"),
+        (lambda mail: None, "must be a list of workflows, not NoneType"),
+        (lambda mail: [mail, "mail"], "str among them is not a workflow"),
+    ],
+)
+async def test_what_is_no_list_of_workflows_is_refused_by_name(open_node, mail, make, said):
+    with pytest.raises(InvalidInput, match=f"^workflows: {said}$"):
+        async with open_node("a").running(make(mail)):
+            pass
+
+
 async def test_two_workflows_of_one_name_are_refused(open_node, mail):
     with pytest.raises(InvalidInput, match="two are called mail"):
         async with open_node("a").running([mail, Workflow("mail")]):
