@@ -1,4 +1,5 @@
-"""Handler runs: one row for each attempt of one handler on one node, written by that node only.
+"""Handler runs: one row for each attempt of one handler on one node, written by that node only. A producer's run that
+found nothing has none: it is a *poll*, a row of a local table while it is under way.
 
 *Phase* says how far a run got and only moves forward; *status* says why it is not moving. `PHASES` is the whole of
 the legal transitions.
