@@ -20,7 +20,7 @@ class Session:
     Attributes:
         id: its id.
         workflow, trigger: what was begun by what.
-        stored: whether the row is there.
+        stored: whether the row is known to be there; the run of a poll may bring it later.
         runs: runs that are under way in it.
         logged: characters of its runs' logs that it shows.
         error: the last failure in it.

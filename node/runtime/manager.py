@@ -265,7 +265,6 @@ class Manager(Beginnings):
                 self._runs.advance(attempt.run, *way, details=self._told(attempt) | details)
                 self._count(attempt)
         attempt.found_nothing = found_nothing
-        attempt.session.stored |= not found_nothing
 
     def _consume(self, attempt: Attempt, holder: RunId) -> None:
         try:
@@ -303,7 +302,6 @@ class Manager(Beginnings):
                 buried = self._give_back(attempt, bury=failure == "logic")
             self._runs.set_status(attempt.run, _STATUS[failure], details=details)
             self._count(attempt)
-        attempt.session.stored = True
         return buried
 
     def lose(self, attempt: Attempt, reason: str) -> None:
@@ -322,7 +320,6 @@ class Manager(Beginnings):
                 self._let_go(attempt.holder)
             self._runs.set_status(attempt.run, status, details=self._told(attempt) | {"error": reason})
             self._count(attempt)
-        attempt.session.stored = True
 
     # --- What became known later --------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from node.errors import LeasemeshError
@@ -81,10 +81,11 @@ class Sessions:
         task.add_done_callback(self._tasks.discard)
 
     async def _end(self, session: Session) -> None:
-        if not session.stored:
-            return
         try:
-            end: Callable[..., object] = self._node.script_runs.end
-            await in_thread(self._driver.executor, end, session.id, error=session.error)
+            await in_thread(self._driver.executor, self._end_if_stored, session)
         except LeasemeshError as error:
             log.warning("session %s stays open: %s", session.id, error)
+
+    def _end_if_stored(self, session: Session) -> None:
+        if self._node.script_runs.get(session.id) is not None:  # polls that found nothing leave none
+            self._node.script_runs.end(session.id, error=session.error)

@@ -169,7 +169,7 @@ class HandlerRunStore(Store):
         with self._database.transaction() as transaction:
             if run is not None:
                 self._refuse_run_of_other_writer(run)
-                if self._database.query("SELECT 1 FROM handler_runs WHERE id = ?", (key,)):
+                if self._has_row(key):
                     raise IllegalState(f"run {run}", "used", "a run begins once; take a new run id")
             if retry_of is not None:
                 before = self.get(retry_of)
@@ -284,7 +284,7 @@ class HandlerRunStore(Store):
             if not rows:
                 return None
             self.forget_poll(run)
-            if self.get(run) is not None:
+            if self._has_row(key):
                 return None
             body = decode_object(rows[0][0]) | {"node": self._node}  # it may have got a new identity since
             progress = {"phase": "executing", "status": "active", "details": {}}
@@ -297,8 +297,7 @@ class HandlerRunStore(Store):
             transaction.execute("DELETE FROM polls WHERE run = ?", (blob_of(run),))
 
     def polls(self) -> dict[RunId, NodeId]:
-        """Return the polls that are under way in this file, or were when their process ended, by run; and who this
-        device was when it began them."""
+        """Return the polls that have not ended, by run, and who this device was when it began them."""
         rows = self._database.query("SELECT lower(hex(run)), body ->> '$.node' FROM polls ORDER BY run")
         return {RunId(run): NodeId(node) for run, node in rows}
 
@@ -392,6 +391,9 @@ class HandlerRunStore(Store):
             "retry_of": retry_of,
             "started_at": self._database.clock_ms(),
         }
+
+    def _has_row(self, key: bytes) -> bool:
+        return bool(self._database.query("SELECT 1 FROM handler_runs WHERE id = ?", (key,)))
 
     def _own(self, run: str) -> HandlerRun:
         found = self.get(run)

@@ -82,7 +82,7 @@ class HandlerStateStore(Store):
 
     def looked_in_vain(self, workflow: str) -> builtins.list[HandlerState]:
         """Return the current states that were returned by a run of which no row is kept: their producers looked last
-        then, and found nothing."""
+        then, and found nothing. What an app has set by hand names no run, perhaps, and is left out."""
         known = "SELECT 1 FROM handler_runs WHERE id = unhex(?1) UNION SELECT 1 WHERE length(unhex(?1)) IS NOT 16"
         return [state for state in self.list(workflow) if not self._database.query(known, (state.run,))]
 

@@ -1,5 +1,6 @@
 """Polls: most runs of a producer find nothing, and leave no row that all devices would have to keep."""
 
+import asyncio
 from dataclasses import dataclass
 
 import pytest
@@ -160,13 +161,24 @@ def test_what_is_known_already_is_nothing_new(node, outside, look):
     assert runs(node, "poll") == [LOOKED, LOOKED]
 
 
-@pytest.mark.parametrize("end", ["found", "failed", "nothing"])
-def test_a_session_is_there_to_be_ended_when_a_run_of_it_is(node, outside, look, end):
-    look()
-    outside.messages = ["one"] if end == "found" else []
-    outside.error = ValueError("the list is empty") if end == "failed" else None
-    session = look().attempt.session
-    assert session.stored is (node.script_runs.get(session.id) is not None) is (end != "nothing")
+async def test_sessions_of_recorded_runs_are_ended_and_others_are_not_there(node, mail, outside, poll, within):
+    looks, enough = [], asyncio.Event()
+
+    @mail.producer(every_s=0.1)
+    async def watch(run, state):
+        looks.append(run.id)
+        if len(looks) == 3:
+            run.log("found it")
+        if len(looks) == 4:
+            enough.set()
+
+    async with within(), node.running([mail]):
+        await enough.wait()
+    recorded = node.handler_runs.list("mail", "watch")
+    assert {run.id for run in recorded} >= {looks[0], looks[2]}
+    kept = node.script_runs.by_workflow("mail")
+    assert {session.id for session in kept} == {run.session for run in node.handler_runs.list("mail")}
+    assert all(session.ended_at and not session.error for session in kept)
 
 
 def test_a_poll_that_fails_is_a_run_and_so_is_the_next(node, outside, look):
@@ -254,6 +266,15 @@ def test_what_a_restored_copy_hears_that_its_lost_future_found_it_does_not_end(n
     node.handler_runs.advance(heard.id, "committed")
     assert recover(node, hands) == ()
     assert (node.handler_runs.get(run).status, node.handler_runs.polls()) == ("committed", {})
+
+
+def test_a_row_whose_body_has_not_arrived_is_there(node, begin, hands):
+    begin()
+    ((run, _),) = node.handler_runs.polls().items()
+    with node.transaction() as transaction:
+        transaction.execute("INSERT INTO handler_runs (id) VALUES (unhex(?))", (run,))
+    assert recover(node, hands) == ()
+    assert node.handler_runs.polls() == {}
 
 
 def test_a_device_that_gets_a_new_identity_while_it_looks_tells_of_it_as_the_new_one(node, begin):
