@@ -12,12 +12,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from node.connection import DatabaseDamaged
-from node.database import Database
-from node.derived import Rebuilt, rebuild
-from node.migrate import own_migrations, read_migrations, schema_numbers
-from node.parking import count_parked
-from sync.ports import DatabaseDigest
+from leasemesh.node.database.connection import DatabaseDamaged
+from leasemesh.node.database.derived import Rebuilt, rebuild
+from leasemesh.node.database.file import Database
+from leasemesh.node.database.migrate import own_migrations, read_migrations, schema_numbers
+from leasemesh.node.replication.quarantine import count_parked
+from leasemesh.sync.ports import DatabaseDigest
 
 PROBLEMS_SHOWN_MAX = 10
 

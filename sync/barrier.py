@@ -36,10 +36,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sync import limits
-from sync.effects import LinkId
-from sync.errors import RemoteProtocolError
-from sync.messages import Barrier, BarrierReply, Marker
+from leasemesh.sync import limits
+from leasemesh.sync.effects import LinkId
+from leasemesh.sync.errors import RemoteProtocolError
+from leasemesh.sync.messages import Barrier, BarrierReply, Marker
 
 
 @dataclass(slots=True)

@@ -24,9 +24,9 @@ from typing import Any, TypeVar
 
 import msgpack
 
-from sync import limits
-from sync.errors import CloseCode, LocalProtocolError, RemoteProtocolError
-from sync.ports import Change, Value
+from leasemesh.sync import limits
+from leasemesh.sync.errors import CloseCode, LocalProtocolError, RemoteProtocolError
+from leasemesh.sync.ports import Change, Value
 
 INTEGER_MAX = 2**63 - 1
 VALUE_TYPES = {int, float, str, bytes, type(None)}

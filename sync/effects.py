@@ -23,8 +23,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NewType
 
-from sync.knowledge import Era, Knowledge, SiteId
-from sync.ports import DatabaseDigest, Incoming, ReadRequest
+from leasemesh.sync.ports import DatabaseDigest, Incoming, ReadRequest
+from leasemesh.sync.version_vector import Era, Knowledge, SiteId
 
 LinkId = NewType("LinkId", int)
 """One connection to one peer, numbered by the loop; never used again within a process."""

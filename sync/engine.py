@@ -19,9 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sync import limits
-from sync.barrier import Barriers
-from sync.effects import (
+from leasemesh.sync import limits
+from leasemesh.sync.barrier import Barriers
+from leasemesh.sync.effects import (
     BarrierDone,
     Close,
     ComputeDigest,
@@ -35,7 +35,7 @@ from sync.effects import (
     SetTimer,
     Tell,
 )
-from sync.errors import (
+from leasemesh.sync.errors import (
     BusyRefused,
     CloneRefused,
     CloseCode,
@@ -46,10 +46,9 @@ from sync.errors import (
     TimedOut,
     WorkspaceRefused,
 )
-from sync.knowledge import FROM_START, Point, Resume, SiteId
-from sync.link import Link
-from sync.link import PeerStatus as PeerStatus
-from sync.messages import (
+from leasemesh.sync.link import Link
+from leasemesh.sync.link import PeerStatus as PeerStatus
+from leasemesh.sync.messages import (
     Ack,
     Barrier,
     BarrierReply,
@@ -62,12 +61,13 @@ from sync.messages import (
     Marker,
     Presence,
 )
-from sync.messages import Purpose as Purpose
-from sync.ports import Applied, DatabaseDigest, LocalState, ReadResult
-from sync.presence import Heard, PresenceBoard
-from sync.session import EngineConfig as EngineConfig
-from sync.session import Session
-from sync.transfer import SendingHalf
+from leasemesh.sync.messages import Purpose as Purpose
+from leasemesh.sync.ports import Applied, DatabaseDigest, LocalState, ReadResult
+from leasemesh.sync.presence import Heard, PresenceBoard
+from leasemesh.sync.session import EngineConfig as EngineConfig
+from leasemesh.sync.session import Session
+from leasemesh.sync.transfer import SendingHalf
+from leasemesh.sync.version_vector import FROM_START, Point, Resume, SiteId
 
 CONNECTION_ENDED = "the connection ended"
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sync import limits
-from sync.effects import Effect, LinkId, SetTimer, Tell, TellKind
-from sync.errors import RemoteProtocolError
-from sync.knowledge import Era, Knowledge, Point, SiteId
-from sync.messages import Digest, DigestRequest, Purpose
-from sync.ports import Applied, DatabaseDigest
-from sync.session import Session
-from sync.transfer import SendingHalf
+from leasemesh.sync import limits
+from leasemesh.sync.effects import Effect, LinkId, SetTimer, Tell, TellKind
+from leasemesh.sync.errors import RemoteProtocolError
+from leasemesh.sync.messages import Digest, DigestRequest, Purpose
+from leasemesh.sync.ports import Applied, DatabaseDigest
+from leasemesh.sync.session import Session
+from leasemesh.sync.transfer import SendingHalf
+from leasemesh.sync.version_vector import Era, Knowledge, Point, SiteId
 
 
 @dataclass(frozen=True, slots=True)

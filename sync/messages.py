@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sync.knowledge import Era, Knowledge, Point, Resume, SiteId
-from sync.ports import Change, DatabaseDigest, TransferHeader
+from leasemesh.sync.ports import Change, DatabaseDigest, TransferHeader
+from leasemesh.sync.version_vector import Era, Knowledge, Point, Resume, SiteId
 
 Purpose = Literal["sync", "inspect"]
 """What a link is for: exchanging changes, or only comparing."""

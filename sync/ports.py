@@ -1,4 +1,4 @@
-"""What the sync engine needs from a database, as protocols: `node.changes` implements them, the loop and the simulator
+"""What the sync engine needs from a database, as protocols: `node.replication.storage` implements them, the loop and the simulator
 use them.
 
 All methods block and are called from worker threads, one call at a time for each object; `Storage.open_reader` and
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from sync.knowledge import Era, Knowledge, Lineage, Point, Resume, SiteId
+from leasemesh.sync.version_vector import Era, Knowledge, Lineage, Point, Resume, SiteId
 
 Value = int | float | str | bytes | None
 """A SQLite value."""

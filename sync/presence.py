@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sync import limits
-from sync.knowledge import Era, SiteId
-from sync.messages import HeardNode
+from leasemesh.sync import limits
+from leasemesh.sync.messages import HeardNode
+from leasemesh.sync.version_vector import Era, SiteId
 
 
 @dataclass(frozen=True, slots=True)

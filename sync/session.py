@@ -15,13 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sync import limits, wire
-from sync.effects import Effect, LinkId, Send
-from sync.errors import RemoteProtocolError
-from sync.knowledge import NO_ERA, Era, Knowledge, Resume, SiteId
-from sync.messages import Goodbye, Greeting, Hello, Message, Presence, Purpose, Role, SealedHello
-from sync.ports import LocalState
-from sync.transfer import ReceivingHalf, SendingHalf
+from leasemesh.sync import limits, wire
+from leasemesh.sync.effects import Effect, LinkId, Send
+from leasemesh.sync.errors import RemoteProtocolError
+from leasemesh.sync.messages import Goodbye, Greeting, Hello, Message, Presence, Purpose, Role, SealedHello
+from leasemesh.sync.ports import LocalState
+from leasemesh.sync.transfer import ReceivingHalf, SendingHalf
+from leasemesh.sync.version_vector import NO_ERA, Era, Knowledge, Resume, SiteId
 
 State = Literal["greeting", "introducing", "hello", "answering", "open", "inspecting", "closed"]
 

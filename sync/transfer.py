@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 
-from sync import limits, wire
-from sync.effects import Apply, BeginRead, ContinueRead, Effect, LinkId, Send
-from sync.errors import RemoteProtocolError
-from sync.knowledge import Knowledge, SiteId
-from sync.messages import Ack, Barrier, BarrierReply, Changes, Marker
-from sync.ports import Incoming, ReadRequest, ReadResult, TransferHeader
+from leasemesh.sync import limits, wire
+from leasemesh.sync.effects import Apply, BeginRead, ContinueRead, Effect, LinkId, Send
+from leasemesh.sync.errors import RemoteProtocolError
+from leasemesh.sync.messages import Ack, Barrier, BarrierReply, Changes, Marker
+from leasemesh.sync.ports import Incoming, ReadRequest, ReadResult, TransferHeader
+from leasemesh.sync.version_vector import Knowledge, SiteId
 
 
 class SendingHalf:

@@ -1,4 +1,4 @@
-"""What carries messages between two nodes, as the loop sees it. `sync.websocket` is one such thing, the simulated
+"""What carries messages between two nodes, as the loop sees it. `sync.drivers.websocket` is one such thing, the simulated
 network of `node.testing` another."""
 
 from __future__ import annotations

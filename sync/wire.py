@@ -63,11 +63,10 @@ from typing import Any
 
 import msgpack
 
-from sync import limits
-from sync.columns import array, decode_rows, encode_rows, unpack
-from sync.errors import LocalProtocolError, RemoteProtocolError, TokenRefused, VersionRefused
-from sync.knowledge import Era, Knowledge, Point, Resume, SiteId
-from sync.messages import (
+from leasemesh.sync import limits
+from leasemesh.sync.columns import array, decode_rows, encode_rows, unpack
+from leasemesh.sync.errors import LocalProtocolError, RemoteProtocolError, TokenRefused, VersionRefused
+from leasemesh.sync.messages import (
     Ack,
     Barrier,
     BarrierReply,
@@ -83,7 +82,8 @@ from sync.messages import (
     Role,
     SealedHello,
 )
-from sync.ports import DatabaseDigest, TableDigest, TransferHeader
+from leasemesh.sync.ports import DatabaseDigest, TableDigest, TransferHeader
+from leasemesh.sync.version_vector import Era, Knowledge, Point, Resume, SiteId
 
 MAGIC = "leasemesh"
 PROTOCOL_VERSION = 1

@@ -5,7 +5,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from node import Node
+from leasemesh import Node
 
 WITHIN_S = 60
 """How long a test waits for something that takes milliseconds: the machine may be busy, and hanging is worse."""

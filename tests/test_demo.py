@@ -14,7 +14,7 @@ from demo_app.invariants import check
 from demo_app.played import DEVICES, Played
 from demo_app.records import read
 
-from node.service import Node
+from leasemesh.node.node import Node
 
 EVENTS = 12
 RUN_SECONDS_MAX = 100

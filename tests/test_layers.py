@@ -23,9 +23,9 @@ INPUT_OUTPUT = NETWORK | SQL | {
 }  # fmt: skip
 CHANCE_AND_CLOCK = {"datetime", "random", "secrets", "uuid"}
 DATABASE_MODULES = {
-    "node.changes", "node.clock_tables", "node.connection", "node.database", "node.derived", "node.identity",
-    "node.knowledge_store", "node.lint", "node.migrate", "node.parking", "node.scratch", "node.staleness",
-    "node.staging", "node.starting", "node.stores", "node.versions",
+    "leasemesh.node.replication.storage", "leasemesh.node.replication.clock_tables", "leasemesh.node.database.connection", "leasemesh.node.database.file", "leasemesh.node.database.derived", "leasemesh.node.replication.identity",
+    "leasemesh.node.replication.version_vectors", "leasemesh.node.database.lint", "leasemesh.node.database.migrate", "leasemesh.node.replication.quarantine", "leasemesh.node.database.scratch", "leasemesh.node.work.staleness",
+    "leasemesh.node.replication.staging", "leasemesh.node.work.starting", "leasemesh.node.stores", "leasemesh.node.database.versions",
 }  # fmt: skip
 
 RULES_OF_THE_RUNTIME = (
@@ -35,23 +35,23 @@ RULES_OF_THE_RUNTIME = (
 
 # The first pattern that a module's path matches decides. What no row names may import anything.
 FORBIDDEN_IMPORTS: dict[str, set[str]] = {
-    "sync/loop.py": SQL | {"node"},
-    "sync/dialler.py": SQL | {"node"},
-    "sync/websocket.py": SQL | {"node"},
-    "sync/workers.py": SQL | {"node"},
+    "sync/drivers/loop.py": SQL | {"node"},
+    "sync/drivers/dialler.py": SQL | {"node"},
+    "sync/drivers/websocket.py": SQL | {"node"},
+    "sync/drivers/workers.py": SQL | {"node"},
     "sync/*.py": INPUT_OUTPUT | CHANCE_AND_CLOCK | {"node"},
-    "node/leases.py": INPUT_OUTPUT | DATABASE_MODULES,
-    "node/ids.py": INPUT_OUTPUT | DATABASE_MODULES,
-    "node/clock.py": INPUT_OUTPUT | DATABASE_MODULES,
-    **{f"{name.replace('.', '/')}.py": NETWORK for name in sorted(DATABASE_MODULES - {"node.stores"})},
+    "node/model/leases.py": INPUT_OUTPUT | DATABASE_MODULES,
+    "node/model/ids.py": INPUT_OUTPUT | DATABASE_MODULES,
+    "node/model/clock.py": INPUT_OUTPUT | DATABASE_MODULES,
+    **{f"{name.replace('.', '/')}.py": NETWORK for name in sorted(DATABASE_MODULES - {"leasemesh.node.stores"})},
     "node/stores/*.py": NETWORK,
     # Rules of the runtime: pure. The rest runs in virtual time too, so its clock is the event loop's and the node's.
     **{f"node/runtime/{name}.py": INPUT_OUTPUT | {"random", "secrets", "uuid"} for name in RULES_OF_THE_RUNTIME},
     "node/runtime/*.py": SQL | {"websockets", "socket", "select", "time", "datetime", "secrets", "uuid", "os"},
 }
 CHANGES_TABLE = "crsql_changes"
-MAY_NAME_CHANGES_TABLE = "node/changes.py"
-FOR_TESTS = "node.testing"
+MAY_NAME_CHANGES_TABLE = "node/replication/storage.py"
+FOR_TESTS = "leasemesh.node.testing"
 
 
 def python_modules() -> list[str]:
@@ -115,19 +115,19 @@ def test_module_keeps_to_its_layer(module):
         ("sync/engine.py", "import time"),
         ("sync/engine.py", "def now():\n    from random import random\n    return random()"),
         ("sync/some_new_module.py", "import asyncio.queues"),
-        ("sync/loop.py", "from node.changes import ChangeSource"),
-        ("sync/websocket.py", "import apsw"),
+        ("sync/drivers/loop.py", "from node.changes import ChangeSource"),
+        ("sync/drivers/websocket.py", "import apsw"),
         ("node/stores/events.py", "import websockets.sync.client"),
-        ("node/runtime/script.py", "import asyncio"),
-        ("node/runtime/manager.py", "import apsw"),
+        ("node/execution/script.py", "import asyncio"),
+        ("node/execution/manager.py", "import apsw"),
         ("node/runtime/loops.py", "import time"),
-        ("node/changes.py", "import asyncio"),
-        ("node/leases.py", "import os"),
-        ("node/leases.py", "from node import database"),
-        ("node/clock.py", "from .database import connect"),
-        ("node/service.py", "from node.testing.lab import DeviceLab"),
+        ("node/replication/storage.py", "import asyncio"),
+        ("node/model/leases.py", "import os"),
+        ("node/model/leases.py", "from node import database"),
+        ("node/model/clock.py", "from .database import connect"),
+        ("node/node.py", "from node.testing.lab import DeviceLab"),
         ("node/stores/events.py", "from .. import nothing; from asyncio import run"),
-        ("node/database.py", 'SQL = "SELECT 1 FROM crsql_changes"'),
+        ("node/database/file.py", 'SQL = "SELECT 1 FROM crsql_changes"'),
         ("sync/engine.py", 'table = 1\nsql = f"SELECT {table} FROM crsql_changes"'),
     ],
 )
@@ -139,11 +139,11 @@ def test_rule_finds_a_module_that_breaks_it(module, source):
     ("module", "source"),
     [
         ("sync/engine.py", '"""What crsql_changes means here."""\nimport struct'),
-        ("sync/loop.py", "import asyncio, time"),
-        ("node/changes.py", 'import apsw\nSQL = "SELECT 1 FROM crsql_changes"'),
-        ("node/runtime/schedule.py", "from datetime import datetime"),
+        ("sync/drivers/loop.py", "import asyncio, time"),
+        ("node/replication/storage.py", 'import apsw\nSQL = "SELECT 1 FROM crsql_changes"'),
+        ("node/authoring/schedule.py", "from datetime import datetime"),
         ("node/runtime/loops.py", "import asyncio\nfrom random import Random"),
-        ("node/service.py", "import asyncio\nfrom sync.loop import Loop"),
+        ("node/node.py", "import asyncio\nfrom sync.loop import Loop"),
     ],
 )
 def test_rule_accepts_a_module_that_keeps_it(module, source):

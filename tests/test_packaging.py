@@ -11,7 +11,7 @@ import pytest
 from packaging.tags import platform_tags
 from packaging.utils import parse_wheel_filename
 
-from node.crsqlite import extension_path
+from leasemesh.node.crsqlite import extension_path
 
 ROOT = Path(__file__).parent.parent
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
@@ -83,7 +83,7 @@ def test_installed_wheel_finds_and_loads_its_own_extension(wheel, tmp_path):
     run(*PIP, "install", "--no-deps", "--no-index", "--target", tmp_path / "site", wheel)
     program = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
-        "import apsw; from node.crsqlite import ENTRY_POINT, extension_path\n"
+        "import apsw; from leasemesh.node.crsqlite import ENTRY_POINT, extension_path\n"
         "connection = apsw.Connection(':memory:'); connection.enable_load_extension(True)\n"
         "connection.load_extension(str(extension_path()), ENTRY_POINT)\n"
         "print(extension_path(), len(connection.execute('SELECT crsql_site_id()').get))\n"

@@ -33,7 +33,7 @@ def test_the_handlers_of_the_readme_can_be_declared_as_they_stand() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_in_the_readme_exists(command: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "node.cli", command, "--help"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "leasemesh", command, "--help"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
 

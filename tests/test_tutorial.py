@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from node import RetryRule
+from leasemesh import RetryRule
 
 ROOT = Path(__file__).parent.parent
 TUTORIAL = ROOT / "TUTORIAL.md"

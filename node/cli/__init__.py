@@ -11,7 +11,7 @@ from typing import NoReturn
 def main() -> NoReturn:
     """Run the command line with this process's arguments and exit."""
     _make_writable()
-    from node.cli.app import run
+    from leasemesh.node.cli.app import run
 
     sys.exit(run(sys.argv[1:]))
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, get_ty
 
 import typer
 
-from node.cli.commands import load, spelled_out
-from node.cli.helping import Command, Group
-from node.cli.output import ExitCode, Screen
-from node.errors import (
+from leasemesh.node.cli.commands import load, spelled_out
+from leasemesh.node.cli.helping import Command, Group
+from leasemesh.node.cli.output import ExitCode, Screen
+from leasemesh.node.model.errors import (
     Ambiguous,
     HomeElsewhere,
     IllegalState,
@@ -31,10 +31,10 @@ from node.errors import (
     StillReserved,
     TooEarly,
 )
-from sync.errors import SyncError
+from leasemesh.sync.errors import SyncError
 
 if TYPE_CHECKING:
-    from node.service import Node
+    from leasemesh.node.node import Node
 
 DEFAULT_DATABASE = Path("leasemesh.db")
 DATABASE_VARIABLE = "LEASEMESH_DB"
@@ -122,7 +122,7 @@ class Session:
         Raises:
             CommandError: there is no such file.
         """
-        from node.service import Node
+        from leasemesh.node.node import Node
 
         if not self.path.exists():
             raise CommandError(
@@ -158,7 +158,7 @@ class Session:
 
     def names(self) -> dict[str, str]:
         """Return the names of the devices that have one here, by id: what each said of itself, or says to this one."""
-        from node.stores.peers import PeerStore
+        from leasemesh.node.replication.peers import PeerStore
 
         if self._names is None:
             peers = {peer.node: peer.name for peer in PeerStore(self.node.database).list() if peer.node and peer.name}
@@ -170,7 +170,7 @@ class Session:
 def device_name(names: dict[str, str], node: str) -> str:
     """Return the name of a device; with the short form of its id when another one has the same name, and that form
     alone when its name is not known here."""
-    from node.ids import short
+    from leasemesh.node.model.ids import short
 
     name = names.get(node)
     if not name:

@@ -9,11 +9,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from node.cli.app import CommandError
-from node.cli.output import ExitCode
+from leasemesh.node.cli.app import CommandError
+from leasemesh.node.cli.output import ExitCode
 
 if TYPE_CHECKING:
-    from node.runtime.workflow import Workflow
+    from leasemesh.node.authoring.workflow import Workflow
 
 
 def load_workflows(file: Path) -> list[Workflow]:
@@ -22,7 +22,7 @@ def load_workflows(file: Path) -> list[Workflow]:
     Raises:
         CommandError: there is no such file, it cannot be imported, or has no workflow with a handler.
     """
-    from node.runtime.workflow import Workflow
+    from leasemesh.node.authoring.workflow import Workflow
 
     module = _imported(file)
     found = {id(value): value for value in vars(module).values() if isinstance(value, Workflow)}

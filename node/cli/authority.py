@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from node.cli.app import Session, app, command
-from node.cli.helping import Group
-from node.cli.naming import find_node, person
-from node.cli.output import ago, clock, count_of, joined, styled
-from node.ids import short, short_run
+from leasemesh.node.cli.app import Session, app, command
+from leasemesh.node.cli.helping import Group
+from leasemesh.node.cli.naming import find_node, person
+from leasemesh.node.cli.output import ago, clock, count_of, joined, styled
+from leasemesh.node.model.ids import short, short_run
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from node.stores import AuthorityInfo, Permit
+    from leasemesh.node.stores import AuthorityInfo, Permit
 
 authority = typer.Typer(
     help="Who grants permits for effects that must not happen twice.", rich_markup_mode="rich", cls=Group

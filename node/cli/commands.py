@@ -49,4 +49,4 @@ def load(arguments: Sequence[str]) -> None:
     called = arguments[0] if arguments else ""
     modules = [MODULE_BY_COMMAND[called]] if called in MODULE_BY_COMMAND else dict.fromkeys(MODULE_BY_COMMAND.values())
     for module in modules:
-        import_module(f"node.cli.{module}")
+        import_module(f"leasemesh.node.cli.{module}")

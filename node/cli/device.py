@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.app import CommandError, Session, app, command
-from node.cli.helping import Group
-from node.cli.naming import person
-from node.cli.output import ExitCode, count_of, joined, styled
-from node.ids import short
+from leasemesh.node.cli.app import CommandError, Session, app, command
+from leasemesh.node.cli.helping import Group
+from leasemesh.node.cli.naming import person
+from leasemesh.node.cli.output import ExitCode, count_of, joined, styled
+from leasemesh.node.model.ids import short
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -43,7 +43,7 @@ def init(
     The device that begins a workspace grants the permits for effects that must not happen twice, until `leasemesh
     authority move` gives that to another one.
     """
-    from node.service import Node
+    from leasemesh.node.node import Node
 
     if session.path.exists():
         raise CommandError(f"{session.path} exists; nothing was changed", ExitCode.NOT_AVAILABLE)
@@ -84,8 +84,8 @@ def doctor(
     ] = False,
 ) -> None:
     """Examine the database: the file, the schema, who wrote what, and whether status follows from the facts."""
-    from node.derived import rebuild as rebuild_derived
-    from node.doctor import combined, examine
+    from leasemesh.node.database.derived import rebuild as rebuild_derived
+    from leasemesh.node.doctor import combined, examine
 
     database = session.node.database
     corrected: dict[str, int] | None = None
@@ -132,7 +132,7 @@ def identity_reset(
 
     Runs that this file held stay with the old identity: what they reserved can be taken over.
     """
-    from node.syncing import SyncRefused
+    from leasemesh.node.replication.syncing import SyncRefused
 
     node = session.node
     before = node.site_id
@@ -152,7 +152,7 @@ def version(session: Session) -> None:
     """Show the versions of leasemesh and of what it stands on."""
     import apsw
 
-    from node import crsqlite
+    from leasemesh.node import crsqlite
 
     document = {
         "leasemesh": installed_version("leasemesh"),

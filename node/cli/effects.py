@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from node.cli.app import Session
-from node.cli.output import ago, brief, count_of
-from node.ids import short
-from node.stores import Mutation, VerdictInfo
+from leasemesh.node.cli.app import Session
+from leasemesh.node.cli.output import ago, brief, count_of
+from leasemesh.node.model.ids import short
+from leasemesh.node.stores import Mutation, VerdictInfo
 
 VERDICT_WORDS = {"happened": "happened", "skip": "skip", "not_happened": "not-happened"}
 """Verdicts as people type them, by what is stored."""

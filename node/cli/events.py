@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from node.cli.app import Session, app, command
-from node.cli.naming import existing_topic
-from node.cli.output import Column, ago, status_text, styled
-from node.errors import NotFound
-from node.ids import short
-from node.stores import Event
-from node.stores.reading import StatusName
+from leasemesh.node.cli.app import Session, app, command
+from leasemesh.node.cli.naming import existing_topic
+from leasemesh.node.cli.output import Column, ago, status_text, styled
+from leasemesh.node.model.errors import NotFound
+from leasemesh.node.model.ids import short
+from leasemesh.node.stores import Event
+from leasemesh.node.stores.reading import StatusName
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from node.cli.app import CommandError, Session, app, command
-from node.cli.events import event_document
-from node.cli.naming import find_event, person, split_handler, warn_when_unheard_of
-from node.cli.output import Column, ExitCode, ago, styled
-from node.cli.runs import error_of
-from node.ids import short, short_run
-from node.stores import EVERYWHERE, Event, HandlerBlock
-from node.stores.base import is_internal
+from leasemesh.node.cli.app import CommandError, Session, app, command
+from leasemesh.node.cli.events import event_document
+from leasemesh.node.cli.naming import find_event, person, split_handler, warn_when_unheard_of
+from leasemesh.node.cli.output import Column, ExitCode, ago, styled
+from leasemesh.node.cli.runs import error_of
+from leasemesh.node.model.ids import short, short_run
+from leasemesh.node.stores import EVERYWHERE, Event, HandlerBlock
+from leasemesh.node.stores.base import is_internal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -6,7 +6,7 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from node.cli.commands import MODULE_BY_COMMAND
+from leasemesh.node.cli.commands import MODULE_BY_COMMAND
 
 
 class Command(TyperCommand):

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from node.cli.app import CommandError, Session, app, command
-from node.cli.naming import existing_topic, find_node, warn_when_unheard_of
-from node.cli.output import ExitCode, joined, styled
-from node.stores.modes import Mode, ModeSetting
+from leasemesh.node.cli.app import CommandError, Session, app, command
+from leasemesh.node.cli.naming import existing_topic, find_node, warn_when_unheard_of
+from leasemesh.node.cli.output import ExitCode, joined, styled
+from leasemesh.node.stores.modes import Mode, ModeSetting
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -7,14 +7,14 @@ import getpass
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from node.errors import Ambiguous, InvalidInput, NotFound
-from node.ids import ID_BYTES, NodeId, WorkId
+from leasemesh.node.model.errors import Ambiguous, InvalidInput, NotFound
+from leasemesh.node.model.ids import ID_BYTES, NodeId, WorkId
 
 if TYPE_CHECKING:
-    from node.cli.app import Session
-    from node.ids import RunId
-    from node.service import Node
-    from node.stores import Event
+    from leasemesh.node.cli.app import Session
+    from leasemesh.node.model.ids import RunId
+    from leasemesh.node.node import Node
+    from leasemesh.node.stores import Event
 
 
 def split_topic(text: str) -> tuple[str, str]:

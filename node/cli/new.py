@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from node.cli.app import CommandError, Session, app, command
-from node.cli.output import ExitCode, styled
+from leasemesh.node.cli.app import CommandError, Session, app, command
+from leasemesh.node.cli.output import ExitCode, styled
 
 TEMPLATE = "app_template"
 SUFFIX = ".txt"
@@ -35,7 +35,7 @@ def new(
     folder = path if path is not None else Path(name)
     written = [
         (folder / template.name.removesuffix(SUFFIX), template.read_text(encoding="utf-8").replace(PLACEHOLDER, name))
-        for template in sorted(files("node.cli").joinpath(TEMPLATE).iterdir(), key=lambda one: one.name)
+        for template in sorted(files("leasemesh.node.cli").joinpath(TEMPLATE).iterdir(), key=lambda one: one.name)
     ]
     for file, _ in written:
         if file.exists():

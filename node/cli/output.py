@@ -149,7 +149,7 @@ class Screen:
 
     def console(self, stream: TextIO | None = None) -> Console:
         """Return the console of a stream (standard output when None)."""
-        from node.cli.console import CommandConsole
+        from leasemesh.node.cli.console import CommandConsole
 
         stream = stream or self._out
         if stream not in self._consoles:

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from node.cli.app import CommandError, Session, app, command
-from node.cli.authority import waiting_text
-from node.cli.naming import find_run
-from node.cli.output import ExitCode, styled
-from node.cli.runs import permit_document
-from node.cli.work import RunArgument
-from node.ids import short_run
-from node.stores import Permit
+from leasemesh.node.cli.app import CommandError, Session, app, command
+from leasemesh.node.cli.authority import waiting_text
+from leasemesh.node.cli.naming import find_run
+from leasemesh.node.cli.output import ExitCode, styled
+from leasemesh.node.cli.runs import permit_document
+from leasemesh.node.cli.work import RunArgument
+from leasemesh.node.model.ids import short_run
+from leasemesh.node.stores import Permit
 
 
 @command(

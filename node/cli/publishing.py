@@ -12,13 +12,11 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from node.cli.app import CommandError, Session, app, command
-from node.cli.events import TopicArgument, event_document
-from node.cli.naming import split_topic
-from node.cli.output import count_of, styled
-from node.errors import InvalidInput, NotFound
-from node.ids import short
-from node.importers import (
+from leasemesh.node.cli.app import CommandError, Session, app, command
+from leasemesh.node.cli.events import TopicArgument, event_document
+from leasemesh.node.cli.naming import split_topic
+from leasemesh.node.cli.output import count_of, styled
+from leasemesh.node.importers import (
     FORMATS,
     HEAD_BYTES,
     Checked,
@@ -30,9 +28,11 @@ from node.importers import (
     guess_format,
     read,
 )
-from node.jsonvalue import Json
-from node.stores import NewEvent
-from node.stores.base import is_internal
+from leasemesh.node.model.errors import InvalidInput, NotFound
+from leasemesh.node.model.ids import short
+from leasemesh.node.model.jsonvalue import Json
+from leasemesh.node.stores import NewEvent
+from leasemesh.node.stores.base import is_internal
 
 PUBLISH_TRANSACTION_EVENTS = 1_000
 """Events of a file that are published in one transaction: cheap for each, and other writers get their turn."""

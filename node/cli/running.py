@@ -11,22 +11,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.app import CommandError, Session, app, command
-from node.cli.apps import load_workflows
-from node.cli.output import ExitCode
-from node.cli.syncing import ListenOption, PeersOption, TokenFileOption, TokenVariable, parse_listen, read_token
-from node.cli.telling import Teller, WholeLines, printing_warnings, stopping_on_signals, tell_all
-from node.cli.watching import RunScreen
-from node.errors import LeasemeshError
-from node.runtime.errors import RunRefused
-from node.syncing import SyncRefused
-from sync.websocket import AddressError
+from leasemesh.node.authoring.errors import RunRefused
+from leasemesh.node.cli.app import CommandError, Session, app, command
+from leasemesh.node.cli.apps import load_workflows
+from leasemesh.node.cli.output import ExitCode
+from leasemesh.node.cli.syncing import (
+    ListenOption,
+    PeersOption,
+    TokenFileOption,
+    TokenVariable,
+    parse_listen,
+    read_token,
+)
+from leasemesh.node.cli.telling import Teller, WholeLines, printing_warnings, stopping_on_signals, tell_all
+from leasemesh.node.cli.watching import RunScreen
+from leasemesh.node.model.errors import LeasemeshError
+from leasemesh.node.replication.syncing import SyncRefused
+from leasemesh.sync.drivers.websocket import AddressError
 
 if TYPE_CHECKING:
-    from node.runtime.runner import Runner
-    from node.runtime.workflow import Workflow
-    from node.service import Node
-    from node.syncing import Syncing
+    from leasemesh.node.authoring.workflow import Workflow
+    from leasemesh.node.node import Node
+    from leasemesh.node.replication.syncing import Syncing
+    from leasemesh.node.runtime.runner import Runner
 
 TOLD_AFTER_S = 0.3
 """Stopping is not worth a word when it takes no longer."""

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from node.cli.app import Session, app, command
-from node.cli.effects import effect_document, resolve_sentence, state_sentence, verdict_text
-from node.cli.output import Column, ago, brief, clock, count_of, joined, lasting, status_text, styled
-from node.errors import InvalidInput, NotFound
-from node.ids import short, short_run
-from node.stores import Event, HandlerRun, Permit, ReservationInfo
-from node.stores.runs import STATUSES
+from leasemesh.node.cli.app import Session, app, command
+from leasemesh.node.cli.effects import effect_document, resolve_sentence, state_sentence, verdict_text
+from leasemesh.node.cli.output import Column, ago, brief, clock, count_of, joined, lasting, status_text, styled
+from leasemesh.node.model.errors import InvalidInput, NotFound
+from leasemesh.node.model.ids import short, short_run
+from leasemesh.node.stores import Event, HandlerRun, Permit, ReservationInfo
+from leasemesh.node.stores.runs import STATUSES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from node.cli.app import Session, app, command
-from node.cli.output import Column, ago, count_of, joined, styled
-from node.cli.unknown import count_unknown, silent_permits
-from node.ids import short, short_run
-from node.stores.peers import Peer
+from leasemesh.node.cli.app import Session, app, command
+from leasemesh.node.cli.output import Column, ago, count_of, joined, styled
+from leasemesh.node.cli.unknown import count_unknown, silent_permits
+from leasemesh.node.model.ids import short, short_run
+from leasemesh.node.replication.peers import Peer
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from node.service import Node
-    from sync.knowledge import Knowledge
+    from leasemesh.node.node import Node
+    from leasemesh.sync.version_vector import Knowledge
 
 LISTED_MAX = 10
 """Lines of each list in `status`; --json lists a hundred times as many."""
@@ -27,10 +27,10 @@ COUNTED_MAX = 1_000
 @command(app, "status", panel="Devices", examples=["leasemesh status", "leasemesh status --json"])
 def status(session: Session) -> None:
     """Show who this device is, its peers, what it knows of whom, and the work that is held."""
-    from node.cli.authority import authority_document, waiting_documents
-    from node.doctor import combined
-    from node.knowledge_store import StateReader, read_schema
-    from node.parking import count_parked
+    from leasemesh.node.cli.authority import authority_document, waiting_documents
+    from leasemesh.node.doctor import combined
+    from leasemesh.node.replication.quarantine import count_parked
+    from leasemesh.node.replication.version_vectors import StateReader, read_schema
 
     node = session.node
     with node.database.snapshot():
@@ -104,7 +104,7 @@ def _event_counts(node: Node) -> dict[str, int]:
 
 def _peer_document(peer: Peer, knowledge: Knowledge, own: str) -> dict[str, Any]:
     """Return a peer; `behind` is how many versions of it are not here yet, `ahead` how many of ours it may lack."""
-    from sync.knowledge import SiteId
+    from leasemesh.sync.version_vector import SiteId
 
     behind = ahead = None
     if peer.knowledge is not None and peer.node is not None:
@@ -141,7 +141,7 @@ def _held_document(session: Session, run: str) -> dict[str, Any]:
 
 
 def _draw_status(session: Session, document: dict[str, Any]) -> Iterable[RenderableType]:
-    from node.cli.authority import authority_text, draw_waiting
+    from leasemesh.node.cli.authority import authority_text, draw_waiting
 
     screen, now_ms = session.screen, session.now_ms
     yield joined(styled(document["name"], "bold"), f"  {document['database']}")

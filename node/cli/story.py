@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from node.cli.app import Session
-from node.cli.effects import effect_document, reason_text, tried_text, verdict_text
-from node.cli.output import brief
-from node.cli.runs import holder_of, permit_document, reservation_document, run_document
-from node.ids import short, short_run
-from node.stores import ClaimInfo, Explanation, HandlerRun
+from leasemesh.node.cli.app import Session
+from leasemesh.node.cli.effects import effect_document, reason_text, tried_text, verdict_text
+from leasemesh.node.cli.output import brief
+from leasemesh.node.cli.runs import holder_of, permit_document, reservation_document, run_document
+from leasemesh.node.model.ids import short, short_run
+from leasemesh.node.stores import ClaimInfo, Explanation, HandlerRun
 
 PAUSED_FOR_GOOD = "paused:transient"
 """A run with this status has failed, too: another run tries again."""

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.app import CommandError, Session, app, command, device_name
-from node.cli.output import ExitCode, count_of, joined, styled
-from node.cli.telling import Teller, printing_warnings, stopping_on_signals, tell_all
-from node.ids import short
-from node.syncing import Comparison, SyncRefused
-from sync.knowledge import Knowledge
-from sync.websocket import AddressError
+from leasemesh.node.cli.app import CommandError, Session, app, command, device_name
+from leasemesh.node.cli.output import ExitCode, count_of, joined, styled
+from leasemesh.node.cli.telling import Teller, printing_warnings, stopping_on_signals, tell_all
+from leasemesh.node.model.ids import short
+from leasemesh.node.replication.syncing import Comparison, SyncRefused
+from leasemesh.sync.drivers.websocket import AddressError
+from leasemesh.sync.version_vector import Knowledge
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

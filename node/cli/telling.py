@@ -14,14 +14,14 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from node.cli.app import Session
-from node.cli.output import ExitCode, Screen, clean
-from sync.effects import Tell
+from leasemesh.node.cli.app import Session
+from leasemesh.node.cli.output import ExitCode, Screen, clean
+from leasemesh.sync.effects import Tell
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from node.syncing import Syncing
+    from leasemesh.node.replication.syncing import Syncing
 
 TELL_STYLES = {
     "connected": "green",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from node.cli.app import CommandError, Session, app, command
-from node.cli.effects import (
+from leasemesh.node.cli.app import CommandError, Session, app, command
+from leasemesh.node.cli.effects import (
     VERDICT_SENTENCES,
     VERDICT_WORDS,
     effect_document,
@@ -18,16 +18,16 @@ from node.cli.effects import (
     verdict_document,
     verdict_text,
 )
-from node.cli.naming import find_work, person
-from node.cli.output import ExitCode, ago, brief, clock, joined, styled
-from node.ids import RunId, WorkId, short, short_run
-from node.stores import Mutation, Permit
-from node.stores.mutations import Verdict
+from leasemesh.node.cli.naming import find_work, person
+from leasemesh.node.cli.output import ExitCode, ago, brief, clock, joined, styled
+from leasemesh.node.model.ids import RunId, WorkId, short, short_run
+from leasemesh.node.stores import Mutation, Permit
+from leasemesh.node.stores.mutations import Verdict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from node.service import Node
+    from leasemesh.node.node import Node
 
 LIST_MAX = 1_000
 PARAMS_CHARACTERS_MAX = 400

@@ -9,18 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from node.cli.output import Column, Screen, ago, count_of, styled
-from node.cli.telling import now_ms
+from leasemesh.node.cli.output import Column, Screen, ago, count_of, styled
+from leasemesh.node.cli.telling import now_ms
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
-    from node.cli.app import Session
-    from node.runtime.loops import HandlerStatus
-    from node.runtime.progress import Progress, ProgressObserver
-    from node.runtime.runner import Runner
-    from node.runtime.workflow import Workflow
+    from leasemesh.node.authoring.progress import Progress, ProgressObserver
+    from leasemesh.node.authoring.workflow import Workflow
+    from leasemesh.node.cli.app import Session
+    from leasemesh.node.runtime.loops import HandlerStatus
+    from leasemesh.node.runtime.runner import Runner
 
 DRAWN_EVERY_S = 0.25
 """Four pictures a second look alive, and cost little; none is drawn while nothing changes but the time."""

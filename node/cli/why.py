@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from node.cli.app import Session, app, command
-from node.cli.authority import waiting_text
-from node.cli.effects import resolve_sentence
-from node.cli.events import event_document
-from node.cli.naming import find_event
-from node.cli.output import Column, ago, clock, joined, status_text, styled
-from node.cli.story import Chapter, chapters, claim_documents, last_failure
-from node.cli.unknown import silent_permit
-from node.cli.work import MANUAL
-from node.errors import HomeElsewhere, IllegalState
-from node.ids import short, short_run
-from node.stores import Event, Explanation
+from leasemesh.node.cli.app import Session, app, command
+from leasemesh.node.cli.authority import waiting_text
+from leasemesh.node.cli.effects import resolve_sentence
+from leasemesh.node.cli.events import event_document
+from leasemesh.node.cli.naming import find_event
+from leasemesh.node.cli.output import Column, ago, clock, joined, status_text, styled
+from leasemesh.node.cli.story import Chapter, chapters, claim_documents, last_failure
+from leasemesh.node.cli.unknown import silent_permit
+from leasemesh.node.cli.work import MANUAL
+from leasemesh.node.model.errors import HomeElsewhere, IllegalState
+from leasemesh.node.model.ids import short, short_run
+from leasemesh.node.stores import Event, Explanation
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.app import CommandError, Session, app, command
-from node.cli.events import TopicArgument, event_document, event_table
-from node.cli.naming import existing_topic, find_event, find_run
-from node.cli.output import ExitCode, count_of, styled
-from node.errors import TooEarly
-from node.ids import short_run
+from leasemesh.node.cli.app import CommandError, Session, app, command
+from leasemesh.node.cli.events import TopicArgument, event_document, event_table
+from leasemesh.node.cli.naming import existing_topic, find_event, find_run
+from leasemesh.node.cli.output import ExitCode, count_of, styled
+from leasemesh.node.model.errors import TooEarly
+from leasemesh.node.model.ids import short_run
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from node.stores import Event
+    from leasemesh.node.stores import Event
 
 WAIT_STEP_S = 1.0
 """A waiting take-over looks again this often: the wait is a minute or more."""

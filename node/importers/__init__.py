@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from node.errors import LeasemeshError
-from node.importers.git import read_git_history
-from node.importers.records import Checked, Fields, ImportFailed, Problem, Record, check
-from node.importers.tables import read_csv, read_json_lines
+from leasemesh.node.importers.git import read_git_history
+from leasemesh.node.importers.records import Checked, Fields, ImportFailed, Problem, Record, check
+from leasemesh.node.importers.tables import read_csv, read_json_lines
+from leasemesh.node.model.errors import LeasemeshError
 
 Format = Literal["jsonl", "csv", "mbox"]
 FORMATS: tuple[Format, ...] = ("jsonl", "csv", "mbox")
@@ -61,7 +61,7 @@ def read(stream: BinaryIO, source_format: Format, name: str, fields: Fields | No
     if source_format == "csv":
         return read_csv(stream, name, fields or Fields())
     # The standard library's mail parser takes longer to import than everything else here.
-    from node.importers.mail import read_mbox
+    from leasemesh.node.importers.mail import read_mbox
 
     return read_mbox(stream, name)
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from node.errors import LeasemeshError
-from node.importers.records import Record, make_record
-from node.jsonvalue import TITLE_CHARACTERS_MAX
-from node.stores.publications import NewEvent
+from leasemesh.node.importers.records import Record, make_record
+from leasemesh.node.model.errors import LeasemeshError
+from leasemesh.node.model.jsonvalue import TITLE_CHARACTERS_MAX
+from leasemesh.node.stores.publications import NewEvent
 
 _FIELDS = ("%H", "%an", "%aI", "%P", "%s", "%b")
 _CHUNK_BYTES = 64 * 1024

@@ -10,9 +10,9 @@ from email.header import decode_header, make_header
 from email.message import Message
 from typing import Any, BinaryIO
 
-from node.importers.records import Problem, Record, TooLong, content_id, make_record, numbered_lines
-from node.jsonvalue import TITLE_CHARACTERS_MAX
-from node.stores.publications import NewEvent
+from leasemesh.node.importers.records import Problem, Record, TooLong, content_id, make_record, numbered_lines
+from leasemesh.node.model.jsonvalue import TITLE_CHARACTERS_MAX
+from leasemesh.node.stores.publications import NewEvent
 
 MAIL_BYTES_MAX = 64 * 1024 * 1024
 """A mail with its attachments, as large as mail services accept at most. Only its headers and text are kept."""

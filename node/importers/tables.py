@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from node.importers.records import (
+from leasemesh.node.importers.records import (
     LINE_BYTES_MAX,
     BadRecord,
     Fields,
@@ -18,7 +18,7 @@ from node.importers.records import (
     make_record,
     numbered_lines,
 )
-from node.stores.publications import NewEvent
+from leasemesh.node.stores.publications import NewEvent
 
 _JSON_NAMES: dict[type, str] = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
 _DELIMITERS = ",;\t"

@@ -10,19 +10,19 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from node.connection import DatabaseError
-from node.errors import IllegalState, LeasemeshError
-from node.ids import short_run
-from node.runtime.driving import Driver, Signal
-from node.runtime.errors import message_of
-from node.runtime.performing import DidNot, Happened, Outcome, Unknown, find_out, in_thread, judge
-from node.runtime.recovery import HandlerKey
-from node.runtime.workflow import Consumer, Handler
-from node.stores import HandlerRun, Mutation
+from leasemesh.node.authoring.errors import message_of
+from leasemesh.node.authoring.workflow import Consumer, Handler
+from leasemesh.node.database.connection import DatabaseError
+from leasemesh.node.execution.performing import DidNot, Happened, Outcome, Unknown, find_out, in_thread, judge
+from leasemesh.node.execution.recovery import HandlerKey
+from leasemesh.node.model.errors import IllegalState, LeasemeshError
+from leasemesh.node.model.ids import short_run
+from leasemesh.node.runtime.driving import Driver, Signal
+from leasemesh.node.stores import HandlerRun, Mutation
 
 if TYPE_CHECKING:
-    from node.runtime.effects import Effect
-    from node.runtime.runner import Runner
+    from leasemesh.node.authoring.effects import Effect
+    from leasemesh.node.runtime.runner import Runner
 
 T = TypeVar("T")
 

@@ -16,9 +16,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from node.ids import RunId
-from node.runtime.performing import Outcome, Unknown, in_thread, judge, look_at, no_exit, not_called
-from node.runtime.script import Perform, Request, Result, Script
+from leasemesh.node.execution.performing import Outcome, Unknown, in_thread, judge, look_at, no_exit, not_called
+from leasemesh.node.execution.script import Perform, Request, Result, Script
+from leasemesh.node.model.ids import RunId
 
 
 @dataclass(frozen=True, slots=True)

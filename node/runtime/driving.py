@@ -11,16 +11,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from node.errors import LeaseLost
-from node.ids import RunId, short_run
-from node.runtime.attempt import Attempt
-from node.runtime.carrying import Begun, Carrying, Taken
-from node.runtime.clocks import SleepWatch
-from node.runtime.effects import Effect
-from node.runtime.manager import Manager
-from node.runtime.performing import Outcome, Unknown, find_out, in_thread, no_exit, not_called, perform
-from node.runtime.reach import reach
-from node.runtime.script import (
+from leasemesh.node.authoring.effects import Effect
+from leasemesh.node.execution.attempt import Attempt
+from leasemesh.node.execution.manager import Manager
+from leasemesh.node.execution.performing import Outcome, Unknown, find_out, in_thread, no_exit, not_called, perform
+from leasemesh.node.execution.script import (
     AwaitFunction,
     AwaitPermit,
     Barrier,
@@ -34,7 +29,12 @@ from node.runtime.script import (
     close_unawaited,
     close_unstarted,
 )
-from node.runtime.threads import Threads
+from leasemesh.node.model.errors import LeaseLost
+from leasemesh.node.model.ids import RunId, short_run
+from leasemesh.node.runtime.carrying import Begun, Carrying, Taken
+from leasemesh.node.runtime.clocks import SleepWatch
+from leasemesh.node.runtime.reach import reach
+from leasemesh.node.runtime.threads import Threads
 
 log = logging.getLogger("leasemesh.runtime")
 

@@ -19,22 +19,22 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Literal
 
-from node.errors import LeasemeshError
-from node.ids import RunId, short_run
-from node.runtime import script
-from node.runtime.attempt import Session
-from node.runtime.beginning import has_come
-from node.runtime.choosing import PendingMark, any_pending, pending_mark
-from node.runtime.recovery import Continuation
-from node.runtime.retry import Streak, streak
-from node.runtime.schedule import Every
-from node.runtime.script import Result, Script
-from node.runtime.workflow import Consumer, Handler, Producer
-from node.stores import HandlerRun
-from node.stores.workflows import Trigger
+from leasemesh.node.authoring.retry import Streak, streak
+from leasemesh.node.authoring.schedule import Every
+from leasemesh.node.authoring.workflow import Consumer, Handler, Producer
+from leasemesh.node.execution import script
+from leasemesh.node.execution.attempt import Session
+from leasemesh.node.execution.beginning import has_come
+from leasemesh.node.execution.choosing import PendingMark, any_pending, pending_mark
+from leasemesh.node.execution.recovery import Continuation
+from leasemesh.node.execution.script import Result, Script
+from leasemesh.node.model.errors import LeasemeshError
+from leasemesh.node.model.ids import RunId, short_run
+from leasemesh.node.stores import HandlerRun
+from leasemesh.node.stores.workflows import Trigger
 
 if TYPE_CHECKING:
-    from node.runtime.runner import Runner
+    from leasemesh.node.runtime.runner import Runner
 
 log = logging.getLogger("leasemesh.runtime")
 

@@ -10,12 +10,12 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from node.errors import LeasemeshError
-from node.runtime.errors import message_of
-from sync.errors import SyncError
+from leasemesh.node.authoring.errors import message_of
+from leasemesh.node.model.errors import LeasemeshError
+from leasemesh.sync.errors import SyncError
 
 if TYPE_CHECKING:
-    from node.service import Node
+    from leasemesh.node.node import Node
 
 DIAL_S = 1.0
 """How long a start waits for peers to answer. Who does not is away: offline means at once."""

@@ -17,27 +17,27 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from node.errors import InvalidInput, LeasemeshError
-from node.ids import RunId, short_run
-from node.jsonvalue import check_whole
-from node.locks import LockHeld
-from node.runtime.attempt import Attempt
-from node.runtime.background import Housekeeping, Reconciliation
-from node.runtime.driving import Driver
-from node.runtime.errors import RunRefused
-from node.runtime.loops import ConsumerLoop, HandlerLoop, HandlerStatus, ProducerLoop
-from node.runtime.manager import Manager
-from node.runtime.performing import in_thread
-from node.runtime.progress import Progress, ProgressKind, ProgressObserver
-from node.runtime.reach import NotReached, hear_peers, reach, why_unreachable
-from node.runtime.recovery import Found, HandlerKey, Recovery
-from node.runtime.retry import RetryRule
-from node.runtime.sessions import Sessions
-from node.runtime.workflow import Handler, Producer, Workflow
-from node.watch import Changed, Subscription
+from leasemesh.node.authoring.errors import RunRefused
+from leasemesh.node.authoring.progress import Progress, ProgressKind, ProgressObserver
+from leasemesh.node.authoring.retry import RetryRule
+from leasemesh.node.authoring.workflow import Handler, Producer, Workflow
+from leasemesh.node.execution.attempt import Attempt
+from leasemesh.node.execution.manager import Manager
+from leasemesh.node.execution.performing import in_thread
+from leasemesh.node.execution.recovery import Found, HandlerKey, Recovery
+from leasemesh.node.machine.locks import LockHeld
+from leasemesh.node.machine.watch import Changed, Subscription
+from leasemesh.node.model.errors import InvalidInput, LeasemeshError
+from leasemesh.node.model.ids import RunId, short_run
+from leasemesh.node.model.jsonvalue import check_whole
+from leasemesh.node.runtime.background import Housekeeping, Reconciliation
+from leasemesh.node.runtime.driving import Driver
+from leasemesh.node.runtime.loops import ConsumerLoop, HandlerLoop, HandlerStatus, ProducerLoop
+from leasemesh.node.runtime.reach import NotReached, hear_peers, reach, why_unreachable
+from leasemesh.node.runtime.sessions import Sessions
 
 if TYPE_CHECKING:
-    from node.service import Node
+    from leasemesh.node.node import Node
 
 T = TypeVar("T")
 

@@ -10,11 +10,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from node.errors import LeasemeshError
-from node.runtime.attempt import Session
-from node.runtime.driving import Driver
-from node.runtime.performing import in_thread
-from node.stores.workflows import Trigger
+from leasemesh.node.execution.attempt import Session
+from leasemesh.node.execution.performing import in_thread
+from leasemesh.node.model.errors import LeasemeshError
+from leasemesh.node.runtime.driving import Driver
+from leasemesh.node.stores.workflows import Trigger
 
 log = logging.getLogger("leasemesh.runtime")
 

@@ -1,20 +1,20 @@
 """The stores: all SQL over the execution model's tables. Synchronous, explicit transactions, no sockets."""
 
-from node.stores.authorities import Appointment, AuthorityInfo, AuthorityStore
-from node.stores.blocks import EVERYWHERE, HandlerBlock, HandlerBlockStore
-from node.stores.devices import Device, DeviceStore
-from node.stores.events import ClaimInfo, EventStore, Explanation, GenerationInfo, PublishCounts, Published
-from node.stores.leasing import EffectBehind, ReservationInfo
-from node.stores.modes import ModeSetting, ModeStore
-from node.stores.mutations import Mutation, MutationStore, VerdictInfo
-from node.stores.permits import Permit, PermitStore
-from node.stores.publications import NewEvent
-from node.stores.reading import Event, TopicCounts
-from node.stores.runs import HandlerRun, HandlerRunStore
-from node.stores.states import HandlerState, HandlerStateStore
-from node.stores.takeover import HeldElsewhere
-from node.stores.topics import Topic, TopicStore
-from node.stores.workflows import ScriptRun, ScriptRunStore, Workflow, WorkflowStore
+from leasemesh.node.stores.authorities import Appointment, AuthorityInfo, AuthorityStore
+from leasemesh.node.stores.blocks import EVERYWHERE, HandlerBlock, HandlerBlockStore
+from leasemesh.node.stores.devices import Device, DeviceStore
+from leasemesh.node.stores.events import ClaimInfo, EventStore, Explanation, GenerationInfo, PublishCounts, Published
+from leasemesh.node.stores.leasing import EffectBehind, ReservationInfo
+from leasemesh.node.stores.modes import ModeSetting, ModeStore
+from leasemesh.node.stores.mutations import Mutation, MutationStore, VerdictInfo
+from leasemesh.node.stores.permits import Permit, PermitStore
+from leasemesh.node.stores.publications import NewEvent
+from leasemesh.node.stores.reading import Event, TopicCounts
+from leasemesh.node.stores.runs import HandlerRun, HandlerRunStore
+from leasemesh.node.stores.states import HandlerState, HandlerStateStore
+from leasemesh.node.stores.takeover import HeldElsewhere
+from leasemesh.node.stores.topics import Topic, TopicStore
+from leasemesh.node.stores.workflows import ScriptRun, ScriptRunStore, Workflow, WorkflowStore
 
 __all__ = [
     "EVERYWHERE",

@@ -22,12 +22,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from node import ids
-from node.database import Transaction
-from node.errors import IllegalState, NotFound
-from node.ids import NodeId
-from node.jsonvalue import check_text, encode
-from node.stores.base import Store, blob_of
+from leasemesh.node.database.file import Transaction
+from leasemesh.node.model import ids
+from leasemesh.node.model.errors import IllegalState, NotFound
+from leasemesh.node.model.ids import NodeId
+from leasemesh.node.model.jsonvalue import check_text, encode
+from leasemesh.node.stores.base import Store, blob_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
-from node import ids
-from node.database import Database, Transaction
-from node.errors import Ambiguous, InvalidInput, NotOwner
-from node.ids import EventId, NodeId, TopicId, to_blob
-from node.jsonvalue import decode_object
+from leasemesh.node.database.file import Database, Transaction
+from leasemesh.node.model import ids
+from leasemesh.node.model.errors import Ambiguous, InvalidInput, NotOwner
+from leasemesh.node.model.ids import EventId, NodeId, TopicId, to_blob
+from leasemesh.node.model.jsonvalue import decode_object
 
 WorkOutcome = Literal["none", "applied", "failed", "skipped", "unknown"]
 

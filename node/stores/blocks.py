@@ -10,12 +10,12 @@ import builtins
 from dataclasses import dataclass
 from typing import Any
 
-from node import ids
-from node.errors import InvalidInput
-from node.ids import NodeId, RunId
-from node.jsonvalue import TITLE_CHARACTERS_MAX, check_text, check_whole, encode
-from node.stores.base import Store, blob_of
-from node.stores.reading import LIST_MAX
+from leasemesh.node.model import ids
+from leasemesh.node.model.errors import InvalidInput
+from leasemesh.node.model.ids import NodeId, RunId
+from leasemesh.node.model.jsonvalue import TITLE_CHARACTERS_MAX, check_text, check_whole, encode
+from leasemesh.node.stores.base import Store, blob_of
+from leasemesh.node.stores.reading import LIST_MAX
 
 EVERYWHERE = NodeId("")
 """In place of a device: all of them."""

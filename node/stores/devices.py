@@ -5,9 +5,9 @@ from __future__ import annotations
 import builtins
 from dataclasses import dataclass
 
-from node.ids import NodeId
-from node.jsonvalue import check_text, encode
-from node.stores.base import Store, blob_of
+from leasemesh.node.model.ids import NodeId
+from leasemesh.node.model.jsonvalue import check_text, encode
+from leasemesh.node.stores.base import Store, blob_of
 
 
 @dataclass(frozen=True, slots=True)

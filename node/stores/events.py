@@ -7,18 +7,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from node import ids
-from node.clock import HybridTime, unix_ms
-from node.database import Transaction
-from node.errors import IllegalState, NotFound
-from node.ids import EventId, NodeId, RunId
-from node.jsonvalue import Json, check_text, check_whole
-from node.leases import ClaimState
-from node.stores.base import blob_of, topic_of
-from node.stores.publications import NewEvent, Origin, Requeue, cut, encode_event, encode_publication
-from node.stores.reading import Event, StatusName, status_name
-from node.stores.takeover import TakingOver
-from node.stores.topics import TopicStore
+from leasemesh.node.database.file import Transaction
+from leasemesh.node.model import ids
+from leasemesh.node.model.clock import HybridTime, unix_ms
+from leasemesh.node.model.errors import IllegalState, NotFound
+from leasemesh.node.model.ids import EventId, NodeId, RunId
+from leasemesh.node.model.jsonvalue import Json, check_text, check_whole
+from leasemesh.node.model.leases import ClaimState
+from leasemesh.node.stores.base import blob_of, topic_of
+from leasemesh.node.stores.publications import NewEvent, Origin, Requeue, cut, encode_event, encode_publication
+from leasemesh.node.stores.reading import Event, StatusName, status_name
+from leasemesh.node.stores.takeover import TakingOver
+from leasemesh.node.stores.topics import TopicStore
 
 GENERATION_MAX = 1_000_000
 """Generations of one event; more are a fault and not work."""

@@ -11,17 +11,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from node import ids
-from node.clock import credible_until, next_hybrid_time
-from node.database import Transaction
-from node.errors import IllegalState, InvalidInput, LeaseLost, NotAvailable, NotFound
-from node.ids import EventId, NodeId, RunId, WorkId
-from node.jsonvalue import check_text, check_whole, decode_object
-from node.leases import EPOCH_MAX
-from node.stores.base import CLAIMS_MAX, blob_of, events_of, give_up_permit, topic_of, work_outcome
-from node.stores.modes import Mode, ModeStore, mode_of
-from node.stores.mutations import MutationStore, WorkOutcome
-from node.stores.reading import EVENT_COLUMNS, NOT_PERMITTED, Event, EventReader
+from leasemesh.node.database.file import Transaction
+from leasemesh.node.model import ids
+from leasemesh.node.model.clock import credible_until, next_hybrid_time
+from leasemesh.node.model.errors import IllegalState, InvalidInput, LeaseLost, NotAvailable, NotFound
+from leasemesh.node.model.ids import EventId, NodeId, RunId, WorkId
+from leasemesh.node.model.jsonvalue import check_text, check_whole, decode_object
+from leasemesh.node.model.leases import EPOCH_MAX
+from leasemesh.node.stores.base import CLAIMS_MAX, blob_of, events_of, give_up_permit, topic_of, work_outcome
+from leasemesh.node.stores.modes import Mode, ModeStore, mode_of
+from leasemesh.node.stores.mutations import MutationStore, WorkOutcome
+from leasemesh.node.stores.reading import EVENT_COLUMNS, NOT_PERMITTED, Event, EventReader
 
 Outcome = Literal["consumed", "skipped", "dead"]
 _STORED_OUTCOMES: dict[str, str] = {

@@ -18,11 +18,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from node import ids
-from node.errors import HomeElsewhere, IllegalState, InvalidInput
-from node.ids import NodeId
-from node.jsonvalue import check_text, encode
-from node.stores.base import Store, blob_of, is_internal
+from leasemesh.node.model import ids
+from leasemesh.node.model.errors import HomeElsewhere, IllegalState, InvalidInput
+from leasemesh.node.model.ids import NodeId
+from leasemesh.node.model.jsonvalue import check_text, encode
+from leasemesh.node.stores.base import Store, blob_of, is_internal
 
 Mode = Literal["soft", "confirmed", "home"]
 Kind = Literal["topic", "handler"]

@@ -9,15 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
-from node import ids
-from node.errors import IllegalState, InvalidInput, NotFound, PermitRefused
-from node.ids import NodeId, RunId, WorkId
-from node.jsonvalue import BODY_BYTES_MAX, TIME_MS_MAX, Json, check_text, check_whole, decode_object, encode
-from node.stores.base import WorkOutcome as WorkOutcome
-from node.stores.base import blob_of, give_up_permit, said_in, work_outcome
-from node.stores.permits import PermitStore
-from node.stores.reading import LIST_MAX
-from node.stores.works import WorkReader
+from leasemesh.node.model import ids
+from leasemesh.node.model.errors import IllegalState, InvalidInput, NotFound, PermitRefused
+from leasemesh.node.model.ids import NodeId, RunId, WorkId
+from leasemesh.node.model.jsonvalue import (
+    BODY_BYTES_MAX,
+    TIME_MS_MAX,
+    Json,
+    check_text,
+    check_whole,
+    decode_object,
+    encode,
+)
+from leasemesh.node.stores.base import WorkOutcome as WorkOutcome
+from leasemesh.node.stores.base import blob_of, give_up_permit, said_in, work_outcome
+from leasemesh.node.stores.permits import PermitStore
+from leasemesh.node.stores.reading import LIST_MAX
+from leasemesh.node.stores.works import WorkReader
 
 MutationStatus = Literal["pending", "in_flight", "applied", "failed", "needs_reconcile", "indeterminate"]
 Verdict = Literal["happened", "skip", "not_happened"]

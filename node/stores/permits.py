@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from node import ids
-from node.database import Transaction
-from node.errors import IllegalState, LeaseLost, NotFound, PermitRefused
-from node.ids import EventId, NodeId, RunId, WorkId
-from node.jsonvalue import check_whole, decode_object, encode
-from node.stores.authorities import AuthorityStore, str_ids
-from node.stores.base import CLAIMS_MAX, blob_of
-from node.stores.reading import LIST_MAX
-from node.stores.works import WorkReader
+from leasemesh.node.database.file import Transaction
+from leasemesh.node.model import ids
+from leasemesh.node.model.errors import IllegalState, LeaseLost, NotFound, PermitRefused
+from leasemesh.node.model.ids import EventId, NodeId, RunId, WorkId
+from leasemesh.node.model.jsonvalue import check_whole, decode_object, encode
+from leasemesh.node.stores.authorities import AuthorityStore, str_ids
+from leasemesh.node.stores.base import CLAIMS_MAX, blob_of
+from leasemesh.node.stores.reading import LIST_MAX
+from leasemesh.node.stores.works import WorkReader
 
 PermitState = Literal["waiting", "granted", "refused", "void"]
 DECISIONS_MAX = 200

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from node.clock import HybridTime
-from node.database import Database
-from node.errors import InvalidInput
-from node.ids import EventId, TopicId
-from node.jsonvalue import TITLE_CHARACTERS_MAX, Json, check_text, decode_object, encode
+from leasemesh.node.database.file import Database
+from leasemesh.node.model.clock import HybridTime
+from leasemesh.node.model.errors import InvalidInput
+from leasemesh.node.model.ids import EventId, TopicId
+from leasemesh.node.model.jsonvalue import TITLE_CHARACTERS_MAX, Json, check_text, decode_object, encode
 
 EVENTS_MAX = 128
 """Events in one publication. Reading one event parses its publication: more would make single reads slow."""

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from node.clock import unix_ms
-from node.database import Database
-from node.errors import InvalidInput
-from node.ids import EventId, RunId
-from node.jsonvalue import Json, check_whole
-from node.leases import EventStatus
-from node.stores.base import INTERNAL_TOPICS, Store, blob_of, events_of, topic_of
-from node.stores.publications import PublicationReader
+from leasemesh.node.database.file import Database
+from leasemesh.node.model.clock import unix_ms
+from leasemesh.node.model.errors import InvalidInput
+from leasemesh.node.model.ids import EventId, RunId
+from leasemesh.node.model.jsonvalue import Json, check_whole
+from leasemesh.node.model.leases import EventStatus
+from leasemesh.node.stores.base import INTERNAL_TOPICS, Store, blob_of, events_of, topic_of
+from leasemesh.node.stores.publications import PublicationReader
 
 StatusName = Literal["pending", "reserved", "unknown", "consumed", "skipped", "dead"]
 LIST_MAX = 10_000

@@ -18,13 +18,21 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal, get_args
 
-from node import ids
-from node.database import Transaction
-from node.errors import IllegalState, InvalidInput, NotFound
-from node.ids import NodeId, RunId
-from node.jsonvalue import BODY_BYTES_MAX, PAYLOAD_BYTES_MAX, Json, check_text, check_whole, decode_object, encode
-from node.stores.base import Store, WorkOutcome, blob_of, said_in, work_outcome
-from node.stores.reading import LIST_MAX
+from leasemesh.node.database.file import Transaction
+from leasemesh.node.model import ids
+from leasemesh.node.model.errors import IllegalState, InvalidInput, NotFound
+from leasemesh.node.model.ids import NodeId, RunId
+from leasemesh.node.model.jsonvalue import (
+    BODY_BYTES_MAX,
+    PAYLOAD_BYTES_MAX,
+    Json,
+    check_text,
+    check_whole,
+    decode_object,
+    encode,
+)
+from leasemesh.node.stores.base import Store, WorkOutcome, blob_of, said_in, work_outcome
+from leasemesh.node.stores.reading import LIST_MAX
 
 RunKind = Literal["producer", "consumer"]
 Phase = Literal["pending", "executing", "preparing", "prepared", "mutating", "mutated", "emitting", "committed"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from node.stores.base import Store
+from leasemesh.node.stores.base import Store
 
 Setting = Literal["workspace", "name"]
 

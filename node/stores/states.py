@@ -7,11 +7,11 @@ import builtins
 from dataclasses import dataclass
 from typing import Any
 
-from node import ids
-from node.errors import StaleVersion
-from node.ids import NodeId
-from node.jsonvalue import BODY_BYTES_MAX, TIME_MS_MAX, Json, check_text, check_whole, encode
-from node.stores.base import Store, blob_of
+from leasemesh.node.model import ids
+from leasemesh.node.model.errors import StaleVersion
+from leasemesh.node.model.ids import NodeId
+from leasemesh.node.model.jsonvalue import BODY_BYTES_MAX, TIME_MS_MAX, Json, check_text, check_whole, encode
+from leasemesh.node.stores.base import Store, blob_of
 
 
 @dataclass(frozen=True, slots=True)

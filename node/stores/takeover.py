@@ -13,13 +13,13 @@ import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from node.errors import HomeElsewhere, IllegalState, NotFound
-from node.ids import EventId, NodeId, RunId
-from node.jsonvalue import check_whole
-from node.stores.base import CLAIMS_MAX, blob_of
-from node.stores.leasing import EffectBehind, Leasing, ReservationInfo
-from node.stores.modes import Mode, ModeStore
-from node.stores.reading import LIST_MAX, Event
+from leasemesh.node.model.errors import HomeElsewhere, IllegalState, NotFound
+from leasemesh.node.model.ids import EventId, NodeId, RunId
+from leasemesh.node.model.jsonvalue import check_whole
+from leasemesh.node.stores.base import CLAIMS_MAX, blob_of
+from leasemesh.node.stores.leasing import EffectBehind, Leasing, ReservationInfo
+from leasemesh.node.stores.modes import Mode, ModeStore
+from leasemesh.node.stores.reading import LIST_MAX, Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class TakingOver(Leasing):
     ) -> list[Event]:
         """Claim events that other runs hold for `run`, at the next epoch, to do them anew. All or nothing.
 
-        Whether the holders have been silent for long enough is decided by `node.staleness` before this is called.
+        Whether the holders have been silent for long enough is decided by `node.work.staleness` before this is called.
 
         Raises:
             NotFound: an event does not exist.
@@ -93,7 +93,7 @@ class TakingOver(Leasing):
         """Claim all events that run `of` still owns for `run`, at the next epoch, to go on with its work.
 
         Returns them; none, and nothing is written, when it owns none any more. Whether its node has been silent for
-        long enough is decided by `node.staleness` before this is called.
+        long enough is decided by `node.work.staleness` before this is called.
 
         Raises:
             NotFound: there is no such reservation.
@@ -120,7 +120,7 @@ class TakingOver(Leasing):
     def stale_candidates(self, handlers: Collection[tuple[str, str]], *, limit: int = 100) -> list[HeldElsewhere]:
         """Return what other nodes' runs of these (workflow, handler) pairs hold, the longest silent first.
 
-        They are candidates: `node.staleness` tells which have been silent for long enough. Runs whose effect has an
+        They are candidates: `node.work.staleness` tells which have been silent for long enough. Runs whose effect has an
         unknown outcome are left out, because nobody may take over from them.
         """
         check_whole("limit", limit, least=1, most=LIST_MAX)

@@ -6,11 +6,11 @@ import builtins
 import json
 from dataclasses import dataclass
 
-from node import ids
-from node.errors import StillReserved
-from node.ids import TopicId
-from node.jsonvalue import check_text
-from node.stores.base import INTERNAL_TOPICS, Store, blob_of, topic_of
+from leasemesh.node.model import ids
+from leasemesh.node.model.errors import StillReserved
+from leasemesh.node.model.ids import TopicId
+from leasemesh.node.model.jsonvalue import check_text
+from leasemesh.node.stores.base import INTERNAL_TOPICS, Store, blob_of, topic_of
 
 _SELECT = "SELECT lower(hex(id)), workflow, name, created_at FROM topics"
 

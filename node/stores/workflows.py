@@ -6,11 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from node.database import Value
-from node.errors import InvalidInput, NotFound
-from node.jsonvalue import TITLE_CHARACTERS_MAX, Json, check_text, check_whole, decode, encode
-from node.stores.base import Store
-from node.stores.reading import LIST_MAX
+from leasemesh.node.database.file import Value
+from leasemesh.node.model.errors import InvalidInput, NotFound
+from leasemesh.node.model.jsonvalue import TITLE_CHARACTERS_MAX, Json, check_text, check_whole, decode, encode
+from leasemesh.node.stores.base import Store
+from leasemesh.node.stores.reading import LIST_MAX
 
 Trigger = Literal["schedule", "manual", "event", "retry"]
 TRIGGERS: tuple[Trigger, ...] = ("schedule", "manual", "event", "retry")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from node import ids
-from node.errors import IllegalState, NotFound
-from node.ids import EventId, HandlerId, WorkId
-from node.stores.base import Store, blob_of, work_outcome
+from leasemesh.node.model import ids
+from leasemesh.node.model.errors import IllegalState, NotFound
+from leasemesh.node.model.ids import EventId, HandlerId, WorkId
+from leasemesh.node.stores.base import Store, blob_of, work_outcome
 
 WORK_GENERATIONS_MAX = 1_000
 

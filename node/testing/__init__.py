@@ -9,7 +9,7 @@ import asyncio
 
 import pytest
 
-from node import LeaseLost
+from leasemesh import LeaseLost
 
 
 def test_of_two_devices_that_take_the_same_work_one_keeps_it(device_lab):
@@ -69,7 +69,7 @@ def test_work_that_two_devices_begin_at_one_moment_is_done_once(device_lab):
 Handlers run on every device, and meet what a test does to it. What they do to the outside is yours to look at:
 
 ```python
-from node import Applied, NotApplied, Workflow, effect
+from leasemesh import Applied, NotApplied, Workflow, effect
 
 
 def test_a_mail_is_sent_once_although_the_device_that_sends_it_crashes(device_lab):
@@ -112,6 +112,6 @@ Rules: call the lab from one thread; call what is not a coroutine on `device.nod
 from the node, never from the module `time`.
 '''
 
-from node.testing.lab import Backup, DeviceDown, DeviceLab, LabDevice, LabError, LabTimeout, Outcome
+from leasemesh.node.testing.lab import Backup, DeviceDown, DeviceLab, LabDevice, LabError, LabTimeout, Outcome
 
 __all__ = ["Backup", "DeviceDown", "DeviceLab", "LabDevice", "LabError", "LabTimeout", "Outcome"]

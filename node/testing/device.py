@@ -7,13 +7,13 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from node.testing.crashes import CrashPlan
-from node.testing.process import Process
-from node.testing.virtual_time import Clock
+from leasemesh.node.testing.crashes import CrashPlan
+from leasemesh.node.testing.process import Process
+from leasemesh.node.testing.virtual_time import Clock
 
 if TYPE_CHECKING:
-    from node.runtime.workflow import Workflow
-    from node.testing.world import World
+    from leasemesh.node.authoring.workflow import Workflow
+    from leasemesh.node.testing.world import World
 
 
 class Device:

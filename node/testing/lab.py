@@ -12,17 +12,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from node.leases import StalenessRule
-from node.service import Node
-from node.testing import files
-from node.testing.crashes import CrashPlan, Moment
-from node.testing.device import Device
-from node.testing.network import BYTES_PER_MS
-from node.testing.process import Process
-from node.testing.world import World
+from leasemesh.node.model.leases import StalenessRule
+from leasemesh.node.node import Node
+from leasemesh.node.testing import files
+from leasemesh.node.testing.crashes import CrashPlan, Moment
+from leasemesh.node.testing.device import Device
+from leasemesh.node.testing.network import BYTES_PER_MS
+from leasemesh.node.testing.process import Process
+from leasemesh.node.testing.world import World
 
 if TYPE_CHECKING:
-    from node.runtime.workflow import Workflow
+    from leasemesh.node.authoring.workflow import Workflow
 
 Result = TypeVar("Result")
 Topology = Literal["mesh", "star"]

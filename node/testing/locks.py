@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from node.locks import LockHeld
-from node.testing.virtual_loop import VirtualLoop
+from leasemesh.node.machine.locks import LockHeld
+from leasemesh.node.testing.virtual_loop import VirtualLoop
 
 
 class Locks:
@@ -18,7 +18,7 @@ class Locks:
 
     @contextmanager
     def hold(self, loop: VirtualLoop, path: Path) -> Iterator[None]:
-        """See `node.locks.file_lock`; nobody waits here."""
+        """See `node.machine.locks.file_lock`; nobody waits here."""
         if path in self._holders:
             raise LockHeld(f"{path} is held by another process")
         self._holders[path] = loop

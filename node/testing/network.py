@@ -15,13 +15,13 @@ from random import Random
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-from node.testing.virtual_loop import VirtualLoop
-from sync import wire
-from sync.messages import Changes
-from sync.transport import DialFailed, Transport, TransportEnd
+from leasemesh.node.testing.virtual_loop import VirtualLoop
+from leasemesh.sync import wire
+from leasemesh.sync.messages import Changes
+from leasemesh.sync.transport import DialFailed, Transport, TransportEnd
 
 if TYPE_CHECKING:
-    from sync.loop import SyncLoop
+    from leasemesh.sync.drivers.loop import SyncLoop
 
 BYTES_PER_MS = 10_000
 """Bandwidth of a link that nobody has made slow."""
@@ -320,7 +320,7 @@ class VirtualNetwork:
 
 
 class VirtualListener:
-    """Accepts links for one process (`node.surroundings.Listening`)."""
+    """Accepts links for one process (`node.machine.environment.Listening`)."""
 
     def __init__(self, network: VirtualNetwork, loop: VirtualLoop, sync_loop: SyncLoop, number: int) -> None:
         self.loop = loop
@@ -353,7 +353,7 @@ class VirtualListener:
 
 
 class ProcessNetwork:
-    """The network as one process sees it (`node.surroundings.Network`)."""
+    """The network as one process sees it (`node.machine.environment.Network`)."""
 
     def __init__(self, network: VirtualNetwork, loop: VirtualLoop, number: int) -> None:
         self._network = network
@@ -361,11 +361,11 @@ class ProcessNetwork:
         self._number = number
 
     def listener(self, sync_loop: SyncLoop, host: str, port: int) -> VirtualListener:
-        """See `node.surroundings.Network.listener`."""
+        """See `node.machine.environment.Network.listener`."""
         return VirtualListener(self._network, self._loop, sync_loop, port - FIRST_PORT)
 
     async def dial(self, url: str) -> Transport:
-        """See `node.surroundings.Network.dial`."""
+        """See `node.machine.environment.Network.dial`."""
         port = urlsplit(url).port or 0
         return await self._network.connect(self._loop, self._number, port - FIRST_PORT)
 

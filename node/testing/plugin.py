@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from node.testing.lab import DeviceLab
+    from leasemesh.node.testing.lab import DeviceLab
 
 
 @pytest.fixture
 def device_lab() -> Iterator[Callable[..., DeviceLab]]:
     """A function that opens a `node.testing.DeviceLab` with the arguments given; it is closed after the test."""
     # Not at the top: this module is loaded by every run of pytest where leasemesh is installed.
-    from node.testing.lab import DeviceLab
+    from leasemesh.node.testing.lab import DeviceLab
 
     with ExitStack() as stack:
 

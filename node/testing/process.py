@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import apsw
 
-from node.service import Node
-from node.surroundings import Surroundings
-from node.testing import files
-from node.testing.crashes import Crashed, CrashPlan, Moment
-from node.testing.network import ProcessNetwork, address, url
-from node.testing.storage import LentStorage, WatchedConnection
-from node.testing.virtual_loop import VirtualLoop, VirtualWorker
+from leasemesh.node.machine.environment import Surroundings
+from leasemesh.node.node import Node
+from leasemesh.node.testing import files
+from leasemesh.node.testing.crashes import Crashed, CrashPlan, Moment
+from leasemesh.node.testing.network import ProcessNetwork, address, url
+from leasemesh.node.testing.storage import LentStorage, WatchedConnection
+from leasemesh.node.testing.virtual_loop import VirtualLoop, VirtualWorker
 
 if TYPE_CHECKING:
-    from node.testing.device import Device
+    from leasemesh.node.testing.device import Device
 
 JOB_US_MAX = 4_000
 """A job of a thread takes up to so long."""

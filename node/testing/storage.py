@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
-from node.changes import ChangeReader, ChangeStorage
-from node.testing.crashes import Moment
-from sync import ports
-from sync.knowledge import Era, Resume, SiteId
-from sync.ports import Applied, DatabaseDigest, Incoming, LocalState, ReadRequest, ReadResult
+from leasemesh.node.replication.storage import ChangeReader, ChangeStorage
+from leasemesh.node.testing.crashes import Moment
+from leasemesh.sync import ports
+from leasemesh.sync.ports import Applied, DatabaseDigest, Incoming, LocalState, ReadRequest, ReadResult
+from leasemesh.sync.version_vector import Era, Resume, SiteId
 
 if TYPE_CHECKING:
-    from node.testing.process import Process
+    from leasemesh.node.testing.process import Process
 
 
 class WatchedConnection:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from typing import Any, NoReturn, TypeVar, TypeVarTuple
 
-from node.testing.virtual_time import Action, Clock, Scheduler
+from leasemesh.node.testing.virtual_time import Action, Clock, Scheduler
 
 _GRAVE_STEPS_MAX = 100_000
 """Somebody who goes on for ever although cancelled is left alone in the end."""
@@ -288,7 +288,7 @@ def as_in_thread(work: Callable[..., Result], *args: Any) -> Result:
 
 
 class VirtualWorker:
-    """What stands for a worker thread of sync (`sync.workers.Jobs`): jobs in order, each taking some time."""
+    """What stands for a worker thread of sync (`sync.drivers.workers.Jobs`): jobs in order, each taking some time."""
 
     def __init__(self, name: str, loop: VirtualLoop, around: Callable[[Callable[[], Any]], Any]) -> None:
         """Args: `around` does a job; the place to let something go wrong before or after it."""
@@ -304,12 +304,12 @@ class VirtualWorker:
         done: Callable[[Result], None] | None = None,
         failed: Callable[[Exception], None] | None = None,
     ) -> None:
-        """See `sync.workers.Worker.submit`."""
+        """See `sync.drivers.workers.Worker.submit`."""
         if not self._stopped and not self._loop.is_buried:
             self._loop.after_us(self._next_us(), self._do, work, done, failed)
 
     async def stop(self) -> None:
-        """See `sync.workers.Worker.stop`."""
+        """See `sync.drivers.workers.Worker.stop`."""
         self._stopped = True
         ended = self._loop.create_future()
         self._loop.after_us(self._next_us(), ended.set_result, None)

@@ -12,7 +12,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from node.testing.virtual_loop import VirtualLoop
+    from leasemesh.node.testing.virtual_loop import VirtualLoop
 
 EPOCH_MS = 1_790_000_000_000
 """What a wall clock shows when the world begins, in Unix milliseconds, unless it is set wrong."""

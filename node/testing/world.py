@@ -20,20 +20,20 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from node.leases import StalenessRule
-from node.testing import files
-from node.testing.crashes import CrashPlan
-from node.testing.device import Device
-from node.testing.locks import Locks
-from node.testing.network import VirtualNetwork, url
-from node.testing.process import Process
-from node.testing.virtual_loop import VirtualLoop
-from node.testing.virtual_time import Scheduler
-from sync.knowledge import NO_ERA
+from leasemesh.node.model.leases import StalenessRule
+from leasemesh.node.testing import files
+from leasemesh.node.testing.crashes import CrashPlan
+from leasemesh.node.testing.device import Device
+from leasemesh.node.testing.locks import Locks
+from leasemesh.node.testing.network import VirtualNetwork, url
+from leasemesh.node.testing.process import Process
+from leasemesh.node.testing.virtual_loop import VirtualLoop
+from leasemesh.node.testing.virtual_time import Scheduler
+from leasemesh.sync.version_vector import NO_ERA
 
 if TYPE_CHECKING:
-    from node.runtime.workflow import Workflow
-    from sync.ports import Applied, Incoming
+    from leasemesh.node.authoring.workflow import Workflow
+    from leasemesh.sync.ports import Applied, Incoming
 
 PIECE_BYTES = 512 * 1024
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from benchmarks import barrier, confirmed, handled, handlers, idle, local, network, peer, recovery
 from benchmarks.measuring import Measurement
-from node.cli.helping import Command
+from leasemesh.node.cli.helping import Command
 
 BENCHMARKS: dict[str, Callable[[bool], Iterator[Measurement]]] = {
     "publish_1": lambda quick: local.publish(1, quick),

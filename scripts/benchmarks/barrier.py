@@ -12,8 +12,8 @@ from pathlib import Path
 from benchmarks import raw
 from benchmarks.measuring import TOPIC, WORKFLOW, Measurement, database, folder, new_events, percentiles
 from benchmarks.processes import child, serving
-from node import Node
-from node.stores import EventStore, HandlerRunStore
+from leasemesh import Node
+from leasemesh.node.stores import EventStore, HandlerRunStore
 
 NOTE = "reserve, by the store, copy to a hub, copy from there to a device: three files, one process, no network"
 

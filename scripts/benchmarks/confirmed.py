@@ -11,10 +11,10 @@ from pathlib import Path
 from benchmarks import raw
 from benchmarks.measuring import TOPIC, WORKFLOW, Measurement, database, folder, new_events, percentiles, rate
 from benchmarks.processes import serving
-from node import Node
-from node.authority import Arbiter
-from node.database import Database
-from node.stores import AuthorityStore, EventStore, HandlerRunStore, PermitStore
+from leasemesh import Node
+from leasemesh.node.database.file import Database
+from leasemesh.node.stores import AuthorityStore, EventStore, HandlerRunStore, PermitStore
+from leasemesh.node.work.authority import Arbiter
 
 LATENCY_NOTE = "reserve, ask, copy, decide, copy back: by the stores, two files, one process, no network"
 RATE_NOTE = "reserve, ask and decide: by the stores, one file, no network"

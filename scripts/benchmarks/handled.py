@@ -14,10 +14,10 @@ from benchmarks.handlers import plain
 from benchmarks.measuring import TOPIC, WORKFLOW, Measurement, database, folder, new_events, percentiles
 from benchmarks.network import latencies_of
 from benchmarks.processes import readable
-from node import Node
-from node.database import CommitSource
-from node.runtime.loops import PEER_EVENTS_LATER_S
-from node.stores import EventStore, HandlerRunStore
+from leasemesh import Node
+from leasemesh.node.database.file import CommitSource
+from leasemesh.node.runtime.loops import PEER_EVENTS_LATER_S
+from leasemesh.node.stores import EventStore, HandlerRunStore
 
 NOTE = (
     "publish, copy, reserve, copy back, consume: by the stores, two files, one process, no network; the value includes "

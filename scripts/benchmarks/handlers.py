@@ -14,8 +14,8 @@ from pathlib import Path
 
 from benchmarks.measuring import TOPIC, WORKFLOW, Measurement, folder, new_events, rate
 from benchmarks.replay import Recording, recording
-from node import Node, Run, Workflow, effect
-from node.runtime.effects import EffectCall
+from leasemesh import Node, Run, Workflow, effect
+from leasemesh.node.authoring.effects import EffectCall
 
 ROUNDS = 3
 NOTE = "the same statements, plain APSW"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.measuring import WORKFLOW, Measurement, duration, folder
 from benchmarks.processes import child, megabytes, serving
-from node import Node, Run, Workflow
+from leasemesh import Node, Run, Workflow
 
 CONSUMERS = 20
 MEMORY_LIMIT_MB = 100.0

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from benchmarks.measuring import TOPIC, WORKFLOW, Measurement, database, duration, folder, new_events, rate, timed
 from benchmarks.raw import Handmade, Statements
-from node.database import Database
-from node.stores import EventStore, HandlerRunStore
+from leasemesh.node.database.file import Database
+from leasemesh.node.stores import EventStore, HandlerRunStore
 
 ROUNDS = 5
 NOTE = "the same statements on the same schema, plain APSW"

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from node.database import Database
-from node.migrate import own_migrations, upgrade
-from node.stores import NewEvent
+from leasemesh.node.database.file import Database
+from leasemesh.node.database.migrate import own_migrations, upgrade
+from leasemesh.node.stores import NewEvent
 
 WORKFLOW, TOPIC = "bench", "mail"
 PAYLOAD = {"from": "ann@example.com", "subject": "s" * 80, "size": 5120, "body": "lorem ipsum dolor " * 6}

@@ -25,8 +25,8 @@ from benchmarks.measuring import (
     timed,
 )
 from benchmarks.processes import child, megabytes, readable, run_in_child, serving
-from node import Node
-from node.stores import EventStore
+from leasemesh import Node
+from leasemesh.node.stores import EventStore
 
 COPY_NOTE = "select from crsql_changes, insert into another file, one process, no network"
 MEMORY_LIMIT_MB = 150.0
@@ -105,7 +105,9 @@ def _raw_merge_seconds(path: Path, count: int) -> float:
 
 def _catch_up_client(pipe: Connection, path: Path, url: str) -> None:
     async def catch_up() -> None:
-        importlib.import_module("node.syncing")  # Loaded when first used; that is no part of catching up.
+        importlib.import_module(
+            "leasemesh.node.replication.syncing"
+        )  # Loaded when first used; that is no part of catching up.
         with Node.open(path, workspace="bench", name="device") as node:
             site, version = node.database.site_id, node.database.version()
             began = time.perf_counter()

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.handlers import Backlog, plain, with_effect
 from benchmarks.measuring import TOPIC, WORKFLOW, Measurement, folder, new_events, rate, timed
-from node import Node
+from leasemesh import Node
 
 ENVIRONMENT = Path(sys.prefix) / "dbos"
 """Inside of the project's own, so that it goes with it and no tool takes it for a part of the project."""

@@ -11,7 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from node import Node
+from leasemesh import Node
 
 WAIT_SECONDS_MAX = 300
 

@@ -20,8 +20,8 @@ from typing import Any
 import apsw
 
 from benchmarks.measuring import PAYLOAD, TOPIC, WORKFLOW, database
-from node.connection import connect, disconnect
-from node.stores.publications import EVENTS_MAX
+from leasemesh.node.database.connection import connect, disconnect
+from leasemesh.node.stores.publications import EVENTS_MAX
 
 CHANGES = '"table", pk, cid, val, col_version, db_version, site_id, cl, seq'
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.handlers import CONSUMERS, Backlog, side_by_side, topic_name, work_off
 from benchmarks.measuring import WORKFLOW, Measurement, duration, folder, new_events
 from benchmarks.processes import child, megabytes, run_in_child
-from node import Node, Run, Workflow
+from leasemesh import Node, Run, Workflow
 
 ROUNDS = 3
 MEMORY_LIMIT_MB = 150.0

@@ -15,7 +15,7 @@ from typing import Any
 
 import apsw
 
-from node.connection import connect, disconnect
+from leasemesh.node.database.connection import connect, disconnect
 
 
 class Recording:

@@ -19,10 +19,10 @@ from demo_app.played import DEVICES, Played
 from demo_app.scenario import play
 from demo_app.screen import Teller
 from demo_app.source import Source
-from node.cli.helping import Command
-from node.cli.output import Screen, styled
-from node.errors import InvalidInput, LeasemeshError
-from node.importers import check as check_records
+from leasemesh.node.cli.helping import Command
+from leasemesh.node.cli.output import Screen, styled
+from leasemesh.node.importers import check as check_records
+from leasemesh.node.model.errors import InvalidInput, LeasemeshError
 
 PLAYED_FILE = "demo.json"
 LIMIT = 100

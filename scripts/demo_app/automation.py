@@ -14,8 +14,8 @@ import json
 
 from demo_app.effects import Services, entering, mailing
 from demo_app.source import Source
-from node import EffectCall, Json, Run, Workflow
-from node.importers import Problem
+from leasemesh import EffectCall, Json, Run, Workflow
+from leasemesh.node.importers import Problem
 
 WORKFLOW = "demo"
 HEADLINES, ENTRIES, FILED = "headlines", "entries", "filed"

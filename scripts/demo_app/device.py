@@ -22,10 +22,10 @@ from typing import Any, TypeVar, cast
 from demo_app.automation import WORKFLOW, automation
 from demo_app.effects import Services
 from demo_app.source import Source
-from node.errors import LeasemeshError
-from node.service import Node
-from node.stores.mutations import Verdict
-from sync.loop import Observer
+from leasemesh.node.model.errors import LeasemeshError
+from leasemesh.node.node import Node
+from leasemesh.node.stores.mutations import Verdict
+from leasemesh.sync.drivers.loop import Observer
 
 COMMAND_BYTES_MAX = 16 * 1024 * 1024
 """A command may name thousands of events."""

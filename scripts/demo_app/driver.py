@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from demo_app.device import COMMAND_BYTES_MAX, DeviceSettings
-from node.errors import LeasemeshError
+from leasemesh.node.model.errors import LeasemeshError
 
 ANSWER_SECONDS_MAX = 300
 """Longer than anything takes; a device that waits in vain says so itself, and much earlier."""

@@ -16,8 +16,8 @@ from http import HTTPStatus
 
 from demo_app.ledger import ENTRIES_PATH, KEY_HEADER
 from demo_app.mail_server import EVENT_HEADER
-from node import Applied, DidNotHappen, Effect, Json, NotApplied, effect
-from node.cli.output import clean
+from leasemesh import Applied, DidNotHappen, Effect, Json, NotApplied, effect
+from leasemesh.node.cli.output import clean
 
 CALL_SECONDS_MAX = 20
 EFFECT_SECONDS_MAX = 30

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from demo_app.automation import ENTRIES, EVERYBODY, HEADLINES, SUBSCRIBER
 from demo_app.played import HUB
 from demo_app.records import Device, Records
-from node.ids import EventId
+from leasemesh.node.model.ids import EventId
 
 NAMED_MAX = 3
 

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from demo_app.withheld import Withheld
-from node.errors import LeasemeshError
+from leasemesh.node.model.errors import LeasemeshError
 
 CALLS_FILE = "ledger.jsonl"
 KEY_HEADER = "Idempotency-Key"

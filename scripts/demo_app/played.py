@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from demo_app.source import Source
-from node.errors import LeasemeshError
+from leasemesh.node.model.errors import LeasemeshError
 
 HUB, LAPTOP, DESKTOP = DEVICES = ("hub", "laptop", "desktop")
 

@@ -12,13 +12,13 @@ from demo_app.automation import ENTRIES, FILED, HEADLINES, WORKFLOW
 from demo_app.ledger import Call, read_calls
 from demo_app.mail_server import Letter, Mailbox
 from demo_app.played import DEVICES, Played
-from node.doctor import Finding, combined, examine
-from node.ids import EventId, RunId, event_ids, topic_id
-from node.service import Node
-from node.stores import Event, HandlerRun, Permit
-from node.stores.leasing import ReservationInfo
-from node.stores.mutations import Mutation
-from node.stores.reading import LIST_MAX, StatusName
+from leasemesh.node.doctor import Finding, combined, examine
+from leasemesh.node.model.ids import EventId, RunId, event_ids, topic_id
+from leasemesh.node.node import Node
+from leasemesh.node.stores import Event, HandlerRun, Permit
+from leasemesh.node.stores.leasing import ReservationInfo
+from leasemesh.node.stores.mutations import Mutation
+from leasemesh.node.stores.reading import LIST_MAX, StatusName
 
 
 @dataclass(frozen=True, slots=True)

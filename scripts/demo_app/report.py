@@ -13,7 +13,7 @@ from demo_app.automation import ENTRIES, EVERYBODY, HEADLINES, SUBSCRIBER
 from demo_app.invariants import Invariant
 from demo_app.records import Device, Records
 from demo_app.screen import STYLES
-from node.cli.output import Column, Screen, count_of, joined, styled
+from leasemesh.node.cli.output import Column, Screen, count_of, joined, styled
 
 DIGEST_CHARACTERS = 12
 VIOLATIONS_SHOWN_MAX = 5

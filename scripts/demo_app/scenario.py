@@ -18,9 +18,9 @@ from demo_app.mail_server import Mailbox, MailServer
 from demo_app.network import Link
 from demo_app.played import DESKTOP, DEVICES, HUB, LAPTOP, Killed, Played
 from demo_app.source import Source
-from node.cli.output import count_of
-from node.errors import LeasemeshError
-from node.importers import Problem
+from leasemesh.node.cli.output import count_of
+from leasemesh.node.importers import Problem
+from leasemesh.node.model.errors import LeasemeshError
 
 KILLED_AFTER_SHARE = 3
 """Laptop is killed when it has written a third of the letters, so that there are enough before, and for two after."""

@@ -16,7 +16,7 @@ from demo_app.automation import EVERYBODY, SUBSCRIBER
 from demo_app.ledger import Ledger
 from demo_app.mail_server import MailServer
 from demo_app.played import DESKTOP, DEVICES, HUB, LAPTOP, Played
-from node.cli.output import Screen, count_of, joined, styled
+from leasemesh.node.cli.output import Screen, count_of, joined, styled
 
 STYLES = {HUB: "yellow", LAPTOP: "cyan", DESKTOP: "magenta", "mail": "blue", "ledger": "blue"}
 BAR_COLUMNS = 28

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from node.importers import Record, read_file, read_git_history
-from node.stores import NewEvent
+from leasemesh.node.importers import Record, read_file, read_git_history
+from leasemesh.node.stores import NewEvent
 
 TEXT_CHARACTERS_MAX = 2_000
 """Of a file in a watched folder, so much goes into the mail about it."""

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from node import Node, RetryRule
+from leasemesh import Node, RetryRule
 
 RETRY_AT_ONCE = RetryRule(first_ms=1, most_ms=1, tries=50)
 

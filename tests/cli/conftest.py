@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pytest
 from cli_devices import meet
 
-from node import Node
-from node.cli.app import run
+from leasemesh import Node
+from leasemesh.node.cli.app import run
 
 
 @dataclass

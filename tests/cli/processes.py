@@ -42,7 +42,7 @@ class Running:
 @contextmanager
 def running(command, *arguments, **environment):
     """A command that runs on, with --json; it is killed at the end of the block, should it not have ended."""
-    line = [sys.executable, "-m", "node.cli", command, "--json", *map(str, arguments)]
+    line = [sys.executable, "-m", "leasemesh", command, "--json", *map(str, arguments)]
     process = subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment
     )

@@ -1,6 +1,6 @@
 """Workflows that the tests run on shop/orders."""
 
-from node import Applied, DidNotHappen, NotApplied, Retry, Workflow, effect
+from leasemesh import Applied, DidNotHappen, NotApplied, Retry, Workflow, effect
 
 
 def packing(*, batch=4):

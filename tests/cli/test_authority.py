@@ -5,7 +5,7 @@ import io
 import pytest
 from cli_devices import meet
 
-from node.service import Node
+from leasemesh.node.node import Node
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from cli_devices import meet
 from filelock import FileLock
 
-from node.service import Node
+from leasemesh.node.node import Node
 
 
 def test_init_begins_a_workspace_that_another_device_can_join(leasemesh, folder):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from cli_devices import meet
 
-from node.service import Node
+from leasemesh.node.node import Node
 
 
 def test_an_event_that_is_published_can_be_peeked_at(leasemesh, database):

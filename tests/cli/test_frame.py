@@ -9,9 +9,9 @@ import sys
 import pytest
 from cli_devices import meet
 
-from node.cli.app import CommandError, app, explain
-from node.cli.output import ExitCode
-from node.errors import LeasemeshError, NotFound
+from leasemesh.node.cli.app import CommandError, app, explain
+from leasemesh.node.cli.output import ExitCode
+from leasemesh.node.model.errors import LeasemeshError, NotFound
 
 COMMANDS = [
     "publish", "topics", "peek", "why", "reserve", "consume", "skip", "release", "take-over", "permit", "mode", "run",
@@ -23,7 +23,7 @@ LEAVES = [leaf for name in COMMANDS for leaf in GROUPS.get(name, [name])]
 
 
 def spawn(*arguments, **options):
-    command = [sys.executable, "-m", "node.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "leasemesh", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
 
 
@@ -197,7 +197,7 @@ def test_every_error_of_ours_has_an_exit_code(leasemesh):
 
 def in_shell(line, folder, **environment):
     """Run a line of the shell, in which `leasemesh` is the command."""
-    function = f"leasemesh() {{ '{sys.executable}' -m node.cli \"$@\"; }}\n"
+    function = f"leasemesh() {{ '{sys.executable}' -m leasemesh \"$@\"; }}\n"
     options = {"cwd": folder, "env": os.environ | environment}
     return subprocess.run(["bash", "-c", function + line], capture_output=True, text=True, timeout=60, **options)
 
@@ -205,7 +205,7 @@ def in_shell(line, folder, **environment):
 @pytest.mark.parametrize("command", ["peek shop/orders --json", "run app.py", "run app.py --json"])
 def test_a_reader_that_goes_away_is_no_error(database, folder, command):
     (folder / "app.py").write_text(
-        "from node import Workflow\nshop = Workflow('shop')\n"
+        "from leasemesh import Workflow\nshop = Workflow('shop')\n"
         "@shop.consumer(shop.topic('orders'))\ndef pack(run): pass\n"
     )
     assert in_shell(f"leasemesh {command} | head -c 10", folder).stderr == ""
@@ -227,7 +227,7 @@ def test_what_ended_a_group_of_tasks_is_named(leasemesh, database, monkeypatch):
     def failing(*_):
         raise ExceptionGroup("unhandled", [BrokenPipeError(), ExceptionGroup("inner", [NotFound("topic", ["a/b"])])])
 
-    monkeypatch.setattr("node.stores.events.EventStore.counts", failing)
+    monkeypatch.setattr("leasemesh.node.stores.events.EventStore.counts", failing)
     failed = leasemesh("topics")
     assert (failed.code, failed.err) == (3, "leasemesh: no such topic: a/b\n")
 
@@ -238,7 +238,7 @@ PLAIN = {name: value for name, value in os.environ.items() if name not in ("NO_C
 def in_terminal(*arguments, **environment):
     """Run a command on streams that say they are a terminal: a real one needs devices that a container may lack."""
     program = (
-        "import io, sys; from node.cli import main\n"
+        "import io, sys; from leasemesh.node.cli import main\n"
         "class Terminal(io.TextIOWrapper):\n    def isatty(self): return True\n"
         "sys.stdout = Terminal(sys.stdout.buffer, write_through=True)\n"
         "sys.stderr = Terminal(sys.stderr.buffer, write_through=True)\n"

@@ -4,7 +4,7 @@ import pytest
 from cli_devices import RETRY_AT_ONCE, meet, work_until
 from shops import failing, packing
 
-from node import Node, RetryRule
+from leasemesh import Node, RetryRule
 
 
 @pytest.fixture

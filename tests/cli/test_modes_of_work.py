@@ -4,7 +4,7 @@ import pytest
 from cli_devices import meet, work_until
 from shops import packing
 
-from node import Node
+from leasemesh import Node
 
 
 def test_a_mode_is_shown_and_set_by_topic_and_by_handler(leasemesh, database):

@@ -6,7 +6,7 @@ import threading
 import pytest
 from cli_devices import meet
 
-from node import Node
+from leasemesh import Node
 
 
 @pytest.fixture

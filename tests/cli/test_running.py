@@ -14,10 +14,10 @@ import pytest
 from cli_devices import meet
 from processes import TELLS_WITHIN_S, running
 
-from node import Node
+from leasemesh import Node
 
 PACKING = """
-from node import Workflow
+from leasemesh import Workflow
 
 shop = Workflow("shop")
 orders, parcels = shop.topic("orders"), shop.topic("parcels")
@@ -31,7 +31,7 @@ def pack(run):
 
 SLOW = """
 import asyncio
-from node import Workflow, effect
+from leasemesh import Workflow, effect
 
 shop = Workflow("shop")
 
@@ -49,7 +49,7 @@ def send(run):
 
 STUBBORN = """
 import time
-from node import Workflow
+from leasemesh import Workflow
 
 shop = Workflow("shop")
 
@@ -99,7 +99,7 @@ def test_an_apps_handlers_run_until_a_signal_stops_them(leasemesh, database, app
 
 
 def test_people_read_one_line_for_each_run_that_did_something(database, app):
-    command = [sys.executable, "-m", "node.cli", "run", str(app(PACKING))]
+    command = [sys.executable, "-m", "leasemesh", "run", str(app(PACKING))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         lines = [process.stdout.readline() for _ in range(22)]
         process.send_signal(signal.SIGINT)
@@ -119,7 +119,7 @@ def shown_in_terminal(path):
     The stream only says that it is a terminal: a real one needs devices that a container may lack.
     """
     in_terminal = (
-        "import io, sys; from node.cli import main\n"
+        "import io, sys; from leasemesh.node.cli import main\n"
         "class Terminal(io.TextIOWrapper):\n    def isatty(self): return True\n"
         "sys.stdout = Terminal(sys.stdout.buffer, write_through=True)\n"
         f"sys.argv = ['leasemesh', 'run', {str(path)!r}, '--listen', '127.0.0.1:0']\n"
@@ -220,13 +220,13 @@ def wait_until_consumed(path, count):
     [
         (None, 3, "there is no app app.py; `leasemesh new NAME` writes an app"),
         ("x = 1", 1, 'app.py has no workflow at its top level; make one with `mail = Workflow("mail")`'),
-        ("from node import Workflow\nw = Workflow('mail')", 1, "app.py: workflow mail has no handlers"),
+        ("from leasemesh import Workflow\nw = Workflow('mail')", 1, "app.py: workflow mail has no handlers"),
         ("\n\n1 / 0", 1, "app.py cannot be imported: ZeroDivisionError: division by zero (line 3)"),
         ("import nonsense_that_is_not_there", 1, "ModuleNotFoundError: No module named 'nonsense_that_is_not_there'"),
         ("def x(:", 1, "app.py cannot be imported: SyntaxError: invalid syntax (app.py, line 1)"),
         ("raise SystemExit(7)", 1, "app.py cannot be imported: SystemExit: 7 (line 1)"),
         (
-            "from node import Workflow\na, b = Workflow('a'), Workflow('a')\n"
+            "from leasemesh import Workflow\na, b = Workflow('a'), Workflow('a')\n"
             "a.consumer(a.topic('t'), name='x').next(print)\nb.consumer(b.topic('t'), name='x').next(print)\n",
             2,
             "two are called a; give one another name",

@@ -13,9 +13,9 @@ import pytest
 from cli_devices import meet
 from processes import TELLS_WITHIN_S, running
 
-from node.cli.app import CommandError
-from node.cli.syncing import parse_listen
-from node.service import Node
+from leasemesh.node.cli.app import CommandError
+from leasemesh.node.cli.syncing import parse_listen
+from leasemesh.node.node import Node
 
 
 def serving(*arguments, **environment):
@@ -67,7 +67,7 @@ def wait_for_peer(leasemesh):
 def test_people_read_one_line_for_each_thing_that_happens(database, other):
     with serving("--db", other, "--listen", "127.0.0.1:0") as desktop:
         url = desktop.wait_for("started")["url"]
-        command = [sys.executable, "-m", "node.cli", "serve", "--db", str(database), "--peer", url]
+        command = [sys.executable, "-m", "leasemesh", "serve", "--db", str(database), "--peer", url]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as laptop:
             lines = [laptop.stdout.readline() for _ in range(4)]
             laptop.send_signal(signal.SIGINT)

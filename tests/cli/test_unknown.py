@@ -7,7 +7,7 @@ import pytest
 from cli_devices import meet, work_until
 from shops import Retry, charging
 
-from node import Node, RetryRule
+from leasemesh import Node, RetryRule
 
 HUNG_UP = ConnectionResetError("the service hung up")
 

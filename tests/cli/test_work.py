@@ -1,7 +1,7 @@
 import pytest
 from cli_devices import meet
 
-from node.service import Node
+from leasemesh.node.node import Node
 
 
 def statuses(leasemesh, *options):

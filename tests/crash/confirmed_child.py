@@ -13,8 +13,8 @@ from pathlib import Path
 
 from crash_child import OPTIONS, Steps, transfer
 
-from node import LeaseLost, Node, PermitRefused
-from sync.backoff import Backoff
+from leasemesh import LeaseLost, Node, PermitRefused
+from leasemesh.sync.backoff import Backoff
 
 LARGE_PIECE_BYTES = 100_000
 """So large that a transfer is one transaction."""

@@ -12,8 +12,8 @@ import pytest
 WITHIN_S = 60
 
 PRELOADED = [
-    "node.syncing",
-    "node.runtime.runner",
+    "leasemesh.node.replication.syncing",
+    "leasemesh.node.runtime.runner",
     "websockets.asyncio.client",
     "websockets.asyncio.server",
     "confirmed_child",

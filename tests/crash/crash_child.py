@@ -21,10 +21,10 @@ from pathlib import Path
 
 import apsw
 
-from node import DatabaseError, LeaseLost, NewEvent, Node
-from node.changes import ChangeStorage
-from sync.knowledge import START
-from sync.ports import Incoming, ReadRequest
+from leasemesh import DatabaseError, LeaseLost, NewEvent, Node
+from leasemesh.node.replication.storage import ChangeStorage
+from leasemesh.sync.ports import Incoming, ReadRequest
+from leasemesh.sync.version_vector import START
 
 PIECE_BYTES = 1_000
 """Small, so that a transfer takes several transactions."""

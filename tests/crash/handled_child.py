@@ -19,18 +19,18 @@ from dataclasses import dataclass
 from counting_service import ask, ask_async
 from crash_child import OPTIONS, Steps
 
-import node.runtime.background as background
-import node.syncing as syncing
-from node import Node
-from node.leases import StalenessRule
-from node.runtime.effects import Applied, NotApplied, Retry, effect
-from node.runtime.errors import DidNotHappen, RunRefused
-from node.runtime.manager import Manager
-from node.runtime.retry import RetryRule
-from node.runtime.runner import Runner
-from node.runtime.workflow import Workflow
-from node.surroundings import Surroundings
-from sync import limits
+from leasemesh import Node
+from leasemesh.node.authoring.effects import Applied, NotApplied, Retry, effect
+from leasemesh.node.authoring.errors import DidNotHappen, RunRefused
+from leasemesh.node.authoring.retry import RetryRule
+from leasemesh.node.authoring.workflow import Workflow
+from leasemesh.node.execution.manager import Manager
+from leasemesh.node.machine.environment import Surroundings
+from leasemesh.node.model.leases import StalenessRule
+from leasemesh.node.replication import syncing
+from leasemesh.node.runtime import background
+from leasemesh.node.runtime.runner import Runner
+from leasemesh.sync import limits
 
 TRANSITIONS = (
     "begin", "begin_preparing", "begin_producing", "prepared", "intend", "applied", "applied_and_committed",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from crash_child import OPTIONS
 from handled_child import Plan, device
 
-from node import Node
+from leasemesh import Node
 
 MADE = {}
 """What files look like that have just been made, so that each kind is made once."""

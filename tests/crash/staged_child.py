@@ -4,9 +4,9 @@ import asyncio
 
 from crash_child import OPTIONS, Steps, transfer
 
-from node import NewEvent, Node
-from node.changes import ChangeReader
-from sync import limits
+from leasemesh import NewEvent, Node
+from leasemesh.node.replication.storage import ChangeReader
+from leasemesh.sync import limits
 
 PARTS = 5
 PIECE_BYTES = 2_000

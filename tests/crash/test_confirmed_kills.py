@@ -13,8 +13,8 @@ from confirmed_child import Service, intend, recover, run_confirmed, twice_permi
 from crash_child import OPTIONS, transfer
 from sweeps import kill_at_every_step, problems_of
 
-from node import NewEvent, Node
-from node.clock import unix_ms
+from leasemesh import NewEvent, Node
+from leasemesh.node.model.clock import unix_ms
 
 ROUNDS_MAX = 10
 

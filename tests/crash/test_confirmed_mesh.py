@@ -22,9 +22,9 @@ from confirmed_child import (
 from crash_child import OPTIONS
 from sweeps import problems_of
 
-from node import NewEvent, Node, PermitRefused, TooEarly
-from node.leases import StalenessRule
-from node.staleness import StalenessWatch
+from leasemesh import NewEvent, Node, PermitRefused, TooEarly
+from leasemesh.node.model.leases import StalenessRule
+from leasemesh.node.work.staleness import StalenessWatch
 
 
 class Mesh:

@@ -6,10 +6,10 @@ import apsw
 import pytest
 from crash_child import OPTIONS
 
-from node import NewEvent, Node
-from node.cli.app import run
-from node.cli.output import ExitCode
-from node.connection import DatabaseDamaged
+from leasemesh import NewEvent, Node
+from leasemesh.node.cli.app import run
+from leasemesh.node.cli.output import ExitCode
+from leasemesh.node.database.connection import DatabaseDamaged
 
 LOOPBACK = ("127.0.0.1", 0)
 BTREE_KINDS = (2, 5, 10, 13)

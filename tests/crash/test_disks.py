@@ -5,7 +5,7 @@ import subprocess
 import pytest
 from crash_child import OPTIONS, fill_the_disk, transfer, write_without_privileges
 
-from node import DatabaseError, NewEvent, Node
+from leasemesh import DatabaseError, NewEvent, Node
 
 MIB = 2**20
 

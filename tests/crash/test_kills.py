@@ -12,7 +12,7 @@ import pytest
 from crash_child import OPTIONS, names_of, run_operation, transfer
 from sweeps import STEPS_MAX, kill_at_every_step, problems_of
 
-from node import NewEvent, Node
+from leasemesh import NewEvent, Node
 
 
 class Witness:

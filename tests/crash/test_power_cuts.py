@@ -16,7 +16,7 @@ from confirmed_child import run_confirmed
 from crash_child import OPTIONS, transfer
 from sweeps import problems_of
 
-from node import NewEvent, Node
+from leasemesh import NewEvent, Node
 
 LOOPBACK = ("127.0.0.1", 0)
 LOG_HEADER_BYTES = 32

@@ -8,9 +8,9 @@ import pytest
 from crash_child import OPTIONS, hold_an_event, publish_and_sync, work_on_one_file
 from sweeps import problems_of
 
-from node import Node, TooEarly
-from node.leases import StalenessRule
-from node.staleness import StalenessWatch
+from leasemesh import Node, TooEarly
+from leasemesh.node.model.leases import StalenessRule
+from leasemesh.node.work.staleness import StalenessWatch
 
 LOOPBACK = ("127.0.0.1", 0)
 

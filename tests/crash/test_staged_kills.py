@@ -12,8 +12,8 @@ from crash_child import OPTIONS, transfer
 from staged_child import PARTS, PIECE_BYTES, ids_of, publish_much, sync_and_send, sync_and_take, take_all
 from sweeps import kill_at_every_step, problems_of
 
-from node import Node
-from sync import limits
+from leasemesh import Node
+from leasemesh.sync import limits
 
 LOOPBACK = ("127.0.0.1", 0)
 

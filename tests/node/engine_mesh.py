@@ -19,9 +19,9 @@ from random import Random
 from database_mesh import OTHER, Mesh, copy
 from replicas import NOTES, Replica
 
-from node.database import Database
-from sync import limits
-from sync.effects import (
+from leasemesh.node.database.file import Database
+from leasemesh.sync import limits
+from leasemesh.sync.effects import (
     Apply,
     BeginRead,
     Close,
@@ -33,10 +33,10 @@ from sync.effects import (
     Send,
     SetTimer,
 )
-from sync.engine import Engine, EngineConfig
-from sync.errors import CloseCode
-from sync.knowledge import Knowledge
-from sync.ports import ReadRequest
+from leasemesh.sync.engine import Engine, EngineConfig
+from leasemesh.sync.errors import CloseCode
+from leasemesh.sync.ports import ReadRequest
+from leasemesh.sync.version_vector import Knowledge
 
 HEALING_MS = 120_000
 """Ten times longer than anything that the engines wait for."""

@@ -3,7 +3,7 @@
 import asyncio
 from contextlib import asynccontextmanager
 
-from node import NewEvent
+from leasemesh import NewEvent
 
 LOOPBACK = ("127.0.0.1", 0)
 

@@ -4,11 +4,11 @@ import itertools
 from pathlib import Path
 from random import Random
 
-from node.changes import ChangeStorage
-from node.database import Database
-from node.migrate import own_migrations, upgrade
-from sync.knowledge import START
-from sync.ports import Incoming, ReadRequest, ReadResult
+from leasemesh.node.database.file import Database
+from leasemesh.node.database.migrate import own_migrations, upgrade
+from leasemesh.node.replication.storage import ChangeStorage
+from leasemesh.sync.ports import Incoming, ReadRequest, ReadResult
+from leasemesh.sync.version_vector import START
 
 NOTES = """
 CREATE TABLE notes (id BLOB PRIMARY KEY NOT NULL, title TEXT NOT NULL DEFAULT '', stars INTEGER NOT NULL DEFAULT 0);

@@ -10,21 +10,24 @@ import apsw
 import pytest
 from replicas import NOTES, Replica, converge, exchange, incoming, pieces, request, send
 
-from node import changes, knowledge_store, parking, staging
-from node.boot import boot_id
-from node.changes import ChangeStorage
-from node.clock_tables import ROWS_MAX, ClockTables
-from node.connection import DatabaseError
-from node.doctor import examine
-from node.facts import JSON_TABLES
-from node.knowledge_store import read_absorbed
-from node.packed_keys import is_well_formed
-from node.sizes import change_bytes
-from node.stores import TopicStore
-from sync import limits
-from sync.errors import RemoteProtocolError, StagingLost, StorageLimit
-from sync.knowledge import FROM_START, START, Knowledge, Point
-from sync.ports import Incoming, ReadRequest, TransferHeader
+from leasemesh.node.database.connection import DatabaseError
+from leasemesh.node.database.tables import JSON_TABLES
+from leasemesh.node.doctor import examine
+from leasemesh.node.machine.boot import boot_id
+from leasemesh.node.replication import quarantine as parking
+from leasemesh.node.replication import staging
+from leasemesh.node.replication import storage as changes
+from leasemesh.node.replication import version_vectors as knowledge_store
+from leasemesh.node.replication.clock_tables import ROWS_MAX, ClockTables
+from leasemesh.node.replication.packed_keys import is_well_formed
+from leasemesh.node.replication.sizes import change_bytes
+from leasemesh.node.replication.storage import ChangeStorage
+from leasemesh.node.replication.version_vectors import read_absorbed
+from leasemesh.node.stores import TopicStore
+from leasemesh.sync import limits
+from leasemesh.sync.errors import RemoteProtocolError, StagingLost, StorageLimit
+from leasemesh.sync.ports import Incoming, ReadRequest, TransferHeader
+from leasemesh.sync.version_vector import FROM_START, START, Knowledge, Point
 
 TAGS = "CREATE TABLE tags (id TEXT PRIMARY KEY NOT NULL, name TEXT); SELECT crsql_as_crr('main', 'tags');"
 COLOUR = (
@@ -798,7 +801,7 @@ def test_a_malformed_key_is_refused_and_changes_nothing(make, key):
 
 def test_a_malformed_key_would_kill_the_process_that_gives_it_to_the_extension(tmp_path):
     script = (
-        "import sys; from pathlib import Path; from node.connection import connect\n"
+        "import sys; from pathlib import Path; from leasemesh.node.database.connection import connect\n"
         "c = connect(Path(sys.argv[1])); c.execute('CREATE TABLE t (id PRIMARY KEY NOT NULL, a)')\n"
         "c.execute(\"SELECT crsql_as_crr('main', 't')\").fetchall()\n"
         "row = ('t', b'', 'a', 1, 1, 1, b's' * 16, 1, 0)\n"

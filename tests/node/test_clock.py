@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.clock import COUNTER_BITS, DRIFT_MS_MAX, TIME_MAX, credible_until, next_hybrid_time, unix_ms
-from node.errors import InvalidInput
+from leasemesh.node.model.clock import COUNTER_BITS, DRIFT_MS_MAX, TIME_MAX, credible_until, next_hybrid_time, unix_ms
+from leasemesh.node.model.errors import InvalidInput
 
 NOW_MS = 1_700_000_000_000
 

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 from meshes import LOOPBACK, publish
 
-from node import HomeElsewhere, PermitRefused, syncing
+from leasemesh import HomeElsewhere, PermitRefused
+from leasemesh.node.replication import syncing
 
 
 @pytest.fixture

@@ -18,8 +18,18 @@ from pathlib import Path
 import apsw
 import pytest
 
-from node.crsqlite import CrsqliteError, CrsqliteMissing, acquire, build, extension_path, locate, release, source, tools
-from node.crsqlite.errors import ChecksumMismatch, WayFailed
+from leasemesh.node.crsqlite import (
+    CrsqliteError,
+    CrsqliteMissing,
+    acquire,
+    build,
+    extension_path,
+    locate,
+    release,
+    source,
+    tools,
+)
+from leasemesh.node.crsqlite.errors import ChecksumMismatch, WayFailed
 
 ROOT = Path(__file__).parent.parent.parent
 REAL_LIBRARY = extension_path()
@@ -375,7 +385,7 @@ def test_system_where_nobody_built_it_is_one_sentence(empty_cache, server, monke
 def test_several_processes_at_once_download_once(empty_cache, server):
     server.answers[ARCHIVE] = real_archive()
     program = (
-        "import sys; from node.crsqlite import locate, release; from node.crsqlite.__main__ import main\n"
+        "import sys; from leasemesh.node.crsqlite import locate, release; from leasemesh.node.crsqlite.__main__ import main\n"
         f"release.ARCHIVE_SHA256[locate.platform_name()] = {hashlib.sha256(server.answers[ARCHIVE]).hexdigest()!r}\n"
         "sys.exit(main(['get']))"
     )
@@ -528,7 +538,11 @@ def get_with_path(folder: Path, cache: Path, **variables: str) -> tuple[int, str
         **variables,
     }
     result = subprocess.run(
-        [sys.executable, "-m", "node.crsqlite", "get"], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "leasemesh.node.crsqlite", "get"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
@@ -588,7 +602,7 @@ def test_npm_that_brings_something_else_is_one_sentence(tmp_path):
 
 
 def test_path_action_answers_with_the_exit_code(tmp_path):
-    command = [sys.executable, "-m", "node.crsqlite", "path"]
+    command = [sys.executable, "-m", "leasemesh.node.crsqlite", "path"]
     environment = {**os.environ, "CRSQLITE_PATH": str(REAL_LIBRARY)}
     found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (found.returncode, found.stdout.strip()) == (0, str(REAL_LIBRARY))

@@ -10,10 +10,10 @@ import apsw
 import pytest
 from replicas import NOTES, Replica, write_migrations
 
-from node.connection import STATEMENTS_KEPT_MAX, connect, disconnect, refuse_misread_keys
-from node.database import Database, DatabaseError
-from node.migrate import own_migrations, upgrade
-from node.stores import EventStore, NewEvent
+from leasemesh.node.database.connection import STATEMENTS_KEPT_MAX, connect, disconnect, refuse_misread_keys
+from leasemesh.node.database.file import Database, DatabaseError
+from leasemesh.node.database.migrate import own_migrations, upgrade
+from leasemesh.node.stores import EventStore, NewEvent
 
 
 def open_database(path: Path) -> Database:

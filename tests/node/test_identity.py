@@ -5,9 +5,9 @@ import pytest
 from database_mesh import copy, run_mesh
 from replicas import Replica, check_identity, converge, exchange, send
 
-from node.database import DatabaseError
-from sync.knowledge import Knowledge, Point
-from sync.ports import ReadRequest
+from leasemesh.node.database.file import DatabaseError
+from leasemesh.sync.ports import ReadRequest
+from leasemesh.sync.version_vector import Knowledge, Point
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_failure_on_the_way_leaves_the_old_identity_and_an_open_database(make,
     def fail(*_):
         raise OSError("disk on fire")
 
-    monkeypatch.setattr("node.identity.replicated_tables", fail)
+    monkeypatch.setattr("leasemesh.node.replication.identity.replicated_tables", fail)
     with pytest.raises(OSError, match="disk on fire"):
         one.storage.reidentify()
     monkeypatch.undo()

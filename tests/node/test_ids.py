@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node import ids
+from leasemesh.node.model import ids
 
 HANDLER = ids.handler_id("mail", "send")
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from node.errors import LeasemeshError
-from node.importers import Fields, ImportFailed, Problem, check, guess_format, read, read_git_history
-from node.importers.mail import MAIL_BYTES_MAX
-from node.importers.records import LINE_BYTES_MAX, SPOOL_MEMORY_BYTES_MAX
-from node.jsonvalue import PAYLOAD_BYTES_MAX
-from node.stores.publications import NewEvent
+from leasemesh.node.importers import Fields, ImportFailed, Problem, check, guess_format, read, read_git_history
+from leasemesh.node.importers.mail import MAIL_BYTES_MAX
+from leasemesh.node.importers.records import LINE_BYTES_MAX, SPOOL_MEMORY_BYTES_MAX
+from leasemesh.node.model.errors import LeasemeshError
+from leasemesh.node.model.jsonvalue import PAYLOAD_BYTES_MAX
+from leasemesh.node.stores.publications import NewEvent
 
 
 def records(content, source_format, **fields):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.errors import InvalidInput
-from node.jsonvalue import DEPTH_MAX, PAYLOAD_BYTES_MAX, check_text, check_whole, decode_object, encode
+from leasemesh.node.model.errors import InvalidInput
+from leasemesh.node.model.jsonvalue import DEPTH_MAX, PAYLOAD_BYTES_MAX, check_text, check_whole, decode_object, encode
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -6,8 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.ids import RunId
-from node.leases import Claim, ClaimEffect, ClaimState, EventStatus, Ownership, StalenessRule, decide, take_over_wait_ms
+from leasemesh.node.model.ids import RunId
+from leasemesh.node.model.leases import (
+    Claim,
+    ClaimEffect,
+    ClaimState,
+    EventStatus,
+    Ownership,
+    StalenessRule,
+    decide,
+    take_over_wait_ms,
+)
 
 HELD, RELEASED, LOST, CONSUMED, SKIPPED, DEAD = ClaimState
 NONE, UNKNOWN, TO_SKIP, HAPPENED = ClaimEffect

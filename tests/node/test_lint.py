@@ -3,9 +3,9 @@ from inspect import getdoc
 
 import pytest
 
-from node import lint as linting
-from node.lint import lint
-from node.migrate import own_migrations, read_migrations
+from leasemesh.node.database import lint as linting
+from leasemesh.node.database.lint import lint
+from leasemesh.node.database.migrate import own_migrations, read_migrations
 
 T = "CREATE TABLE t (id BLOB PRIMARY KEY NOT NULL, a TEXT, b TEXT); SELECT crsql_as_crr('main', 't');"
 U = "CREATE TABLE u (id BLOB PRIMARY KEY NOT NULL, a TEXT); SELECT crsql_as_crr('main', 'u');"

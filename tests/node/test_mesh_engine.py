@@ -3,7 +3,7 @@
 import pytest
 from engine_mesh import run_mesh
 
-from sync import limits
+from leasemesh.sync import limits
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ import threading
 import pytest
 from meshes import LOOPBACK, Proxy, digests, equal, listening_to, message_ids, publish, told
 
-from node import AddressError, IllegalState, Node, SyncRefused
-from node.syncing import Comparison
-from sync.knowledge import Era, Knowledge, Point, SiteId
-from sync.ports import DatabaseDigest
+from leasemesh import AddressError, IllegalState, Node, SyncRefused
+from leasemesh.node.replication.syncing import Comparison
+from leasemesh.sync.ports import DatabaseDigest
+from leasemesh.sync.version_vector import Era, Knowledge, Point, SiteId
 
 
 class TestShapes:

@@ -6,8 +6,8 @@ import apsw
 import pytest
 from replicas import NOTES, Replica, converge, exchange, send, write_migrations
 
-from node.database import Database
-from node.migrate import MigrationError, applied_migrations, own_migrations, read_migrations, upgrade
+from leasemesh.node.database.file import Database
+from leasemesh.node.database.migrate import MigrationError, applied_migrations, own_migrations, read_migrations, upgrade
 
 COLOUR = (
     "SELECT crsql_begin_alter('main', 'notes'); ALTER TABLE notes ADD COLUMN colour TEXT NOT NULL DEFAULT 'white';"

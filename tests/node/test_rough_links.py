@@ -6,8 +6,8 @@ from random import Random
 import pytest
 from meshes import LOOPBACK, Proxy, digests, equal, message_ids, publish
 
-from sync import limits
-from sync.backoff import Backoff
+from leasemesh.sync import limits
+from leasemesh.sync.backoff import Backoff
 
 
 class RoughProxy(Proxy):

@@ -12,7 +12,7 @@ import threading
 import pytest
 from meshes import LOOPBACK, message_ids, publish
 
-from node import (
+from leasemesh import (
     Changed,
     DatabaseError,
     IllegalState,
@@ -170,7 +170,7 @@ class TestChanges:
             assert len([change async for change in changes]) <= 1
 
     async def test_an_app_that_commits_all_the_time_is_told_of_now_and_then(self, open_node, within, monkeypatch):
-        monkeypatch.setattr("node.watch.LOOK_UPS_APART_S", apart_s := 0.2)
+        monkeypatch.setattr("leasemesh.node.machine.watch.LOOK_UPS_APART_S", apart_s := 0.2)
         node, looked_up_at, now = open_node("a"), [], asyncio.get_running_loop().time
         look_up = node.database.tables_changed_since
 
@@ -196,7 +196,7 @@ class TestChanges:
 
     @pytest.mark.parametrize("commits", [0, 1])
     async def test_what_could_not_be_looked_up_is_told_later(self, open_node, within, monkeypatch, commits):
-        monkeypatch.setattr("node.watch.RETRY_S", 0.01)
+        monkeypatch.setattr("leasemesh.node.machine.watch.RETRY_S", 0.01)
         node, looking, go_on = open_node("a"), threading.Event(), threading.Event()
         look_up = node.database.tables_changed_since
 
@@ -272,7 +272,9 @@ def begin_effect(node, run):
 
 def run_elsewhere(node, code):
     """Run code on the same file in another process."""
-    program = f"from node import Node\nwith Node.open({str(node.path)!r}) as node:\n{textwrap.indent(code, '    ')}"
+    program = (
+        f"from leasemesh import Node\nwith Node.open({str(node.path)!r}) as node:\n{textwrap.indent(code, '    ')}"
+    )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 from meshes import LOOPBACK, Proxy, digests, equal, publish
 
-from sync import limits
+from leasemesh.sync import limits
 
 
 class SlowProxy(Proxy):

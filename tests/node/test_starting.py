@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 from meshes import LOOPBACK, Proxy, equal, message_ids, publish, told
 
-from node import LeaseLost, Node, NotAvailable, SyncRefused
-from sync.errors import LocalProtocolError
+from leasemesh import LeaseLost, Node, NotAvailable, SyncRefused
+from leasemesh.sync.errors import LocalProtocolError
 
 
 @asynccontextmanager
@@ -40,7 +40,7 @@ async def meet(*nodes):
 def synced_elsewhere(node):
     """Another process has the right to sync the node's file."""
     program = (
-        "import sys; from pathlib import Path; from node.syncing import sync_lock\n"
+        "import sys; from pathlib import Path; from leasemesh.node.replication.syncing import sync_lock\n"
         f"with sync_lock(Path({str(node.path)!r})): print('locked', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -4,9 +4,9 @@ import re
 import subprocess
 import sys
 
-import node.testing
+import leasemesh.node.testing
 
-EXAMPLES = re.findall(r"```python\n(.*?)```", node.testing.__doc__, re.DOTALL)
+EXAMPLES = re.findall(r"```python\n(.*?)```", leasemesh.node.testing.__doc__, re.DOTALL)
 
 
 def test_the_documented_tests_pass_as_they_stand(tmp_path):

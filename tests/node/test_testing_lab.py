@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from node import DatabaseError, Workflow
-from node.testing import DeviceDown, DeviceLab, LabError, LabTimeout
+from leasemesh import DatabaseError, Workflow
+from leasemesh.node.testing import DeviceDown, DeviceLab, LabError, LabTimeout
 
 
 @pytest.fixture

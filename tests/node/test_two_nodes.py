@@ -27,10 +27,10 @@ from hypothesis.stateful import (
 )
 from replicas import check_identity, send
 
-from node import IllegalState, LeaseLost, NewEvent, Node, NotAvailable, NotFound
-from node.changes import ChangeStorage
-from node.leases import StalenessRule
-from node.surroundings import Surroundings
+from leasemesh import IllegalState, LeaseLost, NewEvent, Node, NotAvailable, NotFound
+from leasemesh.node.machine.environment import Surroundings
+from leasemesh.node.model.leases import StalenessRule
+from leasemesh.node.replication.storage import ChangeStorage
 
 NAMES = [f"event {number}" for number in range(4)]
 STATUSES = ("pending", "reserved", "consumed", "skipped", "dead")

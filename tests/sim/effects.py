@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from node.leases import ClaimEffect, EventStatus
+from leasemesh.node.model.leases import ClaimEffect, EventStatus
 from sim.handling import AUTOMATION, CONFIRMED, SOFT
 
 PHASES = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from random import Random
 
-from node.testing.crashes import CrashPlan
-from node.testing.files import back_up as copy_of
-from node.testing.files import replace_file
+from leasemesh.node.testing.crashes import CrashPlan
+from leasemesh.node.testing.files import back_up as copy_of
+from leasemesh.node.testing.files import replace_file
 from sim import files
 
 PARTITION_MS = (500, 45_000)

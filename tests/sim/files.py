@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
-from node import Node
-from node.surroundings import Surroundings
-from node.testing.files import memory_folder, set_site_id
+from leasemesh import Node
+from leasemesh.node.machine.environment import Surroundings
+from leasemesh.node.testing.files import memory_folder, set_site_id
 from sim.params import WORKSPACE
 
 APP = (

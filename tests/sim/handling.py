@@ -12,9 +12,9 @@ import asyncio
 from dataclasses import dataclass
 from random import Random
 
-from node import Applied, DidNotHappen, NotApplied, Retry, RetryRule, Workflow, effect
-from node.cli.unknown import silent_permits
-from node.errors import IllegalState, LeaseLost, LeasemeshError, NotFound
+from leasemesh import Applied, DidNotHappen, NotApplied, Retry, RetryRule, Workflow, effect
+from leasemesh.node.cli.unknown import silent_permits
+from leasemesh.node.model.errors import IllegalState, LeaseLost, LeasemeshError, NotFound
 from sim.workload import messages
 
 AUTOMATION = "automation"

@@ -1,6 +1,6 @@
 """The invariants as checkers, by their numbers, each against an oracle that shares no code with what it checks.
 
-The oracle reads the facts (`publications`, `reservations`) and applies `node.leases.decide`; what is checked are the
+The oracle reads the facts (`publications`, `reservations`) and applies `node.model.leases.decide`; what is checked are the
 tables that triggers derived, and what the stores did. "convergence" stands for the demand of the second phase: equal
 digests on all devices, nothing parked, nothing under way.
 """
@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from node.ids import event_ids, topic_id
-from node.leases import Claim, ClaimEffect, ClaimState, EventStatus, Ownership, decide
-from node.runtime.recovery import Found, Recovery
+from leasemesh.node.execution.recovery import Found, Recovery
+from leasemesh.node.model.ids import event_ids, topic_id
+from leasemesh.node.model.leases import Claim, ClaimEffect, ClaimState, EventStatus, Ownership, decide
 from sim.effects import EffectChecks, effects_of_runs
 
 _FOREIGN_ROWS = """

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
 
-from node.leases import StalenessRule
+from leasemesh.node.model.leases import StalenessRule
 
 WORKSPACE = "team"
 

@@ -15,9 +15,9 @@ from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
-from node.migrate import read_migrations
-from node.runtime.recovery import Recovery
-from node.testing.files import temporary_folder
+from leasemesh.node.database.migrate import read_migrations
+from leasemesh.node.execution.recovery import Recovery
+from leasemesh.node.testing.files import temporary_folder
 from sim.params import PRESETS, Params
 from sim.schedule import Step, draw
 from sim.world import World
@@ -29,13 +29,13 @@ SHRINK_RUNS_MAX = 120
 
 CHEAPER = {
     # The table of peers is for people who look.
-    "node.syncing.PEERS_WRITTEN_EVERY_S": 20.0,
+    "leasemesh.node.replication.syncing.PEERS_WRITTEN_EVERY_S": 20.0,
     # The pages of these files lie in memory.
-    "node.database.check_pages": lambda path: None,
+    "leasemesh.node.database.file.check_pages": lambda path: None,
     # Nobody takes over from a device that has just spoken.
-    "sync.loop.HEARD_WRITTEN_EVERY_S": 2.0,
+    "leasemesh.sync.drivers.loop.HEARD_WRITTEN_EVERY_S": 2.0,
     # The same files, for each of a device's processes.
-    "node.migrate.read_migrations": cache(read_migrations),
+    "leasemesh.node.database.migrate.read_migrations": cache(read_migrations),
 }
 """What costs much in a short run and finds nothing there."""
 

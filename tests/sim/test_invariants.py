@@ -6,21 +6,21 @@ from dataclasses import replace
 import apsw
 import pytest
 
-from node import ids
-from node.authority import Arbiter
-from node.changes import ChangeReader, ChangeStorage
-from node.runtime.manager import Manager
-from node.runtime.performing import perform
-from node.runtime.recovery import Recovery
-from node.runtime.runner import Runner
-from node.runtime.workflow import Consumer
-from node.stores import EventStore, MutationStore
-from node.stores.base import Store
-from node.stores.leasing import Leasing
+from leasemesh.node.authoring.workflow import Consumer
+from leasemesh.node.execution.manager import Manager
+from leasemesh.node.execution.performing import perform
+from leasemesh.node.execution.recovery import Recovery
+from leasemesh.node.model import ids
+from leasemesh.node.replication.storage import ChangeReader, ChangeStorage
+from leasemesh.node.runtime.runner import Runner
+from leasemesh.node.stores import EventStore, MutationStore
+from leasemesh.node.stores.base import Store
+from leasemesh.node.stores.leasing import Leasing
+from leasemesh.node.work.authority import Arbiter
+from leasemesh.sync.drivers.loop import SyncLoop
 from sim import files
 from sim.params import PRESETS, lite
 from sim.runner import Job, run, shrink
-from sync.loop import SyncLoop
 
 SEEDS = range(1, 61)
 """Within these a checker has to find what is wrong."""
@@ -100,7 +100,7 @@ def test_S2_finds_that_a_copy_releases_what_its_original_had_consumed(altered_sc
         for stored, word in plain.items():
             sql = sql.replace(stored, word)
         altered_schema(f"DROP TRIGGER {name}; {sql}")
-    monkeypatch.setattr("node.stores.leasing._STORED_OUTCOMES", {})
+    monkeypatch.setattr("leasemesh.node.stores.leasing._STORED_OUTCOMES", {})
     assert first_violation("S2", preset="copies")
 
 
@@ -164,7 +164,7 @@ def test_S8_finds_a_call_that_is_made_twice(monkeypatch):
         await perform(effect, begin, under_way=nullcontext())
         return await perform(effect, begin, under_way=under_way)
 
-    monkeypatch.setattr("node.runtime.driving.perform", perform_twice)
+    monkeypatch.setattr("leasemesh.node.runtime.driving.perform", perform_twice)
     assert first_violation("S8", preset="handlers")
 
 
@@ -195,7 +195,7 @@ def test_S10_finds_that_devices_give_one_message_two_ids(monkeypatch):
             self.count = getattr(self, "count", 0) + 1
             return ids.event_ids(topic, [f"{message}-{self.count}" for message in message_ids])
 
-    monkeypatch.setattr("node.stores.events.ids", ByChance())
+    monkeypatch.setattr("leasemesh.node.stores.events.ids", ByChance())
     assert first_violation("S10")
 
 
@@ -262,7 +262,7 @@ def test_S15_finds_that_a_part_of_a_transaction_shows(monkeypatch):
 
 
 def test_L1_finds_that_nobody_takes_over_from_the_dead(monkeypatch):
-    monkeypatch.setattr("node.staleness.take_over_wait_ms", lambda **_: 10**9)
+    monkeypatch.setattr("leasemesh.node.work.staleness.take_over_wait_ms", lambda **_: 10**9)
     assert first_violation("L1", preset="deaths")
 
 

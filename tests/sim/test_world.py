@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from node.doctor import ONE_WRITER_TABLES
+from leasemesh.node.doctor import ONE_WRITER_TABLES
 from sim.faults import STEPS
 from sim.invariants import OWN_ROWS
 from sim.params import FAULT_KINDS, HANDLED_FAULT_KINDS, lite

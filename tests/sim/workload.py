@@ -6,13 +6,14 @@ import asyncio
 from functools import partial
 from random import Random
 
-from node import Node, ids
-from node.connection import DatabaseError
-from node.errors import IllegalState, LeaseLost, NotAvailable, NotFound, NotOwner, StillReserved
-from node.stores import NewEvent
-from node.testing.crashes import CrashPlan
+from leasemesh import Node
+from leasemesh.node.database.connection import DatabaseError
+from leasemesh.node.model import ids
+from leasemesh.node.model.errors import IllegalState, LeaseLost, NotAvailable, NotFound, NotOwner, StillReserved
+from leasemesh.node.stores import NewEvent
+from leasemesh.node.testing.crashes import CrashPlan
+from leasemesh.sync.errors import LocalProtocolError
 from sim import files
-from sync.errors import LocalProtocolError
 
 WORKFLOW = "inbox"
 TOPICS = ("mail", "bills")

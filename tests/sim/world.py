@@ -17,12 +17,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
-from node.connection import DatabaseError
-from node.testing import world
-from node.testing.crashes import CrashPlan
-from node.testing.device import Device
-from node.testing.network import BYTES_PER_MS
-from node.testing.process import Process
+from leasemesh.node.database.connection import DatabaseError
+from leasemesh.node.testing import world
+from leasemesh.node.testing.crashes import CrashPlan
+from leasemesh.node.testing.device import Device
+from leasemesh.node.testing.network import BYTES_PER_MS
+from leasemesh.node.testing.process import Process
+from leasemesh.sync.errors import CloseCode
 from sim import files
 from sim.faults import FAULTS
 from sim.handling import AUTOMATION, CONFIRMED, HANDLED_WORK, RUNNING, SOFT, Service, begin, tidy_up, workflow_of
@@ -31,7 +32,6 @@ from sim.params import WORKSPACE, Params
 from sim.schedule import Step
 from sim.workload import WORK as APPS_WORK
 from sim.workload import App, finish_work, held_by_hand
-from sync.errors import CloseCode
 
 log = logging.getLogger("sim")
 

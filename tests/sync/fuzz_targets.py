@@ -19,17 +19,18 @@ from random import Random
 import msgpack
 from helpers import World, keys
 
-from node import NewEvent, Node, ids
-from node.changes import ChangeStorage
-from node.derived import rebuild
-from node.surroundings import Surroundings
-from sync import wire
-from sync.columns import decode_rows, encode_rows
-from sync.effects import Send
-from sync.errors import CloseCode, LocalProtocolError, RemoteProtocolError, SyncError
-from sync.knowledge import NO_ERA, Knowledge, Point, SiteId
-from sync.messages import Barrier, BarrierReply, Digest, DigestRequest, Goodbye, Greeting, SealedHello
-from sync.ports import DatabaseDigest, Incoming, ReadRequest, TableDigest, TransferHeader
+from leasemesh import NewEvent, Node
+from leasemesh.node.database.derived import rebuild
+from leasemesh.node.machine.environment import Surroundings
+from leasemesh.node.model import ids
+from leasemesh.node.replication.storage import ChangeStorage
+from leasemesh.sync import wire
+from leasemesh.sync.columns import decode_rows, encode_rows
+from leasemesh.sync.effects import Send
+from leasemesh.sync.errors import CloseCode, LocalProtocolError, RemoteProtocolError, SyncError
+from leasemesh.sync.messages import Barrier, BarrierReply, Digest, DigestRequest, Goodbye, Greeting, SealedHello
+from leasemesh.sync.ports import DatabaseDigest, Incoming, ReadRequest, TableDigest, TransferHeader
+from leasemesh.sync.version_vector import NO_ERA, Knowledge, Point, SiteId
 
 REBUILT_EVERY = 50
 """A rebuild takes as long as many merges."""

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sync import wire
-from sync.effects import (
+from leasemesh.sync import wire
+from leasemesh.sync.effects import (
     Apply,
     BeginRead,
     Close,
@@ -27,20 +27,9 @@ from sync.effects import (
     SetTimer,
     Tell,
 )
-from sync.engine import Engine, EngineConfig
-from sync.knowledge import (
-    FROM_START,
-    START,
-    Absorbed,
-    Era,
-    Knowledge,
-    Lineage,
-    Resume,
-    SiteId,
-    ranges_to_send,
-)
-from sync.messages import Message, Purpose
-from sync.ports import (
+from leasemesh.sync.engine import Engine, EngineConfig
+from leasemesh.sync.messages import Message, Purpose
+from leasemesh.sync.ports import (
     Applied,
     Change,
     DatabaseDigest,
@@ -50,6 +39,17 @@ from sync.ports import (
     ReadResult,
     TableDigest,
     TransferHeader,
+)
+from leasemesh.sync.version_vector import (
+    FROM_START,
+    START,
+    Absorbed,
+    Era,
+    Knowledge,
+    Lineage,
+    Resume,
+    SiteId,
+    ranges_to_send,
 )
 
 WORKSPACE = "5f" * 16

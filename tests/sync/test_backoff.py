@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sync.backoff import BASE_MS, CAP_MS, Backoff, delay_ms
+from leasemesh.sync.backoff import BASE_MS, CAP_MS, Backoff, delay_ms
 
 ALMOST_ONE = 1 - 2**-53
 

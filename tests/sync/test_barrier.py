@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from sync import barrier, limits, transfer, wire
-from sync.barrier import Barriers
-from sync.effects import Apply, BarrierDone, BeginRead, ContinueRead, Effect, LinkId, Send
-from sync.errors import CloseCode, RemoteProtocolError
-from sync.messages import Ack, Barrier, BarrierReply, Changes, Marker
+from leasemesh.sync import barrier, limits, transfer, wire
+from leasemesh.sync.barrier import Barriers
+from leasemesh.sync.effects import Apply, BarrierDone, BeginRead, ContinueRead, Effect, LinkId, Send
+from leasemesh.sync.errors import CloseCode, RemoteProtocolError
+from leasemesh.sync.messages import Ack, Barrier, BarrierReply, Changes, Marker
 from tests.sync.helpers import Node, World, keys
 
 ONE, TWO, THREE = LinkId(1), LinkId(2), LinkId(3)

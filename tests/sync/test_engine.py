@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sync import limits, wire
-from sync.effects import (
+from leasemesh.sync import limits, wire
+from leasemesh.sync.effects import (
     Apply,
     BeginRead,
     ComputeDigest,
@@ -20,11 +20,11 @@ from sync.effects import (
     Reidentify,
     Send,
 )
-from sync.errors import CloseCode, LocalProtocolError, StorageLimit, is_retryable
-from sync.knowledge import FROM_START, Era, Knowledge, Point, Resume
-from sync.link import PeerStatus
-from sync.messages import Changes, Digest, DigestRequest, Goodbye, Greeting, Presence, SealedHello
-from sync.ports import DatabaseDigest
+from leasemesh.sync.errors import CloseCode, LocalProtocolError, StorageLimit, is_retryable
+from leasemesh.sync.link import PeerStatus
+from leasemesh.sync.messages import Changes, Digest, DigestRequest, Goodbye, Greeting, Presence, SealedHello
+from leasemesh.sync.ports import DatabaseDigest
+from leasemesh.sync.version_vector import FROM_START, Era, Knowledge, Point, Resume
 from tests.sync.helpers import WORKSPACE, MemoryStore, Node, World, keys, site_id
 
 

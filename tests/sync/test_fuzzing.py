@@ -9,8 +9,8 @@ import msgpack
 import pytest
 from fuzz_targets import TARGETS, DecodeTarget, SessionTarget
 
-from sync import wire
-from sync.errors import RemoteProtocolError
+from leasemesh.sync import wire
+from leasemesh.sync.errors import RemoteProtocolError
 
 STOPPED = "4012: closed by the peer: node-2 is being stopped"
 

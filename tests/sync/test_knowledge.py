@@ -5,7 +5,17 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sync.knowledge import NO_ERA, START, Absorbed, Era, Knowledge, Lineage, Point, SiteId, ranges_to_send
+from leasemesh.sync.version_vector import (
+    NO_ERA,
+    START,
+    Absorbed,
+    Era,
+    Knowledge,
+    Lineage,
+    Point,
+    SiteId,
+    ranges_to_send,
+)
 
 SITES = [SiteId(bytes([number]) * 16) for number in range(4)]
 ERAS = [Era(b"a"), Era(b"b")]

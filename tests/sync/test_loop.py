@@ -8,16 +8,15 @@ import time
 
 import pytest
 
-import sync.loop
-from node import NewEvent
-from node.changes import ChangeStorage
-from sync.effects import Hear, LinkId, LoadState, Reidentify, SetTimer, Tell
-from sync.engine import Engine, EngineConfig
-from sync.errors import LocalProtocolError, StorageLimit
-from sync.knowledge import Era, SiteId
-from sync.loop import OBSERVER_QUEUE_MAX, LinkEnd, Observer, SyncLoop
-from sync.transport import TransportEnd
-from sync.workers import Worker
+from leasemesh import NewEvent
+from leasemesh.node.replication.storage import ChangeStorage
+from leasemesh.sync.drivers.loop import OBSERVER_QUEUE_MAX, LinkEnd, Observer, SyncLoop
+from leasemesh.sync.drivers.workers import Worker
+from leasemesh.sync.effects import Hear, LinkId, LoadState, Reidentify, SetTimer, Tell
+from leasemesh.sync.engine import Engine, EngineConfig
+from leasemesh.sync.errors import LocalProtocolError, StorageLimit
+from leasemesh.sync.transport import TransportEnd
+from leasemesh.sync.version_vector import Era, SiteId
 
 
 class MemoryTransport:
@@ -182,7 +181,7 @@ class TestLinks:
             for one in devices:
                 await one.loop.until(lambda one=one: one.has(1))
         hubs_readers = [worker for worker in hub.loop._readers]
-        assert len(hubs_readers) == sync.loop.READER_THREADS_MAX
+        assert len(hubs_readers) == loop_module.READER_THREADS_MAX
 
     async def test_stopping_ends_all_threads(self, device, within):
         before = threading.enumerate()  # a call that another test let hang, perhaps
@@ -242,7 +241,7 @@ class TestStorageFaults:
         assert "ended by an internal error: the file is gone" in caplog.text
 
     async def test_a_commit_is_not_forgotten_when_the_state_cannot_be_read(self, device, within, monkeypatch):
-        monkeypatch.setattr(sync.loop, "STATE_RETRY_S", 0.01)
+        monkeypatch.setattr(loop_module, "STATE_RETRY_S", 0.01)
         a, b = device("a"), device("b")
         link(a, b)
         async with within():
@@ -254,7 +253,7 @@ class TestStorageFaults:
             await b.loop.until(lambda: b.has(1))
 
     async def test_a_doubt_lasts_until_the_state_can_be_read(self, device, within, monkeypatch):
-        monkeypatch.setattr(sync.loop, "STATE_RETRY_S", 0.01)
+        monkeypatch.setattr(loop_module, "STATE_RETRY_S", 0.01)
         a, b = device("a"), device("b")
         answered = asyncio.Event()
         monkeypatch.setattr(a.engine, "state_loaded", lambda state, now_ms: answered.set())

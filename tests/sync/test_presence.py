@@ -1,7 +1,7 @@
 """News of nodes, when telling them takes time."""
 
-from sync.knowledge import Era
-from sync.presence import Heard, PresenceBoard
+from leasemesh.sync.presence import Heard, PresenceBoard
+from leasemesh.sync.version_vector import Era
 from tests.sync.helpers import site_id
 
 ONE, OTHER, DEAD = site_id(1), site_id(2), site_id(3)

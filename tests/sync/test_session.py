@@ -6,12 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sync import limits, wire
-from sync.effects import Apply, BeginRead, Close, ContinueRead, Effect, LinkId, Send
-from sync.engine import EngineConfig
-from sync.errors import CloseCode, LocalProtocolError, RemoteProtocolError, TokenRefused
-from sync.knowledge import FROM_START, START, Era, Knowledge, Lineage, Point, Resume, SiteId
-from sync.messages import (
+from leasemesh.sync import limits, wire
+from leasemesh.sync.effects import Apply, BeginRead, Close, ContinueRead, Effect, LinkId, Send
+from leasemesh.sync.engine import EngineConfig
+from leasemesh.sync.errors import CloseCode, LocalProtocolError, RemoteProtocolError, TokenRefused
+from leasemesh.sync.messages import (
     Ack,
     Barrier,
     BarrierReply,
@@ -25,9 +24,10 @@ from sync.messages import (
     Purpose,
     SealedHello,
 )
-from sync.ports import Change, Incoming, LocalState, ReadResult, TransferHeader
-from sync.session import TRANSITIONS, Session
-from sync.transfer import ReceivingHalf, SendingHalf
+from leasemesh.sync.ports import Change, Incoming, LocalState, ReadResult, TransferHeader
+from leasemesh.sync.session import TRANSITIONS, Session
+from leasemesh.sync.transfer import ReceivingHalf, SendingHalf
+from leasemesh.sync.version_vector import FROM_START, START, Era, Knowledge, Lineage, Point, Resume, SiteId
 from tests.sync.helpers import WORKSPACE, World, keys, site_id
 
 LINK = LinkId(1)

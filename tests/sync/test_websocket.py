@@ -12,11 +12,9 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 
-from node import NewEvent
-from sync.address import AddressError, check_binding, is_loopback, parse_address
-from sync.limits import MESSAGE_BYTES_MAX
-from sync.transport import TransportEnd
-from sync.websocket import (
+from leasemesh import NewEvent
+from leasemesh.sync.address import AddressError, check_binding, is_loopback, parse_address
+from leasemesh.sync.drivers.websocket import (
     SUBPROTOCOL,
     DialFailed,
     Listener,
@@ -24,6 +22,8 @@ from sync.websocket import (
     WebSocketTransport,
     dial,
 )
+from leasemesh.sync.limits import MESSAGE_BYTES_MAX
+from leasemesh.sync.transport import TransportEnd
 
 LOOPBACK = ("127.0.0.1", 0)
 IMPATIENT = TransportLimits(open_timeout_s=0.3, close_timeout_s=0.3)

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sync import limits, wire
-from sync.columns import decode_rows, encode_rows
-from sync.errors import CloseCode, LocalProtocolError, RemoteProtocolError, TokenRefused, VersionRefused
-from sync.knowledge import Era, Knowledge, Point, Resume, SiteId
-from sync.messages import (
+from leasemesh.sync import limits, wire
+from leasemesh.sync.columns import decode_rows, encode_rows
+from leasemesh.sync.errors import CloseCode, LocalProtocolError, RemoteProtocolError, TokenRefused, VersionRefused
+from leasemesh.sync.messages import (
     Ack,
     Barrier,
     BarrierReply,
@@ -28,7 +27,8 @@ from sync.messages import (
     Presence,
     SealedHello,
 )
-from sync.ports import Change, DatabaseDigest, TableDigest, TransferHeader
+from leasemesh.sync.ports import Change, DatabaseDigest, TableDigest, TransferHeader
+from leasemesh.sync.version_vector import Era, Knowledge, Point, Resume, SiteId
 
 SITE_A = SiteId(b"A" * 16)
 SITE_B = SiteId(b"B" * 16)

@@ -1,7 +1,7 @@
 import pytest
 from handling import Hands
 
-from node import RetryRule, Workflow
+from leasemesh import RetryRule, Workflow
 
 
 @pytest.fixture

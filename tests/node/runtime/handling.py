@@ -1,9 +1,9 @@
 """Driving runs by hand, so that a test can stop where it likes; and the questions that many tests ask."""
 
-from node import RetryRule
-from node.runtime import script
-from node.runtime.attempt import Session
-from node.runtime.manager import Manager
+from leasemesh import RetryRule
+from leasemesh.node.execution import script
+from leasemesh.node.execution.attempt import Session
+from leasemesh.node.execution.manager import Manager
 
 
 class Hands:

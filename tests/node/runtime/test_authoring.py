@@ -2,10 +2,10 @@
 
 import pytest
 
-from node.errors import InvalidInput
-from node.runtime.effects import EffectCall, effect
-from node.runtime.schedule import Cron, Every
-from node.runtime.workflow import Workflow
+from leasemesh.node.authoring.effects import EffectCall, effect
+from leasemesh.node.authoring.schedule import Cron, Every
+from leasemesh.node.authoring.workflow import Workflow
+from leasemesh.node.model.errors import InvalidInput
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 from handling import publish, run_of, statuses
 
-from node import DidNotHappen, RetryRule, effect
-from node.runtime.carrying import Begun, Carrying, Taken
-from node.runtime.driving import Driver
-from node.runtime.manager import Manager
-from node.runtime.performing import DidNot, Happened, Unknown
-from node.runtime.script import Perform
-from node.runtime.threads import Threads
+from leasemesh import DidNotHappen, RetryRule, effect
+from leasemesh.node.execution.manager import Manager
+from leasemesh.node.execution.performing import DidNot, Happened, Unknown
+from leasemesh.node.execution.script import Perform
+from leasemesh.node.runtime.carrying import Begun, Carrying, Taken
+from leasemesh.node.runtime.driving import Driver
+from leasemesh.node.runtime.threads import Threads
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 from handling import publish, statuses
 
-from node import Applied, Retry, Transient, effect
+from leasemesh import Applied, Retry, Transient, effect
 
 AHEAD_S = 400 * 86_400
 

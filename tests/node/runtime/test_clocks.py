@@ -5,10 +5,10 @@ import asyncio
 import pytest
 from handling import publish, to_end, until
 
-from node import effect
-from node.runtime import script
-from node.runtime.clocks import SLEPT_S, SleepWatch, has_slept
-from node.runtime.performing import Happened
+from leasemesh import effect
+from leasemesh.node.execution import script
+from leasemesh.node.execution.performing import Happened
+from leasemesh.node.runtime.clocks import SLEPT_S, SleepWatch, has_slept
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import pytest
 from handling import publish
 
-from node import InvalidInput, PhaseViolation, Run
-from node.runtime.context import LOG_CHARACTERS_MAX, Given, Told
+from leasemesh import InvalidInput, PhaseViolation, Run
+from leasemesh.node.authoring.context import LOG_CHARACTERS_MAX, Given, Told
 
 PHASES = ("producer", "prepare", "mutate", "next")
 

@@ -6,8 +6,8 @@ import asyncio
 import pytest
 from handling import publish, run_of, runs, statuses
 
-from node import Applied, DidNotHappen, Retry, Transient, Workflow, effect
-from node.runtime.retry import RetryRule
+from leasemesh import Applied, DidNotHappen, Retry, Transient, Workflow, effect
+from leasemesh.node.authoring.retry import RetryRule
 
 QUICK = {"retry": RetryRule(first_ms=1_000, most_ms=2_000)}
 

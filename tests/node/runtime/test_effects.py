@@ -6,10 +6,10 @@ import threading
 import pytest
 from handling import publish, run_of, runs, statuses, to_end, until
 
-from node import Applied, DidNotHappen, NotApplied, Retry, RetryRule, effect
-from node.runtime import script
-from node.runtime.performing import Happened
-from node.runtime.recovery import Recovery
+from leasemesh import Applied, DidNotHappen, NotApplied, Retry, RetryRule, effect
+from leasemesh.node.execution import script
+from leasemesh.node.execution.performing import Happened
+from leasemesh.node.execution.recovery import Recovery
 
 
 class Service:

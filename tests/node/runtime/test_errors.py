@@ -6,7 +6,7 @@ import sys
 import pytest
 from handling import publish, runs, statuses
 
-from node import DidNotHappen, effect
+from leasemesh import DidNotHappen, effect
 
 
 def cancelled():

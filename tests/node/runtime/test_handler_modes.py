@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from handling import publish, run_of, runs, statuses
 
-from node import effect
-from node.connection import DatabaseError
+from leasemesh import effect
+from leasemesh.node.database.connection import DatabaseError
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ async def test_a_mode_that_is_changed_frees_what_waited_for_it(open_node, mail, 
 
 
 async def test_trouble_with_the_file_is_waited_out(open_node, mail, inbox, within, monkeypatch):
-    monkeypatch.setattr("node.runtime.loops.TROUBLE_LEAST_S", 0.01)
+    monkeypatch.setattr("leasemesh.node.runtime.loops.TROUBLE_LEAST_S", 0.01)
     node, seen = open_node("a"), []
     mail.consumer(inbox, name="count").next(lambda run: seen.append(run.id))
     publish(node, "one")
@@ -139,8 +139,8 @@ async def test_trouble_with_the_file_is_waited_out(open_node, mail, inbox, withi
 
 
 async def test_trouble_in_the_middle_of_a_run_leaves_it_to_be_looked_after(open_node, mail, inbox, within, monkeypatch):
-    monkeypatch.setattr("node.runtime.loops.TROUBLE_LEAST_S", 0.01)
-    monkeypatch.setattr("node.runtime.background.HOUSEKEEPING_S", 0.05)
+    monkeypatch.setattr("leasemesh.node.runtime.loops.TROUBLE_LEAST_S", 0.01)
+    monkeypatch.setattr("leasemesh.node.runtime.background.HOUSEKEEPING_S", 0.05)
     node, seen = open_node("a"), []
     mail.consumer(inbox, name="count").next(lambda run: seen.append(run.id))
     publish(node, "one")

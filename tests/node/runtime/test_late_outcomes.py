@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from handling import publish, statuses
 
-from node import DidNotHappen, NotOwner, Retry, effect
-from node.runtime.background import Reconciliation
+from leasemesh import DidNotHappen, NotOwner, Retry, effect
+from leasemesh.node.runtime.background import Reconciliation
 
 
 def test_an_effect_that_another_run_goes_on_with_is_not_looked_at_all_the_time(device_lab, mail, inbox, monkeypatch):

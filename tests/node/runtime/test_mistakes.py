@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from handling import publish, run_of, statuses, to_end, until
 
-from node import Applied, IllegalState, LeaseLost, Node, NotApplied, RetryRule, effect
-from node.runtime import script
+from leasemesh import Applied, IllegalState, LeaseLost, Node, NotApplied, RetryRule, effect
+from leasemesh.node.execution import script
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import pytest
 from handling import run_of, runs, statuses, to_end, until
 
-from node import Node
-from node.runtime import script
-from node.runtime.recovery import Recovery
+from leasemesh import Node
+from leasemesh.node.execution import script
+from leasemesh.node.execution.recovery import Recovery
 
 LOOKED, FAILED = ("poll", "committed", "committed"), ("poll", "executing", "failed:logic")
 

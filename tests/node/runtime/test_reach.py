@@ -7,11 +7,11 @@ from contextlib import contextmanager
 import pytest
 from handling import publish, runs, statuses
 
-from node import Node
-from node.connection import DatabaseDamaged
-from node.runtime import loops
-from node.surroundings import Surroundings
-from sync.errors import LocalProtocolError
+from leasemesh import Node
+from leasemesh.node.database.connection import DatabaseDamaged
+from leasemesh.node.machine.environment import Surroundings
+from leasemesh.node.runtime import loops
+from leasemesh.sync.errors import LocalProtocolError
 
 LOOPBACK = ("127.0.0.1", 0)
 

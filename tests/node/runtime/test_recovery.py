@@ -4,9 +4,9 @@ what is durable is in the file, and nothing else is left."""
 import pytest
 from handling import publish, run_of, runs, statuses, to_end, until
 
-from node import Applied, IllegalState, Node, NotApplied, Workflow, effect
-from node.runtime import script
-from node.runtime.performing import Happened
+from leasemesh import Applied, IllegalState, Node, NotApplied, Workflow, effect
+from leasemesh.node.execution import script
+from leasemesh.node.execution.performing import Happened
 
 
 @pytest.fixture

@@ -2,10 +2,10 @@
 
 import pytest
 
-from node.errors import InvalidInput
-from node.runtime.errors import DidNotHappen, Transient, is_transient
-from node.runtime.retry import RetryRule, streak
-from node.stores import HandlerRun
+from leasemesh.node.authoring.errors import DidNotHappen, Transient, is_transient
+from leasemesh.node.authoring.retry import RetryRule, streak
+from leasemesh.node.model.errors import InvalidInput
+from leasemesh.node.stores import HandlerRun
 
 RULE = RetryRule()
 

@@ -6,8 +6,8 @@ import threading
 import pytest
 from handling import publish, run_of, runs, statuses
 
-from node import IllegalState, InvalidInput, Node, PhaseViolation, RetryRule, RunRefused, Transient, Workflow
-from node.runtime.beginning import WAKE_LEAST_MS
+from leasemesh import IllegalState, InvalidInput, Node, PhaseViolation, RetryRule, RunRefused, Transient, Workflow
+from leasemesh.node.execution.beginning import WAKE_LEAST_MS
 
 
 async def test_a_consumer_of_three_lines_consumes(open_node, mail, inbox, within):
@@ -418,7 +418,7 @@ async def test_a_stop_gives_back_what_does_not_end_in_time(open_node, mail, inbo
 async def test_a_stop_does_not_wait_for_a_thread_that_hangs_and_the_next_start_frees_what_it_held(
     open_node, mail, inbox, within, monkeypatch
 ):
-    monkeypatch.setattr("node.runtime.runner.LAST_WORDS_S", 0.01)
+    monkeypatch.setattr("leasemesh.node.runtime.runner.LAST_WORDS_S", 0.01)
     node, begun, hang = open_node("a"), threading.Event(), threading.Event()
     hung = []
 
@@ -521,7 +521,7 @@ async def test_a_wish_to_be_woken_is_kept_within_bounds_and_runs_the_handler(ope
 
 
 def node_clock():
-    from node.surroundings import wall_clock_ms
+    from leasemesh.node.machine.environment import wall_clock_ms
 
     return wall_clock_ms
 

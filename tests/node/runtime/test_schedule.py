@@ -5,8 +5,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from node.errors import InvalidInput
-from node.runtime.schedule import Cron, Every
+from leasemesh.node.authoring.schedule import Cron, Every
+from leasemesh.node.model.errors import InvalidInput
 
 NOW_MS = 1_700_000_000_000
 

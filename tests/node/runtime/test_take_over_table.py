@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 from handling import publish, run_of, runs, statuses
 
-from node import Applied, Retry, effect
+from leasemesh import Applied, Retry, effect
 
 WATCHED_S = 75.0
 """Time to live and margin of the staleness rule."""

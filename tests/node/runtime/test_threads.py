@@ -7,9 +7,9 @@ import threading
 import pytest
 from handling import publish, statuses
 
-from node import effect
-from node.runtime.driving import HANGING_MAX
-from node.runtime.threads import Threads
+from leasemesh import effect
+from leasemesh.node.runtime.driving import HANGING_MAX
+from leasemesh.node.runtime.threads import Threads
 
 
 def test_jobs_are_done_by_no_more_threads_than_needed():
@@ -81,7 +81,7 @@ async def test_calls_that_hang_stop_their_handler_with_a_reason_and_nothing_else
 
 HANGING = """
 import asyncio, sys, threading
-from node import Node, Workflow, effect
+from leasemesh import Node, Workflow, effect
 
 mail = Workflow("mail")
 called = threading.Event()

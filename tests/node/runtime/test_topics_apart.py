@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from handling import publish, runs, statuses
 
-from node import effect
+from leasemesh import effect
 
 ELSEWHERE = "ab" * 16
 

@@ -6,11 +6,11 @@ import threading
 import pytest
 from handling import publish, run_of, runs, statuses, to_end, until
 
-from node import DidNotHappen, NotApplied, Retry, RetryRule, Transient, Workflow, effect
-from node.runtime import script
-from node.runtime.manager import Manager
-from node.runtime.performing import DidNot, Happened
-from node.runtime.recovery import Recovery
+from leasemesh import DidNotHappen, NotApplied, Retry, RetryRule, Transient, Workflow, effect
+from leasemesh.node.execution import script
+from leasemesh.node.execution.manager import Manager
+from leasemesh.node.execution.performing import DidNot, Happened
+from leasemesh.node.execution.recovery import Recovery
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from random import Random
 
 import apsw
 
-from node import ids
-from node.database import Database
-from node.knowledge_store import StateReader, raise_knowledge
-from node.migrate import own_migrations, upgrade
-from node.stores import (
+from leasemesh.node.database.file import Database
+from leasemesh.node.database.migrate import own_migrations, upgrade
+from leasemesh.node.model import ids
+from leasemesh.node.replication.version_vectors import StateReader, raise_knowledge
+from leasemesh.node.stores import (
     AuthorityStore,
     DeviceStore,
     EventStore,

@@ -3,7 +3,7 @@
 import pytest
 from devices import meet, merge
 
-from node.errors import InvalidInput
+from leasemesh.node.model.errors import InvalidInput
 
 RUN = "a" * 32
 

@@ -12,10 +12,10 @@ import apsw
 import pytest
 from devices import NOW_MS, Device, absorb_all, merge
 
-from node.derived import rebuild
-from node.errors import IllegalState, LeaseLost, NotAvailable
-from node.identity import reidentify
-from node.stores.runs import ENDED
+from leasemesh.node.database.derived import rebuild
+from leasemesh.node.model.errors import IllegalState, LeaseLost, NotAvailable
+from leasemesh.node.replication.identity import reidentify
+from leasemesh.node.stores.runs import ENDED
 
 NAIVE = "CREATE TABLE naive (id BLOB NOT NULL PRIMARY KEY, body TEXT NOT NULL DEFAULT '{}')"
 """The design that is not ours: all that is known of a thing in one cell, which is written at each step."""

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from devices import NOW_MS, event_of, meet, merge, reservation_body
 
-from node.errors import IllegalState, InvalidInput, LeaseLost, NotAvailable, NotFound, NotOwner
-from node.leases import EPOCH_MAX
-from node.stores import EventStore, HandlerRunStore, NewEvent
-from node.stores.base import CLAIMS_MAX
+from leasemesh.node.model.errors import IllegalState, InvalidInput, LeaseLost, NotAvailable, NotFound, NotOwner
+from leasemesh.node.model.leases import EPOCH_MAX
+from leasemesh.node.stores import EventStore, HandlerRunStore, NewEvent
+from leasemesh.node.stores.base import CLAIMS_MAX
 
 
 def names(events):

@@ -21,10 +21,10 @@ from devices import (
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from node.derived import rebuild
-from node.errors import LeasemeshError
-from node.ids import RunId
-from node.leases import EPOCH_MAX, Claim, ClaimEffect, ClaimState, decide
+from leasemesh.node.database.derived import rebuild
+from leasemesh.node.model.errors import LeasemeshError
+from leasemesh.node.model.ids import RunId
+from leasemesh.node.model.leases import EPOCH_MAX, Claim, ClaimEffect, ClaimState, decide
 
 MESSAGES = ("a", "b", "c", "d")
 EVENTS = [event_of(name) for name in MESSAGES]

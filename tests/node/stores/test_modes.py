@@ -3,9 +3,9 @@
 import pytest
 from devices import absorb_all, event_of, forged
 
-from node import ids
-from node.authority import Arbiter
-from node.errors import HomeElsewhere, IllegalState, InvalidInput, NotAvailable, PermitRefused
+from leasemesh.node.model import ids
+from leasemesh.node.model.errors import HomeElsewhere, IllegalState, InvalidInput, NotAvailable, PermitRefused
+from leasemesh.node.work.authority import Arbiter
 
 
 @pytest.fixture

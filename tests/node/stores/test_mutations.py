@@ -3,11 +3,11 @@ from contextlib import closing
 import pytest
 from devices import NOW_MS, Device, deletion, meet, merge, mutation_body, reservation_body, verdict_body, work_of
 
-from node import ids
-from node.connection import DatabaseError
-from node.errors import IllegalState, InvalidInput, NotFound, NotOwner, PermitRefused
-from node.jsonvalue import PAYLOAD_BYTES_MAX
-from node.stores.mutations import MUTATION_TRANSITIONS
+from leasemesh.node.database.connection import DatabaseError
+from leasemesh.node.model import ids
+from leasemesh.node.model.errors import IllegalState, InvalidInput, NotFound, NotOwner, PermitRefused
+from leasemesh.node.model.jsonvalue import PAYLOAD_BYTES_MAX
+from leasemesh.node.stores.mutations import MUTATION_TRANSITIONS
 
 MARKS = {
     "in_flight": lambda store, run: store.mark_in_flight(run),

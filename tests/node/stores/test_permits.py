@@ -8,10 +8,9 @@ from random import Random
 import pytest
 from devices import Device, absorb_all, event_of, permit_body, request_body, work_of
 
-from node import ids
-from node.authority import Arbiter
-from node.derived import rebuild
-from node.errors import (
+from leasemesh.node.database.derived import rebuild
+from leasemesh.node.model import ids
+from leasemesh.node.model.errors import (
     IllegalState,
     InvalidInput,
     LeaseLost,
@@ -20,8 +19,9 @@ from node.errors import (
     NotOwner,
     PermitRefused,
 )
-from node.identity import reidentify
-from node.stores import AuthorityStore, permits
+from leasemesh.node.replication.identity import reidentify
+from leasemesh.node.stores import AuthorityStore, permits
+from leasemesh.node.work.authority import Arbiter
 
 EVENTS = ("a", "b", "c", "d")
 

@@ -13,9 +13,9 @@ import apsw
 import pytest
 from devices import NOW_MS, event_of, forged, reservation_body, work_of
 
-from node import stores
-from node.stores import NewEvent
-from node.stores.base import Store
+from leasemesh.node import stores
+from leasemesh.node.stores import NewEvent
+from leasemesh.node.stores.base import Store
 
 # Small by nature, or a list that was handed in.
 NOT_GROWING = {
@@ -118,7 +118,9 @@ def full_scans(steps, sql):
 
 
 def store_classes():
-    modules = [importlib.import_module(f"node.stores.{info.name}") for info in pkgutil.iter_modules(stores.__path__)]
+    modules = [
+        importlib.import_module(f"leasemesh.node.stores.{info.name}") for info in pkgutil.iter_modules(stores.__path__)
+    ]
     found = {
         one for module in modules for one in vars(module).values() if inspect.isclass(one) and issubclass(one, Store)
     }

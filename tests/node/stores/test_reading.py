@@ -4,12 +4,12 @@ from collections import OrderedDict
 import pytest
 from devices import NOW_MS, event_of, meet, merge
 
-from node import ids
-from node.errors import Ambiguous, InvalidInput
-from node.leases import EventStatus
-from node.stores import ClaimInfo, NewEvent
-from node.stores.publications import PublicationReader
-from node.stores.reading import LIST_MAX, status_name, status_number
+from leasemesh.node.model import ids
+from leasemesh.node.model.errors import Ambiguous, InvalidInput
+from leasemesh.node.model.leases import EventStatus
+from leasemesh.node.stores import ClaimInfo, NewEvent
+from leasemesh.node.stores.publications import PublicationReader
+from leasemesh.node.stores.reading import LIST_MAX, status_name, status_number
 
 
 def test_peek_lists_the_oldest_pending_events_and_changes_nothing(device):
@@ -220,7 +220,7 @@ def test_a_caller_s_changes_to_a_payload_stay_with_the_caller(device):
 
 
 def test_a_thread_may_drop_a_publication_from_memory_while_another_reads_it(device, monkeypatch):
-    monkeypatch.setattr("node.stores.publications.CACHED_MAX", 1)
+    monkeypatch.setattr("leasemesh.node.stores.publications.CACHED_MAX", 1)
     device.publish("a", "b")
     first, second = (row[0] for row in device.query("SELECT publication FROM event_index ORDER BY at"))
     reader = PublicationReader(device.database)

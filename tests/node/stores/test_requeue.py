@@ -3,10 +3,10 @@
 import pytest
 from devices import NOW_MS, event_of, forged, meet, merge, publication_body, reservation_body
 
-from node import ids
-from node.derived import rebuild
-from node.errors import IllegalState, InvalidInput, NotAvailable, NotFound
-from node.stores import NewEvent
+from leasemesh.node.database.derived import rebuild
+from leasemesh.node.model import ids
+from leasemesh.node.model.errors import IllegalState, InvalidInput, NotAvailable, NotFound
+from leasemesh.node.stores import NewEvent
 
 INBOX = ids.topic_id("mail", "inbox")
 

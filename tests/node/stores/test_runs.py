@@ -3,9 +3,9 @@ import itertools
 import pytest
 from devices import NOW_MS, Device, meet, merge, run_body, work_of
 
-from node.errors import Ambiguous, IllegalState, InvalidInput, NotFound, NotOwner
-from node.jsonvalue import PAYLOAD_BYTES_MAX
-from node.stores.runs import ENDED, PHASES, STATUSES
+from leasemesh.node.model.errors import Ambiguous, IllegalState, InvalidInput, NotFound, NotOwner
+from leasemesh.node.model.jsonvalue import PAYLOAD_BYTES_MAX
+from leasemesh.node.stores.runs import ENDED, PHASES, STATUSES
 
 ROUTES = {
     "producer": [["executing", "committed"]],

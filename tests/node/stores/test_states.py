@@ -1,8 +1,8 @@
 import pytest
 from devices import NOW_MS, meet, merge
 
-from node.errors import InvalidInput, StaleVersion
-from node.jsonvalue import PAYLOAD_BYTES_MAX
+from leasemesh.node.model.errors import InvalidInput, StaleVersion
+from leasemesh.node.model.jsonvalue import PAYLOAD_BYTES_MAX
 
 
 def write(device, state, expected_version, *, handler="poll", run="r1"):

@@ -3,9 +3,9 @@
 import pytest
 from devices import absorb_all, event_of, meet, merge, work_of
 
-from node.derived import rebuild
-from node.errors import HomeElsewhere, IllegalState, InvalidInput, NotAvailable, NotFound
-from node.staleness import StalenessWatch
+from leasemesh.node.database.derived import rebuild
+from leasemesh.node.model.errors import HomeElsewhere, IllegalState, InvalidInput, NotAvailable, NotFound
+from leasemesh.node.work.staleness import StalenessWatch
 
 HANDLER = ("mail", "send")
 

@@ -1,9 +1,9 @@
 import pytest
 from devices import event_of, meet, merge
 
-from node import ids
-from node.errors import InvalidInput, NotFound, StillReserved
-from node.stores.base import is_internal
+from leasemesh.node.model import ids
+from leasemesh.node.model.errors import InvalidInput, NotFound, StillReserved
+from leasemesh.node.stores.base import is_internal
 
 WRONG_NAMES = ["", "x" * 513, None, 5, b"inbox", "a\x00b", "\ud800"]
 

@@ -26,9 +26,9 @@ from devices import (
     work_of,
 )
 
-from node import ids
-from node.derived import rebuild
-from node.stores import EventStore
+from leasemesh.node.database.derived import rebuild
+from leasemesh.node.model import ids
+from leasemesh.node.stores import EventStore
 
 WORK = work_of("1" * 32)
 RUN = b"r" * 16

@@ -3,7 +3,7 @@ import json
 import pytest
 from devices import NOW_MS, meet, merge
 
-from node.errors import InvalidInput, NotFound
+from leasemesh.node.model.errors import InvalidInput, NotFound
 
 
 def test_a_workflow_is_created_once(device):

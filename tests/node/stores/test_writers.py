@@ -3,7 +3,7 @@
 import pytest
 from devices import meet
 
-from node.doctor import ONE_WRITER_TABLES, examine
+from leasemesh.node.doctor import ONE_WRITER_TABLES, examine
 
 
 def writers(device):

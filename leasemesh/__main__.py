@@ -1,0 +1,5 @@
+"""`python -m leasemesh` is the command `leasemesh`."""
+
+from leasemesh.node.cli import main
+
+main()

@@ -1,0 +1,8 @@
+"""Tests of an app on simulated devices: whole nodes in one process, in virtual time.
+
+    from leasemesh.testing import DeviceLab
+
+Installing leasemesh brings the pytest fixture `device_lab`. The docstring of `leasemesh.node.testing` shows how it is used.
+"""
+
+from leasemesh.node.testing import DeviceLab as DeviceLab

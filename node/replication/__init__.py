@@ -1,0 +1,4 @@
+"""What travels between files: reading and merging changes, quarantine, version vectors, identity, and the sync of a node.
+
+The protocol belongs in `sync`, and what a change means in `stores`.
+"""
