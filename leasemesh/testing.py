@@ -2,7 +2,8 @@
 
     from leasemesh.testing import DeviceLab
 
-Installing leasemesh brings the pytest fixture `device_lab`. The docstring of `leasemesh.node.testing` shows how it is used.
+Installing leasemesh brings the pytest fixture `device_lab`. `pydoc leasemesh.testing`
+shows how it is used.
 """
 
 from leasemesh.node.testing import DeviceLab as DeviceLab

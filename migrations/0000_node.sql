@@ -14,18 +14,18 @@ CREATE TABLE eras (
 ) STRICT;
 
 -- This file includes everything that `site` had at that version of that era. The own entry is not stored.
-CREATE TABLE knowledge (
+CREATE TABLE version_vector (
     site BLOB NOT NULL PRIMARY KEY CHECK (length(site) = 16),
     version INTEGER NOT NULL CHECK (version >= 0),
     era BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- Local versions first..last came out of one transfer; its sender had this knowledge (msgpack). Bounded; dropping a row costs
+-- Local versions first..last came out of one transfer; its sender had this version vector (msgpack). Bounded; dropping a row costs
 -- a peer a harmless duplicate.
 CREATE TABLE absorbed (
     first INTEGER NOT NULL PRIMARY KEY CHECK (first > 0),
     last INTEGER NOT NULL CHECK (last >= first),
-    knowledge BLOB NOT NULL
+    vector BLOB NOT NULL
 ) STRICT;
 CREATE INDEX absorbed_by_last ON absorbed (last);
 
@@ -39,10 +39,10 @@ CREATE TABLE resume (
 ) STRICT, WITHOUT ROWID;
 
 -- Changes that came from peers and cannot be merged yet: a table or column that is unknown here, or a row that some
--- constraint or trigger of this file refuses. `number` never comes back, so that "parked after number N" stays true.
--- `fingerprint` is a hash of the change without its place in the sender's history: one change is parked once.
+-- constraint or trigger of this file refuses. `number` never comes back, so that "quarantined after number N" stays true.
+-- `fingerprint` is a hash of the change without its place in the sender's history: one change is quarantined once.
 -- `schema_version` is SQLite's number for the schema under which it was last tried.
-CREATE TABLE parked (
+CREATE TABLE quarantined (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     fingerprint BLOB NOT NULL UNIQUE CHECK (length(fingerprint) = 16),
     reason TEXT NOT NULL,
@@ -60,10 +60,10 @@ CREATE TABLE parked (
     cl INTEGER NOT NULL,
     seq INTEGER NOT NULL
 ) STRICT;
-CREATE INDEX parked_by_cell ON parked (table_name, pk, cid);
+CREATE INDEX quarantined_by_cell ON quarantined (table_name, pk, cid);
 
 -- When each node was last heard of, on this machine's monotonic clock, which starts again with each boot.
-CREATE TABLE heard (
+CREATE TABLE heartbeats (
     site BLOB NOT NULL PRIMARY KEY CHECK (length(site) = 16),
     incarnation BLOB NOT NULL,
     boot TEXT NOT NULL,
@@ -81,5 +81,5 @@ CREATE TABLE peers (
     text TEXT NOT NULL DEFAULT '',
     since_at INTEGER NOT NULL,
     incarnation BLOB NOT NULL,
-    knowledge BLOB
+    vector BLOB
 ) STRICT, WITHOUT ROWID;

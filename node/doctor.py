@@ -16,7 +16,7 @@ from leasemesh.node.database.connection import DatabaseDamaged
 from leasemesh.node.database.derived import Rebuilt, rebuild
 from leasemesh.node.database.file import Database
 from leasemesh.node.database.migrate import own_migrations, read_migrations, schema_numbers
-from leasemesh.node.replication.quarantine import count_parked
+from leasemesh.node.replication.quarantine import count_quarantined
 from leasemesh.sync.ports import DatabaseDigest
 
 PROBLEMS_SHOWN_MAX = 10
@@ -68,7 +68,7 @@ def examine(database: Database, *, progress: Progress | None = None) -> list[Fin
         _schema(database),
         _writers(database),
         _derived(database, progress),
-        _parked(database),
+        _quarantined(database),
     ]
 
 
@@ -138,9 +138,9 @@ def _rebuild_and_undo(database: Database, progress: Progress | None) -> Rebuilt:
     return results[0]
 
 
-def _parked(database: Database) -> Finding:
-    counts = count_parked(database.query)
+def _quarantined(database: Database) -> Finding:
+    counts = count_quarantined(database.query)
     if not counts:
-        return Finding("parked", True, "every change that came could be merged")
+        return Finding("quarantined", True, "every change that came could be merged")
     shown = "; ".join(f"{one.rows:,} because {one.reason}" for one in counts)
-    return Finding("parked", True, f"{shown}. They wait for an upgrade, and are passed on meanwhile")
+    return Finding("quarantined", True, f"{shown}. They wait for an upgrade, and are passed on meanwhile")

@@ -30,7 +30,7 @@ from leasemesh.node.database import derived, migrate
 from leasemesh.node.database.connection import DatabaseError
 from leasemesh.node.database.file import Database, Row, Transaction, Value
 from leasemesh.node.doctor import Finding, examine
-from leasemesh.node.machine.environment import Surroundings
+from leasemesh.node.machine.environment import Environment
 from leasemesh.node.machine.watch import ChangeWatch, Subscription
 from leasemesh.node.model import ids
 from leasemesh.node.model.errors import IllegalState, InvalidInput, LeasemeshError, NotFound, TooEarly
@@ -104,7 +104,7 @@ class Node:
 
     Attributes:
         database: the file, for whoever needs transactions that span stores.
-        surroundings: what the node was lent of the machine that it runs on.
+        environment: what the node was lent of the machine that it runs on.
         workflows, topics, events, script_runs, handler_runs, mutations, handler_states, permits, authorities,
             modes, handler_blocks, devices: the stores.
         authority: whoever decides on permits.
@@ -114,10 +114,10 @@ class Node:
         name: this node's name for people.
     """
 
-    def __init__(self, database: Database, *, workspace_id: str, name: str, surroundings: Surroundings) -> None:
+    def __init__(self, database: Database, *, workspace_id: str, name: str, environment: Environment) -> None:
         """Use `Node.open`."""
         self.database = database
-        self.surroundings = surroundings
+        self.environment = environment
         self.workspace_id = workspace_id
         self.name = name
         self.workflows = WorkflowStore(database)
@@ -134,10 +134,10 @@ class Node:
         self.devices = DeviceStore(database)
         self.authority: Authority = Arbiter(database)
         self.staleness = StalenessWatch(
-            database, rule=surroundings.staleness, now_ms=surroundings.monotonic_ms, boot=surroundings.boot
+            database, rule=environment.staleness, now_ms=environment.monotonic_ms, boot=environment.boot
         )
-        self._storage = ChangeStorage(database, boot=surroundings.boot)
-        self._watch = ChangeWatch(database, processes_looked_for_every_s=surroundings.processes_looked_for_every_s)
+        self._storage = ChangeStorage(database, boot=environment.boot)
+        self._watch = ChangeWatch(database, processes_looked_for_every_s=environment.processes_looked_for_every_s)
         self._sync: Syncing | None = None
         self._sync_begins = False
         self._runner: Runner | None = None
@@ -153,7 +153,7 @@ class Node:
         name: str | None = None,
         migrations: str | os.PathLike[str] | Traversable | None = None,
         create: bool = True,
-        surroundings: Surroundings | None = None,
+        environment: Environment | None = None,
     ) -> Node:
         """Open a node's file, or create it; bring its schema up to date.
 
@@ -164,7 +164,7 @@ class Node:
             name: what people call this node; the machine's name, if never given.
             migrations: the folder with the app's own numbered SQL files; see `node.database.migrate`.
             create: False: the file must exist.
-            surroundings: clocks, chance and network, for tests; the real machine's, if not lent.
+            environment: clocks, chance and network, for tests; the real machine's, if not lent.
 
         Raises:
             WorkspaceMismatch: the file belongs to another workspace.
@@ -176,9 +176,9 @@ class Node:
         _check_name("name", name)
         if not create and not file.exists():
             raise NotFound("file", [str(file)], "create it first (`leasemesh init`)")
-        surroundings = surroundings or Surroundings()
-        random_bytes = surroundings.random_bytes
-        database = Database.open(file, clock_ms=surroundings.clock_ms, random_bytes=random_bytes)
+        environment = environment or Environment()
+        random_bytes = environment.random_bytes
+        database = Database.open(file, clock_ms=environment.clock_ms, random_bytes=random_bytes)
         try:
             _upgrade(database, migrations)
             settings = SettingStore(database)
@@ -191,7 +191,7 @@ class Node:
                 database,
                 workspace_id=actual,
                 name=settings.get_or_set("name", platform.node() or "node"),
-                surroundings=surroundings,
+                environment=environment,
             )
         except BaseException:
             database.close()
@@ -279,13 +279,13 @@ class Node:
         partial: bool = False,
         handler: str = "manual",
     ) -> AsyncIterator[Reservation]:
-        """Reserve events and begin work on them: the block runs when everybody within reach has heard of the claim.
+        """Reserve events and begin work on them: the block runs when everybody within reach has received the claim.
 
         What another node's claim has won meanwhile is given back, so that the reservation may hold fewer events, or
         none, and tells of it as `lost`. Nodes that stay connected and begin like this never work on one event at the
-        same time; see `node.work.starting` for what is not promised. Without sync, or without peers, the block runs at once.
-        Otherwise it takes as long as the slowest peer needs to be level; use `asyncio.timeout` to bound it, nothing is
-        begun then. At the end of the block, what is not settled is released.
+        same time; see `node.work.starting` for what is not promised. Without sync, or without peers, the block runs at
+        once. Otherwise it takes as long as the slowest peer needs to be level; use `asyncio.timeout` to bound it,
+        nothing is begun then. At the end of the block, what is not settled is released.
 
         Args:
             workflow, topic, limit, message_ids, partial, handler: see `reserve`.
@@ -323,7 +323,7 @@ class Node:
             from leasemesh.node.replication.syncing import SyncRefused, refuse_when_synced_elsewhere
 
             try:
-                await asyncio.to_thread(refuse_when_synced_elsewhere, self.path, lock=self.surroundings.lock)
+                await asyncio.to_thread(refuse_when_synced_elsewhere, self.path, lock=self.environment.lock)
             except SyncRefused:
                 if self._sync is None and not self._sync_begins:  # otherwise this process has begun to sync meanwhile
                     raise
@@ -409,7 +409,7 @@ class Node:
         """
         from leasemesh.node.replication.syncing import sync_lock
 
-        with sync_lock(self.path, lock=self.surroundings.lock):
+        with sync_lock(self.path, lock=self.environment.lock):
             return self._storage.reidentify().site.hex()
 
     def _new_run(self) -> RunId:
@@ -450,7 +450,7 @@ class Node:
         if self._sync is not None or self._sync_begins:
             raise IllegalState(f"node {self.name}", "syncing", "stop_sync comes before the next start_sync")
         options = SyncOptions(listen, tuple(peers), token, listen_ssl, dial_ssl)
-        sync = Syncing(self.database, self._storage, self._watch, self._config(token), options, self.surroundings)
+        sync = Syncing(self.database, self._storage, self._watch, self._config(token), options, self.environment)
         self._sync_begins = True
         try:
             await sync.start(every_few_seconds=self._keep_house)
@@ -590,7 +590,7 @@ class Node:
         from leasemesh.node.replication.syncing import SyncOptions, compare
 
         options = SyncOptions(token=token, dial_ssl=dial_ssl)
-        return await compare(self.database, self._storage, self._config(token), peer, options, self.surroundings)
+        return await compare(self.database, self._storage, self._config(token), peer, options, self.environment)
 
     def _config(self, token: str | None) -> EngineConfig:
         from leasemesh.sync.engine import EngineConfig
@@ -647,4 +647,4 @@ def _upgrade(database: Database, migrations: str | os.PathLike[str] | Traversabl
     before = migrate.schema_numbers(database)
     if migrate.upgrade(database, sources) != before and before:
         # What peers with a newer schema had sent before can be merged now.
-        ChangeStorage(database).retry_parked()
+        ChangeStorage(database).retry_quarantined()

@@ -1,4 +1,5 @@
-"""Loads `node/crsqlite` on its own, without `node/__init__.py`; run as a program, it is `python -m leasemesh.node.crsqlite`.
+"""Loads `node/crsqlite` on its own, without `node/__init__.py`; run as a program, it is `python -m
+leasemesh.node.crsqlite`.
 
 The set-up and the wheel's build hook need the extension before, or without, everything that `node` itself imports.
 """

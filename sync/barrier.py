@@ -26,7 +26,7 @@ work. This holds for nodes that stay connected, over links that stand while the 
 may be reachable another way. A barrier with such a reply begins again, with a new id, on the links that are left. What
 nobody can reach then is offline: nothing is promised about it. Whoever loses the parent of an id forgets the id.
 
-Knowledge vectors, which the nodes tell each other anyway, would not do: they move at checkpoints, which wait for rows
+Version vectors, which the nodes tell each other anyway, would not do: they move at checkpoints, which wait for rows
 to travel with, and say nothing about what a third node has not passed on yet.
 """
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Literal, NewType
 
 from leasemesh.sync.ports import DatabaseDigest, Incoming, ReadRequest
-from leasemesh.sync.version_vector import Era, Knowledge, SiteId
+from leasemesh.sync.version_vector import Era, SiteId, VersionVector
 
 LinkId = NewType("LinkId", int)
 """One connection to one peer, numbered by the loop; never used again within a process."""
@@ -120,10 +120,10 @@ class SetTimer:
 
 
 @dataclass(frozen=True, slots=True)
-class Hear:
+class RecordHeartbeats:
     """A node was heard of, directly or through others: site -> (incarnation, monotonic milliseconds)."""
 
-    heard: dict[SiteId, tuple[Era, int]]
+    heartbeats: dict[SiteId, tuple[Era, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class BarrierDone:
     token: int
 
 
-TellKind = Literal[
+NotificationKind = Literal[
     "connected",
     "disconnected",
     "refused",
@@ -142,14 +142,14 @@ TellKind = Literal[
     "receiving",
     "received",
     "caught_up",
-    "parked",
+    "quarantined",
     "identity",
     "digest",
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
+class Notify:
     """Something that a person or a log wants to know. Never needed for correctness.
 
     Attributes:
@@ -158,18 +158,18 @@ class Tell:
         site, name: the peer, as far as known.
         text: one sentence for people.
         rows, rows_total: progress of a transfer.
-        knowledge: for "connected", "received", "sent": what the peer is known to have, where that changed.
+        vector: for "connected", "received", "sent": what the peer is known to have, where that changed.
         digest: for "digest": the peer's answer.
     """
 
-    kind: TellKind
+    kind: NotificationKind
     text: str
     link: LinkId | None = None
     site: SiteId | None = None
     name: str = ""
     rows: int = 0
     rows_total: int = 0
-    knowledge: Knowledge | None = None
+    vector: VersionVector | None = None
     digest: DatabaseDigest | None = None
 
 
@@ -185,7 +185,7 @@ Effect = (
     | ComputeDigest
     | Reidentify
     | SetTimer
-    | Hear
+    | RecordHeartbeats
     | BarrierDone
-    | Tell
+    | Notify
 )

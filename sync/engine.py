@@ -27,13 +27,13 @@ from leasemesh.sync.effects import (
     ComputeDigest,
     Effect,
     EndRead,
-    Hear,
     LinkId,
     LoadResume,
     LoadState,
+    RecordHeartbeats,
     Reidentify,
     SetTimer,
-    Tell,
+    Notify,
 )
 from leasemesh.sync.errors import (
     BusyRefused,
@@ -63,11 +63,11 @@ from leasemesh.sync.messages import (
 )
 from leasemesh.sync.messages import Purpose as Purpose
 from leasemesh.sync.ports import Applied, DatabaseDigest, LocalState, ReadResult
-from leasemesh.sync.presence import Heard, PresenceBoard
+from leasemesh.sync.presence import Heartbeat, PresenceBoard
 from leasemesh.sync.session import EngineConfig as EngineConfig
 from leasemesh.sync.session import Session
 from leasemesh.sync.transfer import SendingHalf
-from leasemesh.sync.version_vector import FROM_START, Point, Resume, SiteId
+from leasemesh.sync.version_vector import FROM_START, Entry, Resume, SiteId
 
 CONNECTION_ENDED = "the connection ended"
 
@@ -94,7 +94,7 @@ class Engine:
             done=lambda token: self._effects.append(BarrierDone(token)),
             random_bytes=random_bytes,
         )
-        self._beat = 0
+        self._heartbeats_sent = 0
         self._presence_timed = False
         self._probes = 0
         self._digests = 0
@@ -157,11 +157,11 @@ class Engine:
         except SyncError as error:
             self._end(entry, error, now_ms)
 
-    def heard(self, link: LinkId, now_ms: int) -> None:
+    def note_traffic(self, link: LinkId, now_ms: int) -> None:
         """A part of a message has arrived: the link is alive, however long the whole takes."""
         entry = self._links.get(link)
         if entry is not None:
-            entry.session.heard_at_ms = now_ms
+            entry.session.received_at_ms = now_ms
 
     def disconnected(self, link: LinkId, now_ms: int, reason: str = CONNECTION_ENDED) -> None:
         """The link is gone, by whomever. Also expected after a Close effect (and harmless then).
@@ -243,7 +243,7 @@ class Engine:
             )
         if hello.purpose == "sync":
             self._settle_rivals(entry, now_ms)
-            self._doubt(entry, [hello.knowledge.point(self._state.site), hello.resume.snapshot])
+            self._doubt(entry, [hello.vector.entry(self._state.site), hello.resume.snapshot])
         self._proceed(entry, now_ms)
 
     def _settle_rivals(self, entry: Link, now_ms: int) -> None:
@@ -286,7 +286,7 @@ class Engine:
                     now_ms,
                 )
 
-    def _doubt(self, entry: Link, claims: list[Point]) -> None:
+    def _doubt(self, entry: Link, claims: list[Entry]) -> None:
         """Keep E4: compare what a peer says of this node's history with it; when in doubt, ask the database again."""
         doubtful = self._not_owned(claims)
         if not doubtful:
@@ -298,7 +298,7 @@ class Engine:
             entry.session.sending.allow(False)
         self._effects.append(LoadState())
 
-    def _not_owned(self, claims: list[Point]) -> list[Point]:
+    def _not_owned(self, claims: list[Entry]) -> list[Entry]:
         state = self._state
         return [claim for claim in claims if not state.lineage.owns(claim, state.version)]
 
@@ -320,7 +320,7 @@ class Engine:
         session.start()
         entry.tell_connected(self._state.schema)
         if session.purpose == "sync":
-            self._hear(session.peer_site, Heard(session.incarnation, 0, now_ms), {})
+            self._note_heartbeats(session.peer_site, Heartbeat(session.incarnation, 0, now_ms), {})
             self._take_markers(entry, now_ms)
 
     # --- Answers to effects ------------------------------------------------------------------------------------------
@@ -373,7 +373,7 @@ class Engine:
             entry.stored(applied, now_ms)
             self._take_markers(entry, now_ms)
         # The peer that the rows came from has them (E5): its own session only owes it a checkpoint some time.
-        self._poke(but=link, parked=applied.parked > 0)
+        self._poke(but=link, quarantined=applied.quarantined > 0)
 
     def apply_failed(self, link: LinkId, error: Exception, now_ms: int) -> None:
         """Answers Apply; ends the link. A `SyncError` decides by its attributes whether dialling again can help."""
@@ -394,7 +394,7 @@ class Engine:
         """Answers Reidentify. (When it fails the node cannot go on: the caller stops the engine.)"""
         self._reidentifying = False
         self._state = state
-        self._effects.append(Tell("identity", f"this node has the new site id {state.site.hex()}"))
+        self._effects.append(Notify("identity", f"this node has the new site id {state.site.hex()}"))
 
     def _failed(self, link: LinkId, error: Exception, now_ms: int, what: str) -> None:
         entry = self._links.get(link)
@@ -431,7 +431,7 @@ class Engine:
         """A timer asked for by SetTimer is due. A timer that is no longer wanted is harmless."""
         kind, number = key
         if kind == "presence":
-            self._beat_presence(now_ms)
+            self._send_heartbeat(now_ms)
             return
         entry = self._links.get(LinkId(number))
         if entry is None:
@@ -473,8 +473,8 @@ class Engine:
         assert session.receiving is not None
         session.receiving.receive(changes)
         if changes.header is not None:
-            session.learn(changes.header.knowledge)
-            self._doubt(entry, [changes.header.knowledge.point(self._state.site)])
+            session.learn(changes.header.vector)
+            self._doubt(entry, [changes.header.vector.entry(self._state.site)])
 
     def _syncing_links(self) -> list[LinkId]:
         return [entry.id for entry in self._links.values() if entry.session.started and entry.session.sending]
@@ -496,14 +496,14 @@ class Engine:
         except SyncError as error:
             self._end(entry, error, now_ms)
 
-    def _poke(self, *, but: LinkId | None = None, parked: bool = False) -> None:
+    def _poke(self, *, but: LinkId | None = None, quarantined: bool = False) -> None:
         """Keep E5: have what is new read for every link but the one that brought it."""
         for entry in self._links.values():
             sending = entry.session.sending
             if sending is None or not entry.session.started or entry.id == but:
                 continue
-            if parked:
-                sending.want_parked()
+            if quarantined:
+                sending.want_quarantined()
             sending.want(self._state.version)
 
     def _send(self, entry: Link, action: Callable[[SendingHalf], None], now_ms: int) -> bool:
@@ -520,10 +520,10 @@ class Engine:
         if state.site != self._state.site:
             return
         newest = state if state.version >= self._state.version else self._state
-        knowledge = self._state.knowledge.merged(state.knowledge)
-        self._state = LocalState(state.site, newest.version, newest.lineage, knowledge, newest.schema)
+        vector = self._state.vector.merged(state.vector)
+        self._state = LocalState(state.site, newest.version, newest.lineage, vector, newest.schema)
 
-    def _reidentify(self, entry: Link, claim: Point, now_ms: int) -> None:
+    def _reidentify(self, entry: Link, claim: Entry, now_ms: int) -> None:
         """Keep E4: this file is an older copy of one that has written on."""
         own = self._state
         text = (
@@ -533,7 +533,7 @@ class Engine:
         self._reidentifying = True
         for other in list(self._links.values()):
             self._end(other, _identity_changes(), now_ms)
-        self._effects.append(Tell("identity", text))
+        self._effects.append(Notify("identity", text))
         self._effects.append(Reidentify(text))
 
     # --- Presence ----------------------------------------------------------------------------------------------------
@@ -543,14 +543,14 @@ class Engine:
             self._presence_timed = True
             self._effects.append(SetTimer(("presence", 0), now_ms + limits.PRESENCE_MS))
 
-    def _beat_presence(self, now_ms: int) -> None:
+    def _send_heartbeat(self, now_ms: int) -> None:
         """Keep E6, and tell every peer who is alive."""
         self._presence_timed = False
         self._board.forget_old(now_ms)
         for entry in list(self._links.values()):
             if not entry.session.started:
                 continue
-            if now_ms - entry.session.heard_at_ms >= limits.SILENCE_MS:
+            if now_ms - entry.session.received_at_ms >= limits.SILENCE_MS:
                 self._end(entry, TimedOut(f"nothing came for {limits.SILENCE_MS // 1000} s"), now_ms)
             elif entry.is_stuck(now_ms):
                 self._end(entry, TimedOut(f"stored nothing for {limits.ACK_MS // 60_000} minutes"), now_ms)
@@ -561,12 +561,12 @@ class Engine:
 
     def _send_presence(self, entry: Link, now_ms: int, *, probe: int = 0, answer: int = 0) -> None:
         session = entry.session
-        self._beat += 1
+        self._heartbeats_sent += 1
         if session.purpose == "sync":
-            heard = self._board.tell(but=session.peer_site, now_ms=now_ms)
-            session.send_presence(Presence(self._beat, probe, answer, heard, self._state.knowledge))
+            heartbeats = self._board.tell(but=session.peer_site, now_ms=now_ms)
+            session.send_presence(Presence(self._heartbeats_sent, probe, answer, heartbeats, self._state.vector))
         else:
-            session.send_presence(Presence(self._beat, probe, answer, {}, None))
+            session.send_presence(Presence(self._heartbeats_sent, probe, answer, {}, None))
 
     def _take_presence(self, entry: Link, presence: Presence, now_ms: int) -> None:
         session = entry.session
@@ -577,18 +577,22 @@ class Engine:
         if session.purpose != "sync" or not session.started:
             return
         own = self._state.site
-        news = self._board.note_all(presence.heard, own_site=own, now_ms=now_ms)
-        self._hear(session.peer_site, Heard(session.incarnation, presence.beat, now_ms), news)
-        if presence.knowledge is not None:
-            session.learn(presence.knowledge)
-            self._doubt(entry, [presence.knowledge.point(own)])
+        news = self._board.note_all(presence.heartbeats, own_site=own, now_ms=now_ms)
+        self._note_heartbeats(session.peer_site, Heartbeat(session.incarnation, presence.count, now_ms), news)
+        if presence.vector is not None:
+            session.learn(presence.vector)
+            self._doubt(entry, [presence.vector.entry(own)])
 
-    def _hear(self, site: SiteId, direct: Heard, news: dict[SiteId, Heard]) -> None:
+    def _note_heartbeats(self, site: SiteId, direct: Heartbeat, news: dict[SiteId, Heartbeat]) -> None:
         """Take in news that a peer brought of itself, and pass on all news that came with them."""
         if self._board.note(site, direct):
             news[site] = direct
         if news:
-            self._effects.append(Hear({site: (heard.incarnation, heard.at_ms) for site, heard in news.items()}))
+            self._effects.append(
+                RecordHeartbeats(
+                    {site: (heartbeats.incarnation, heartbeats.at_ms) for site, heartbeats in news.items()}
+                )
+            )
 
     # --- Ends --------------------------------------------------------------------------------------------------------
 

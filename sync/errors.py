@@ -95,7 +95,7 @@ class RemoteProtocolError(SyncError):
 
 
 class StorageLimit(SyncError):
-    """What a peer sends would exceed what this node may hold (staged or parked rows, space on disk)."""
+    """What a peer sends would exceed what this node may hold (staged or quarantined rows, space on disk)."""
 
     close_code = CloseCode.LIMIT
 

@@ -15,8 +15,8 @@ GREETING_BYTES_MAX = 256
 """Before its Greeting a peer is anybody; a Greeting takes about 50 bytes, and later versions may add a little."""
 
 CONTROL_BYTES_MAX = 512 * KIB
-"""All messages but Changes. The longest is a Hello or a Presence with KNOWLEDGE_ENTRIES_MAX entries (about 45 bytes
-each, and heard nodes as many again). It also bounds what an unauthenticated peer can make this node decode."""
+"""All messages but Changes. The longest is a Hello or a Presence with VECTOR_ENTRIES_MAX entries (about 45 bytes
+each, and relayed heartbeats as many again). It also bounds what an unauthenticated peer can make this node decode."""
 
 VALUE_BYTES_MAX = 16 * MIB
 """One TEXT or BLOB value. A value travels whole, in one message, and a slow link is blocked as long as it takes: what
@@ -42,8 +42,8 @@ most)."""
 SENTENCE_BYTES_MAX = 500
 """The explanation in a Goodbye: one sentence for a log."""
 
-KNOWLEDGE_ENTRIES_MAX = 4096
-"""Sites in a knowledge vector: every device, restored copy and re-identified file that a workspace ever had."""
+VECTOR_ENTRIES_MAX = 4096
+"""Sites in a version vector vector: every device, restored copy and re-identified file that a workspace ever had."""
 
 SCHEMA_ENTRIES_MAX = 64
 """Components with migrations of their own: leasemesh and the app, and a few of the app's libraries."""

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from leasemesh.sync import limits
-from leasemesh.sync.effects import Effect, LinkId, SetTimer, Tell, TellKind
+from leasemesh.sync.effects import Effect, LinkId, NotificationKind, SetTimer, Notify
 from leasemesh.sync.errors import RemoteProtocolError
 from leasemesh.sync.messages import Digest, DigestRequest, Purpose
 from leasemesh.sync.ports import Applied, DatabaseDigest
 from leasemesh.sync.session import Session
 from leasemesh.sync.transfer import SendingHalf
-from leasemesh.sync.version_vector import Era, Knowledge, Point, SiteId
+from leasemesh.sync.version_vector import Entry, Era, SiteId, VersionVector
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class PeerStatus:
         schema: the peer's migrations.
         ahead: how many versions of this node the peer may still lack.
         behind: how many versions of the peer this node still lacks, as far as the peer has told.
-        knowledge: what the peer is known to have.
+        vector: what the peer is known to have.
     """
 
     link: LinkId
@@ -41,7 +41,7 @@ class PeerStatus:
     schema: dict[str, int]
     ahead: int
     behind: int
-    knowledge: Knowledge
+    vector: VersionVector
 
 
 class Link:
@@ -58,7 +58,7 @@ class Link:
 
     def __init__(self, session: Session, effects: list[Effect]) -> None:
         self.session = session
-        self.claims: list[Point] = []
+        self.claims: list[Entry] = []
         self.doubt_number = 0
         self.waits_for: LinkId | None = None
         self.probe = 0
@@ -85,7 +85,7 @@ class Link:
             else "connected to compare"
         )
         notes = _schema_note(own_schema, session.peer.schema)
-        self.tell("connected", text + notes, knowledge=session.peer.knowledge)
+        self.tell("connected", text + notes, vector=session.peer.vector)
 
     def stored(self, applied: Applied, now_ms: int) -> None:
         """A piece was applied: acknowledge it, tell of it, and owe the peer a checkpoint after the last one."""
@@ -97,13 +97,11 @@ class Link:
             self.tell(
                 "receiving", f"receiving, {rows} of about {_count(rows_total, 'row')}", rows=rows, rows_total=rows_total
             )
-        if applied.parked:
-            text = f"{_count(applied.parked, 'row')} set aside until this node can apply them"
-            self.tell("parked", text, rows=applied.parked)
+        if applied.quarantined:
+            text = f"{_count(applied.quarantined, 'row')} set aside until this node can apply them"
+            self.tell("quarantined", text, rows=applied.quarantined)
         if incoming.last:
-            self.tell(
-                "received", f"received {_count(rows, 'row')}", rows=rows, knowledge=session.sending.peer_knowledge
-            )
+            self.tell("received", f"received {_count(rows, 'row')}", rows=rows, vector=session.sending.peer_vector)
             self._tell_caught_up()
             session.sending.checkpoint_due = True
             self._time_checkpoint(now_ms)
@@ -120,7 +118,7 @@ class Link:
         """The peer has stored a whole transfer."""
         sending = self.session.sending
         assert sending is not None
-        self.tell("sent", f"sent {_count(sending.rows, 'row')}", rows=sending.rows, knowledge=sending.peer_knowledge)
+        self.tell("sent", f"sent {_count(sending.rows, 'row')}", rows=sending.rows, vector=sending.peer_vector)
         self._tell_caught_up()
 
     def send(self, action: Callable[[SendingHalf], None], now_ms: int) -> None:
@@ -173,21 +171,19 @@ class Link:
 
     def tell(
         self,
-        kind: TellKind,
+        kind: NotificationKind,
         text: str,
         *,
         rows: int = 0,
         rows_total: int = 0,
-        knowledge: Knowledge | None = None,
+        vector: VersionVector | None = None,
         digest: DatabaseDigest | None = None,
     ) -> None:
         """Tell people something about this link."""
         session = self.session
         site = session.peer_site or None
         sentence = f"{session.name}: {text}"
-        self._effects.append(
-            Tell(kind, sentence, session.link, site, session.name, rows, rows_total, knowledge, digest)
-        )
+        self._effects.append(Notify(kind, sentence, session.link, site, session.name, rows, rows_total, vector, digest))
 
     def status(self) -> PeerStatus:
         """Return the link as people see it."""
@@ -203,7 +199,7 @@ class Link:
             session.peer.schema if session.peer is not None else {},
             session.ahead,
             session.behind,
-            session.sending.peer_knowledge if session.sending is not None else Knowledge(),
+            session.sending.peer_vector if session.sending is not None else VersionVector(),
         )
 
     def _tell_caught_up(self) -> None:
@@ -211,7 +207,7 @@ class Link:
         assert session.sending is not None and session.receiving is not None
         if not self._caught_up and session.sending.transfers and session.receiving.transfers:
             self._caught_up = True
-            self.tell("caught_up", "both sides have caught up", knowledge=session.sending.peer_knowledge)
+            self.tell("caught_up", "both sides have caught up", vector=session.sending.peer_vector)
 
     def _time_checkpoint(self, now_ms: int) -> None:
         sending = self.session.sending

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from leasemesh.sync.ports import Change, DatabaseDigest, TransferHeader
-from leasemesh.sync.version_vector import Era, Knowledge, Point, Resume, SiteId
+from leasemesh.sync.version_vector import Entry, Era, Resume, SiteId, VersionVector
 
 Purpose = Literal["sync", "inspect"]
 """What a link is for: exchanging changes, or only comparing."""
@@ -42,7 +42,7 @@ class Hello:
         incarnation: tells this start of the node's process from others.
         purpose: "inspect" for a link that only compares; the answer repeats the dialling side's purpose.
         schema: component -> number of its last migration.
-        knowledge: what the node includes.
+        vector: what the node includes.
         resume: how far an unfinished transfer from the receiver of this Hello came, and out of which snapshot.
     """
 
@@ -51,7 +51,7 @@ class Hello:
     incarnation: Era
     purpose: Purpose
     schema: dict[str, int]
-    knowledge: Knowledge
+    vector: VersionVector
     resume: Resume
 
 
@@ -71,7 +71,7 @@ class Changes:
 
     header: TransferHeader | None
     rows: list[Change]
-    upto: Point
+    upto: Entry
     whole: bool
     last: bool
     cost: int = field(default=0, compare=False)
@@ -85,11 +85,11 @@ class Ack:
 
 
 @dataclass(frozen=True, slots=True)
-class HeardNode:
-    """A node that somebody heard of: its beat counts its presence frames, so that old news is not taken for new."""
+class RelayedHeartbeat:
+    """A heartbeat of a node, passed on by another: `count` orders them, so that an old one is not taken for a new one."""
 
     incarnation: Era
-    beat: int
+    count: int
     age_ms: int
 
 
@@ -98,18 +98,18 @@ class Presence:
     """A sign of life.
 
     Attributes:
-        beat: counts the sender's presence frames, over all its links, from 1.
+        count: counts the sender's presence frames, over all its links, from 1.
         probe: above 0: answer at once with a Presence whose `answer` is this number.
         answer: the number of the probe that this frame answers, or 0.
-        heard: other nodes that the sender heard of, directly or through others.
-        knowledge: what the sender includes; None: nothing new since it last said.
+        heartbeats: those of other nodes, as they came to the sender, directly or through others.
+        vector: what the sender includes; None: nothing new since it last said.
     """
 
-    beat: int
+    count: int
     probe: int
     answer: int
-    heard: dict[SiteId, HeardNode]
-    knowledge: Knowledge | None
+    heartbeats: dict[SiteId, RelayedHeartbeat]
+    vector: VersionVector | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,5 @@
-"""What the sync engine needs from a database, as protocols: `node.replication.storage` implements them, the loop and the simulator
-use them.
+"""What the sync engine needs from a database, as protocols: `node.replication.storage` implements them, the loop and
+the simulator use them.
 
 All methods block and are called from worker threads, one call at a time for each object; `Storage.open_reader` and
 `Storage.digest` may run beside any other call. No SQL is visible here, and no socket there.
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from leasemesh.sync.version_vector import Era, Knowledge, Lineage, Point, Resume, SiteId
+from leasemesh.sync.version_vector import Entry, Era, Lineage, Resume, SiteId, VersionVector
 
 Value = int | float | str | bytes | None
 """A SQLite value."""
@@ -32,14 +32,14 @@ class LocalState:
         site: this database's site id.
         version: greatest stored version.
         lineage: this node's eras.
-        knowledge: what this database includes; the own entry is (version, era at version).
+        vector: what this database includes; the own entry is (version, era at version).
         schema: component name -> number of its last applied migration, for example {"leasemesh": 2}.
     """
 
     site: SiteId
     version: int
     lineage: Lineage
-    knowledge: Knowledge
+    vector: VersionVector
     schema: dict[str, int]
 
 
@@ -49,22 +49,22 @@ class TransferHeader:
 
     Attributes:
         point: the sender's own version and era at the snapshot.
-        knowledge: the sender's knowledge there, its own entry included.
+        vector: the sender's version vector there, its own entry included.
         rows_estimate: about how many rows will come; for progress display only.
     """
 
-    point: Point
-    knowledge: Knowledge
+    entry: Entry
+    vector: VersionVector
     rows_estimate: int
 
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
-    """Begin a transfer: everything after `after` that the holder of `peer_knowledge` may lack."""
+    """Begin a transfer: everything after `after` that the holder of `peer_vector` may lack."""
 
     after: int
-    peer_knowledge: Knowledge
-    parked_after: int
+    peer_vector: VersionVector
+    quarantined_after: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +74,21 @@ class ReadResult:
     Attributes:
         header: the transfer's header, the same object for each of its pieces.
         first: this is the transfer's first piece.
-        rows: changes ordered by (db_version, seq); parked rows come after them, under the version of the snapshot.
+        rows: changes ordered by (db_version, seq); quarantined rows come after them, under the version of the snapshot.
         upto: all that the transfer has to say up to this point was delivered, when `whole`.
         whole: the piece ends at a version's border (it may be applied); False: the next piece continues the same
             version.
         last: the transfer ends with this piece (always whole); the snapshot is released.
-        parked_upto: number of the last parked row delivered; pass it as `parked_after` with the next request.
+        quarantined_upto: number of the last quarantined row delivered, for `quarantined_after` of the next request.
     """
 
     header: TransferHeader
     first: bool
     rows: list[Change]
-    upto: Point
+    upto: Entry
     whole: bool
     last: bool
-    parked_upto: int
+    quarantined_upto: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class Incoming:
     header: TransferHeader
     first: bool
     rows: list[Change]
-    upto: Point
+    upto: Entry
     whole: bool
     last: bool
 
@@ -111,13 +111,13 @@ class Applied:
     Attributes:
         state: this node after the transaction.
         rows: how many rows the piece carried (staged ones count when they are applied).
-        parked: how many of them were parked.
+        quarantined: how many of them were quarantined.
         tables: names of the tables that really changed.
     """
 
     state: LocalState
     rows: int
-    parked: int
+    quarantined: int
     tables: frozenset[str]
 
 
@@ -131,9 +131,9 @@ class TableDigest:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseDigest:
-    """All replicated tables by name, and the knowledge in the same snapshot."""
+    """All replicated tables by name, and the version vector in the same snapshot."""
 
-    knowledge: Knowledge
+    vector: VersionVector
     tables: dict[str, TableDigest]
 
 
@@ -174,5 +174,5 @@ class Storage(Protocol):
     def reidentify(self) -> LocalState:
         """Give this file a new site id (it is an older copy, or a clone, of another) and return the new state."""
 
-    def record_heard(self, heard: dict[SiteId, tuple[Era, int]]) -> None:
+    def record_heartbeats(self, heartbeats: dict[SiteId, tuple[Era, int]]) -> None:
         """Remember when each node was last heard of: site -> (incarnation, monotonic milliseconds). For take-over."""

@@ -21,7 +21,7 @@ from leasemesh.sync.errors import RemoteProtocolError
 from leasemesh.sync.messages import Goodbye, Greeting, Hello, Message, Presence, Purpose, Role, SealedHello
 from leasemesh.sync.ports import LocalState
 from leasemesh.sync.transfer import ReceivingHalf, SendingHalf
-from leasemesh.sync.version_vector import NO_ERA, Era, Knowledge, Resume, SiteId
+from leasemesh.sync.version_vector import NO_ERA, Era, Resume, SiteId, VersionVector
 
 State = Literal["greeting", "introducing", "hello", "answering", "open", "inspecting", "closed"]
 
@@ -104,7 +104,7 @@ class Session:
         sending, receiving: the halves, once the peer is verified; they are still held back until `start`.
         started: changes flow (or digests, on a link to inspect): nothing stands against the peer any more.
         peer_version: the peer's own version as far as it has told.
-        heard_at_ms: when anything last came.
+        received_at_ms: when anything last came.
         nonce: of this side's Greeting.
     """
 
@@ -132,14 +132,14 @@ class Session:
         self.receiving: ReceivingHalf | None = None
         self.started = False
         self.peer_version = 0
-        self.heard_at_ms = now_ms
+        self.received_at_ms = now_ms
         self.nonce = nonce
         self._effects = effects
         self._config = config
         self._local = local
         self._greeting = Greeting(nonce, local().site)
         self._peer_greeting: Greeting | None = None
-        self._told_knowledge: Knowledge | None = None
+        self._told_vector: VersionVector | None = None
 
     @property
     def dialed(self) -> bool:
@@ -177,7 +177,7 @@ class Session:
         if isinstance(message, SealedHello) and self.state == "hello":
             received = self._open_hello(message)
         self._advance(_event(received))
-        self.heard_at_ms = now_ms
+        self.received_at_ms = now_ms
         if isinstance(received, Greeting):
             self._peer_greeting = received
             self.peer_site = received.site
@@ -194,11 +194,11 @@ class Session:
             self._config.incarnation,
             self.purpose,
             local.schema,
-            local.knowledge,
+            local.vector,
             resume,
         )
         dialer, listener = self._greetings()
-        self._told_knowledge = local.knowledge
+        self._told_vector = local.vector
         self._advance("own Hello" if self.dialed else f"own Hello to {self.purpose}")
         self.send(wire.seal_hello(hello, token=self._config.token, role=self.role, dialer=dialer, listener=listener))
 
@@ -208,7 +208,7 @@ class Session:
         self.started = True
         if self.sending is not None and self.receiving is not None:
             own = self._local().site
-            self.sending.read_upto = max(self.peer.knowledge.point(own).version, self.peer.resume.version)
+            self.sending.read_upto = max(self.peer.vector.entry(own).version, self.peer.resume.version)
             self.sending.allow(True)
             self.receiving.allow(True)
             self.sending.want_checkpoint()
@@ -224,9 +224,9 @@ class Session:
     def _accept(self, hello: Hello) -> None:
         self.peer = hello
         self.purpose = hello.purpose
-        self.learn(hello.knowledge)
+        self.learn(hello.vector)
         if hello.purpose == "sync":
-            self.sending = SendingHalf(self.link, self._effects, peer_knowledge=hello.knowledge, compress=self.compress)
+            self.sending = SendingHalf(self.link, self._effects, peer_vector=hello.vector, compress=self.compress)
             self.receiving = ReceivingHalf(
                 self.link, self._effects, site=self.peer_site, own_version=lambda: self._local().version
             )
@@ -254,20 +254,20 @@ class Session:
         self.send(goodbye)
         self.state = "closed"
 
-    def learn(self, knowledge: Knowledge) -> None:
+    def learn(self, vector: VersionVector) -> None:
         """Take in what the peer says that it includes."""
-        self.peer_version = max(self.peer_version, knowledge.point(self.peer_site).version)
+        self.peer_version = max(self.peer_version, vector.entry(self.peer_site).version)
         if self.sending is not None:
-            self.sending.peer_knowledge = self.sending.peer_knowledge.merged(knowledge)
+            self.sending.peer_vector = self.sending.peer_vector.merged(vector)
 
     def send_presence(self, presence: Presence) -> None:
-        """Send a sign of life, with this node's knowledge only if the peer has not been told it yet."""
-        knowledge = presence.knowledge
-        if knowledge == self._told_knowledge:
-            knowledge = None
-        if knowledge is not None:
-            self._told_knowledge = knowledge
-        self.send(Presence(presence.beat, presence.probe, presence.answer, presence.heard, knowledge))
+        """Send a sign of life, with this node's version vector only if the peer has not been told it yet."""
+        vector = presence.vector
+        if vector == self._told_vector:
+            vector = None
+        if vector is not None:
+            self._told_vector = vector
+        self.send(Presence(presence.count, presence.probe, presence.answer, presence.heartbeats, vector))
 
     @property
     def ahead(self) -> int:
@@ -275,14 +275,14 @@ class Session:
         if self.sending is None:
             return 0
         local = self._local()
-        return max(0, local.version - self.sending.peer_knowledge.point(local.site).version)
+        return max(0, local.version - self.sending.peer_vector.entry(local.site).version)
 
     @property
     def behind(self) -> int:
         """How many versions of the peer this node still lacks, as far as it has told."""
         if self.receiving is None:
             return 0
-        return max(0, self.peer_version - self._local().knowledge.point(self.peer_site).version)
+        return max(0, self.peer_version - self._local().vector.entry(self.peer_site).version)
 
 
 def _event(message: Message | Hello) -> str:

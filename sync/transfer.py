@@ -1,6 +1,6 @@
 """The two halves of an open session: what goes to the peer, and what comes from it.
 
-Both move knowledge only at a checkpoint, the end of a transfer. Before it, "the peer has everything of mine up to
+Both move the version vector only at a checkpoint, the end of a transfer. Before it, "the peer has everything of mine up to
 version v" would be wrong in both directions: a cell that was overwritten after v is not in the stream at v any more,
 it comes later, with its newest value. Until the last piece is stored there is only a resume position, which is good
 for continuing with the same sender and says nothing to a third node.
@@ -18,7 +18,7 @@ from leasemesh.sync.effects import Apply, BeginRead, ContinueRead, Effect, LinkI
 from leasemesh.sync.errors import RemoteProtocolError
 from leasemesh.sync.messages import Ack, Barrier, BarrierReply, Changes, Marker
 from leasemesh.sync.ports import Incoming, ReadRequest, ReadResult, TransferHeader
-from leasemesh.sync.version_vector import Knowledge, SiteId
+from leasemesh.sync.version_vector import SiteId, VersionVector
 
 
 class SendingHalf:
@@ -30,7 +30,7 @@ class SendingHalf:
     `checkpoint_due` tells the owner to call `want_checkpoint` some time later.
 
     Attributes:
-        peer_knowledge: what the peer is known to have.
+        peer_vector: what the peer is known to have.
         read_upto: this node's version up to which everything was read for the peer.
         allowed: False: send nothing yet.
         checkpoint_due: a checkpoint was left out.
@@ -39,8 +39,8 @@ class SendingHalf:
         messages_acknowledged: how many messages the peer has stored.
     """
 
-    def __init__(self, link: LinkId, effects: list[Effect], *, peer_knowledge: Knowledge, compress: bool) -> None:
-        self.peer_knowledge = peer_knowledge
+    def __init__(self, link: LinkId, effects: list[Effect], *, peer_vector: VersionVector, compress: bool) -> None:
+        self.peer_vector = peer_vector
         self.read_upto = 0
         self.allowed = False
         self.checkpoint_due = False
@@ -59,7 +59,7 @@ class SendingHalf:
         self._header_open = False  # The peer was sent a header, and not the end of that transfer yet.
         self._snapshot_bytes = 0
         self._kept_result: ReadResult | None = None
-        self._parked_upto = 0
+        self._quarantined_upto = 0
         # For each message its cost, and its transfer's header if it is the last one.
         self._unacknowledged: deque[tuple[int, TransferHeader | None]] = deque()
         self._unacknowledged_bytes = 0
@@ -75,8 +75,8 @@ class SendingHalf:
         self._wanted_version = max(self._wanted_version, version)
         self.pump()
 
-    def want_parked(self) -> None:
-        """There are new parked rows, which no version tells of."""
+    def want_quarantined(self) -> None:
+        """There are new quarantined rows, which no version tells of."""
         self._read_wanted = True
         self.pump()
 
@@ -133,7 +133,7 @@ class SendingHalf:
             self._read_wanted = self.checkpoint_due = False
             self._in_transfer = True
             self._reads_begun += 1
-            request = ReadRequest(self.read_upto, self.peer_knowledge, self._parked_upto)
+            request = ReadRequest(self.read_upto, self.peer_vector, self._quarantined_upto)
             self._effects.append(BeginRead(self._link, request, limits.ROWS_BYTES_MAX))
         else:
             return
@@ -151,12 +151,12 @@ class SendingHalf:
         self._awaiting_read = False
         if result.last:
             self._in_transfer = False
-            self.read_upto = result.header.point.version
-            self._parked_upto = result.parked_upto
+            self.read_upto = result.header.entry.version
+            self._quarantined_upto = result.quarantined_upto
         if self._says_something(result):
             self._send(result)
-        # Parked rows alone are left: they have no border to begin anew from, and would be sent from their beginning.
-        has_border = result.whole and result.upto != result.header.point
+        # Quarantined rows alone are left: they have no border to begin anew from, and would all be sent again.
+        has_border = result.whole and result.upto != result.header.entry
         if has_border and self._snapshot_bytes >= limits.SNAPSHOT_BYTES:
             self.read_upto = result.upto.version
             self._in_transfer = False
@@ -170,7 +170,7 @@ class SendingHalf:
             self.checkpoint_due = True
             return False
         self._checkpoint_wanted = False
-        return self._messages_sent == 0 or not self.peer_knowledge.covers(result.header.knowledge)
+        return self._messages_sent == 0 or not self.peer_vector.covers(result.header.vector)
 
     def _send(self, result: ReadResult) -> None:
         if result.first:
@@ -211,7 +211,7 @@ class SendingHalf:
             self._unacknowledged_bytes -= cost
             self.messages_acknowledged += 1
             if header is not None:
-                self.peer_knowledge = self.peer_knowledge.merged(header.knowledge)
+                self.peer_vector = self.peer_vector.merged(header.vector)
                 self.transfers += 1
                 completed = True
         self.pump()
@@ -299,11 +299,11 @@ class ReceivingHalf:
         if self._header is not None and not self._is_whole:
             raise RemoteProtocolError("Changes: a transfer begins anew in the middle of a version")
         header = changes.header
-        if header.knowledge.point(self._site) != header.point and header.point.version > 0:
-            raise RemoteProtocolError("Changes: the header's knowledge does not include its own point")
-        if header.point.version > self._own_version() + limits.VERSION_JUMP_MAX:
+        if header.vector.entry(self._site) != header.entry and header.entry.version > 0:
+            raise RemoteProtocolError("Changes: the header's version vector does not include its own entry")
+        if header.entry.version > self._own_version() + limits.VERSION_JUMP_MAX:
             raise RemoteProtocolError(
-                f"Changes: version {header.point.version} is more than {limits.VERSION_JUMP_MAX} ahead of this node"
+                f"Changes: version {header.entry.version} is more than {limits.VERSION_JUMP_MAX} ahead of this node"
             )
         self._header = header
         self._row_version = self._border = 0
@@ -311,11 +311,11 @@ class ReceivingHalf:
 
     def _check(self, changes: Changes, header: TransferHeader) -> None:
         upto = changes.upto.version
-        if not self._border <= upto <= header.point.version or (changes.last and changes.upto != header.point):
+        if not self._border <= upto <= header.entry.version or (changes.last and changes.upto != header.entry):
             raise RemoteProtocolError("Changes: delivered up to a point that is not of this transfer")
         if changes.rows:
             first, last = changes.rows[0][5], changes.rows[-1][5]
-            if first < self._row_version or last > (upto if changes.whole else header.point.version):
+            if first < self._row_version or last > (upto if changes.whole else header.entry.version):
                 raise RemoteProtocolError("Changes: rows out of the order of their transfer")
             self._row_version = last
         elif not changes.whole:

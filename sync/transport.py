@@ -1,5 +1,5 @@
-"""What carries messages between two nodes, as the loop sees it. `sync.drivers.websocket` is one such thing, the simulated
-network of `node.testing` another."""
+"""What carries messages between two nodes, as the loop sees it. `sync.drivers.websocket` is one such thing, the
+simulated network of `node.testing` another."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a node has absorbed, as pure values: points, knowledge vectors, lineages and the ranges still to send.
+"""What a node has absorbed, as pure values: points, version vectors, lineages and the ranges still to send.
 
-A *point* is a position in one site's history: its version and the era that the version was written in. *Knowledge*
+A *point* is a position in one site's history: its version and the era that the version was written in. *VersionVector*
 maps a site to the point up to which this database includes everything that the site had. A *lineage* is a node's own
 list of eras; it tells whether a point that somebody reports about us really belongs to our history (a restored backup
 or a copied file uses versions again, so a version alone proves nothing).
@@ -26,7 +26,7 @@ NO_ERA = Era(b"")
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class Entry:
     """A position in one site's history.
 
     Attributes:
@@ -38,7 +38,7 @@ class Point:
     era: Era
 
 
-START = Point(0, NO_ERA)
+START = Entry(0, NO_ERA)
 """The point that every history includes."""
 
 
@@ -53,63 +53,63 @@ class Resume:
     """
 
     version: int
-    snapshot: Point
+    snapshot: Entry
 
 
 FROM_START = Resume(0, START)
 """Nothing of a transfer has come."""
 
 
-class Knowledge(Mapping[SiteId, Point]):
+class VersionVector(Mapping[SiteId, Entry]):
     """An immutable vector site -> point: "my database includes everything that the site had at that point"."""
 
-    __slots__ = ("_points",)
+    __slots__ = ("_entries",)
 
-    def __init__(self, points: Mapping[SiteId, Point] | Iterable[tuple[SiteId, Point]] = ()) -> None:
-        self._points: dict[SiteId, Point] = dict(points)
+    def __init__(self, entries: Mapping[SiteId, Entry] | Iterable[tuple[SiteId, Entry]] = ()) -> None:
+        self._entries: dict[SiteId, Entry] = dict(entries)
 
-    def __getitem__(self, site: SiteId) -> Point:
-        return self._points[site]
+    def __getitem__(self, site: SiteId) -> Entry:
+        return self._entries[site]
 
     def __iter__(self) -> Iterator[SiteId]:
-        return iter(self._points)
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return len(self._points)
+        return len(self._entries)
 
     def __repr__(self) -> str:
-        inner = ", ".join(f"{site.hex()[:8]}: {point.version}" for site, point in sorted(self._points.items()))
-        return f"Knowledge({inner})"
+        inner = ", ".join(f"{site.hex()[:8]}: {entry.version}" for site, entry in sorted(self._entries.items()))
+        return f"VersionVector({inner})"
 
-    def point(self, site: SiteId) -> Point:
+    def entry(self, site: SiteId) -> Entry:
         """Return the point known of `site`, or START."""
-        return self._points.get(site, START)
+        return self._entries.get(site, START)
 
-    def includes(self, site: SiteId, point: Point) -> bool:
+    def includes(self, site: SiteId, entry: Entry) -> bool:
         """Tell whether everything that `site` had at `point` is surely included.
 
         A later version of another era proves nothing (the history may have forked before it), so it does not count; the
         cost of this caution is a harmless duplicate delivery.
         """
-        known = self._points.get(site, START)
-        return point.version == 0 or (known.version >= point.version and known.era == point.era)
+        known = self._entries.get(site, START)
+        return entry.version == 0 or (known.version >= entry.version and known.era == entry.era)
 
-    def covers(self, other: Knowledge) -> bool:
-        """Tell whether every entry of `other` is included in this knowledge."""
-        return all(self.includes(site, point) for site, point in other.items())
+    def covers(self, other: VersionVector) -> bool:
+        """Tell whether every entry of `other` is included in this version vector."""
+        return all(self.includes(site, entry) for site, entry in other.items())
 
-    def merged(self, other: Knowledge) -> Knowledge:
+    def merged(self, other: VersionVector) -> VersionVector:
         """Return the entry-wise maximum: first by version, then by era (so that the result has no order of merging)."""
-        points = dict(self._points)
-        for site, point in other.items():
-            mine = points.get(site, START)
-            if (point.version, point.era) > (mine.version, mine.era):
-                points[site] = point
-        return Knowledge(points)
+        entries = dict(self._entries)
+        for site, entry in other.items():
+            mine = entries.get(site, START)
+            if (entry.version, entry.era) > (mine.version, mine.era):
+                entries[site] = entry
+        return VersionVector(entries)
 
-    def with_point(self, site: SiteId, point: Point) -> Knowledge:
-        """Return this knowledge with `site` set to `point`, whatever it was before."""
-        return Knowledge({**self._points, site: point})
+    def with_entry(self, site: SiteId, entry: Entry) -> VersionVector:
+        """Return this version vector with `site` set to `point`, whatever it was before."""
+        return VersionVector({**self._entries, site: entry})
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,17 +123,17 @@ class Lineage:
         index = bisect_right(self.eras, version, key=lambda entry: entry[0])
         return self.eras[index - 1][1] if index else NO_ERA
 
-    def point(self, version: int) -> Point:
+    def entry(self, version: int) -> Entry:
         """Return `version` as a point of this lineage."""
-        return Point(version, self.era_at(version))
+        return Entry(version, self.era_at(version))
 
-    def owns(self, point: Point, own_version: int) -> bool:
+    def owns(self, entry: Entry, own_version: int) -> bool:
         """Tell whether `point`, reported by a peer about this node, belongs to this node's history.
 
         False means that this file is an older copy of itself or a clone: somebody wrote more, or something else, under
         the same site id.
         """
-        return point.version == 0 or (point.version <= own_version and self.era_at(point.version) == point.era)
+        return entry.version == 0 or (entry.version <= own_version and self.era_at(entry.version) == entry.era)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,16 +142,16 @@ class Absorbed:
 
     Attributes:
         first, last: the local versions, both inclusive.
-        knowledge: the sender's knowledge at its snapshot. Whoever covers it has all rows of the range, or newer ones.
+        vector: the sender's version vector at its snapshot. Whoever covers it has all rows of the range, or newer ones.
     """
 
     first: int
     last: int
-    knowledge: Knowledge
+    vector: VersionVector
 
 
 def ranges_to_send(
-    *, after: int, upto: int, absorbed: Sequence[Absorbed], peer_knowledge: Knowledge
+    *, after: int, upto: int, absorbed: Sequence[Absorbed], peer_vector: VersionVector
 ) -> list[tuple[int, int]]:
     """Return the local version ranges (exclusive start, inclusive end) that the peer may lack, in order.
 
@@ -159,12 +159,12 @@ def ranges_to_send(
         after: the version of ours that the peer already includes.
         upto: our version at the snapshot.
         absorbed: our log of absorbed ranges, ordered by `first` and not overlapping; may be incomplete.
-        peer_knowledge: what the peer has.
+        peer_vector: what the peer has.
     """
     ranges: list[tuple[int, int]] = []
     start = after
     for entry in absorbed:
-        if entry.last <= start or not peer_knowledge.covers(entry.knowledge):
+        if entry.last <= start or not peer_vector.covers(entry.vector):
             continue
         if entry.first > upto:
             break

@@ -10,16 +10,17 @@ is keys and values of SQLite, which are binary; msgpack because its types are SQ
 | 1 | Hello | proof (32 bytes or none), body (a blob: see below) | the dialling side after Greeting, then the other |
 | 2 | Changes | flags, header (a blob, or nil), upto, row count, raw size, rows (a blob) | both, while open |
 | 3 | Ack | number of Changes messages dealt with since the link opened | both, one for each Changes |
-| 4 | Presence | beat, probe, answer, heard nodes, knowledge (or nil) | both, every few seconds |
+| 4 | Presence | count, probe, answer, relayed heartbeats, version vector (or nil) | both, every few seconds |
 | 5 | DigestRequest | number | both; one at a time |
-| 6 | Digest | number, knowledge, tables | answers it |
+| 6 | Digest | number, version vector, tables | answers it |
 | 7 | Goodbye | close code (4000 to 4999), sentence, retry | both, last; allowed at any moment |
 | 8 | Barrier | id (16 bytes) | both, while open, between two transfers |
 | 9 | BarrierReply | id (16 bytes), whole | answers it, between two transfers |
 
-The body of a Hello is an array: workspace, name, incarnation, purpose, schema (flat: component, number, …), knowledge,
-resume version, and the point of the snapshot that it belongs to; what they mean says `sync.messages.Hello`. A point is
-two items, version and era. Knowledge is one flat array: site, version, era, site, …, in order of the sites.
+The body of a Hello is an array: workspace, name, incarnation, purpose, schema (flat: component, number, …), version
+vector, resume version, and the point of the snapshot that it belongs to; what they mean says `sync.messages.Hello`. A
+point is two items, version and era. VersionVector is one flat array: site, version, era, site, …, in order of the
+sites.
 
 **Opening.** Nothing but a Goodbye comes before the Greeting. The first three items of a Greeting stay as they are in
 all versions; a node that speaks another version closes with `VERSION`. The dialling side then sends its Hello. The
@@ -32,9 +33,10 @@ prove, and both compare in constant time, before they decode the body. Without a
 empty; a token on one side only is refused. The proof does not encrypt: use wss where others may listen or interfere.
 
 **Transfers.** A transfer is one Changes message or more: the first carries the header (the sender's point and
-knowledge at its snapshot, and about how many rows will come), the last the flag LAST. Rows are ordered by db_version.
+version vector at its snapshot, and about how many rows will come), the last the flag LAST. Rows are ordered by
+db_version.
 `upto` says how far the sender's history is delivered; it counts once a message with the flag WHOLE came. The receiver
-takes over the header's knowledge with the LAST message and not before: what the sender has overwritten since is
+takes over the header's version vector with the LAST message and not before: what the sender has overwritten since is
 missing from the early part of the stream. A header where a transfer has not ended begins it anew from `upto`, out of
 a newer snapshot; it comes after a message with the flag WHOLE only. Rows are columns (sync/columns.py), compressed with
 zlib when `raw size` is above 0, which is their size then.
@@ -75,15 +77,15 @@ from leasemesh.sync.messages import (
     DigestRequest,
     Goodbye,
     Greeting,
-    HeardNode,
     Hello,
     Message,
     Presence,
+    RelayedHeartbeat,
     Role,
     SealedHello,
 )
 from leasemesh.sync.ports import DatabaseDigest, TableDigest, TransferHeader
-from leasemesh.sync.version_vector import Era, Knowledge, Point, Resume, SiteId
+from leasemesh.sync.version_vector import Entry, Era, Resume, SiteId, VersionVector
 
 MAGIC = "leasemesh"
 PROTOCOL_VERSION = 1
@@ -91,26 +93,28 @@ PROTOCOL_VERSION = 1
 _WHOLE = 1
 _LAST = 2
 _PROOF_CONTEXT = b"leasemesh hello 1"
-_HEARD_ITEMS_MAX = 4 * limits.KNOWLEDGE_ENTRIES_MAX
+_HEARTBEAT_ITEMS_MAX = 4 * limits.VECTOR_ENTRIES_MAX
 _ENVELOPE_ITEMS_MAX = 16
 
 # --- Encoding --------------------------------------------------------------------------------------------------------
 
 
-def _pack_point(point: Point) -> tuple[int, bytes]:
-    return point.version, point.era
+def _pack_entry(entry: Entry) -> tuple[int, bytes]:
+    return entry.version, entry.era
 
 
-def _pack_knowledge(knowledge: Knowledge) -> list[Any]:
-    return [item for site, point in sorted(knowledge.items()) for item in (site, point.version, point.era)]
+def _pack_vector(vector: VersionVector) -> list[Any]:
+    return [item for site, entry in sorted(vector.items()) for item in (site, entry.version, entry.era)]
 
 
-def _pack_heard(heard: dict[SiteId, HeardNode]) -> list[Any]:
-    return [item for site, node in sorted(heard.items()) for item in (site, node.incarnation, node.beat, node.age_ms)]
+def _pack_heartbeats(heartbeats: dict[SiteId, RelayedHeartbeat]) -> list[Any]:
+    return [
+        item for site, node in sorted(heartbeats.items()) for item in (site, node.incarnation, node.count, node.age_ms)
+    ]
 
 
 def _pack_header(header: TransferHeader) -> bytes:
-    return _pack(*_pack_point(header.point), header.rows_estimate, _pack_knowledge(header.knowledge))
+    return _pack(*_pack_entry(header.entry), header.rows_estimate, _pack_vector(header.vector))
 
 
 def _pack_tables(tables: dict[str, TableDigest]) -> list[Any]:
@@ -134,13 +138,13 @@ def encode(message: Message) -> bytes:
         case Ack():
             return _pack(3, message.messages)
         case Presence():
-            knowledge = None if message.knowledge is None else _pack_knowledge(message.knowledge)
-            return _pack(4, message.beat, message.probe, message.answer, _pack_heard(message.heard), knowledge)
+            vector = None if message.vector is None else _pack_vector(message.vector)
+            return _pack(4, message.count, message.probe, message.answer, _pack_heartbeats(message.heartbeats), vector)
         case DigestRequest():
             return _pack(5, message.number)
         case Digest():
             digest = message.digest
-            return _pack(6, message.number, _pack_knowledge(digest.knowledge), _pack_tables(digest.tables))
+            return _pack(6, message.number, _pack_vector(digest.vector), _pack_tables(digest.tables))
         case Goodbye():
             return _pack(7, message.code, cut_text(message.sentence, limits.SENTENCE_BYTES_MAX), message.retry)
         case Barrier():
@@ -164,7 +168,7 @@ def encode_changes(message: Changes, *, compress: bool) -> tuple[bytes, int]:
         if len(compressed) < len(body):
             body, raw_size = compressed, len(body)
     flags = _WHOLE * message.whole + _LAST * message.last
-    data = _pack(2, flags, header, *_pack_point(message.upto), len(message.rows), raw_size, body)
+    data = _pack(2, flags, header, *_pack_entry(message.upto), len(message.rows), raw_size, body)
     if max(len(data), cost) > limits.MESSAGE_BYTES_MAX or len(message.rows) > limits.ROWS_MAX:
         raise LocalProtocolError(
             f"a piece of {max(len(data), cost)} bytes in {len(message.rows)} rows was read; a message holds "
@@ -195,9 +199,9 @@ def seal_hello(hello: Hello, *, token: str | None, role: Role, dialer: Greeting,
         hello.incarnation,
         hello.purpose,
         schema,
-        _pack_knowledge(hello.knowledge),
+        _pack_vector(hello.vector),
         hello.resume.version,
-        *_pack_point(hello.resume.snapshot),
+        *_pack_entry(hello.resume.snapshot),
     )
     return SealedHello(b"" if token is None else _proof(token, role, dialer, listener, body), body)
 
@@ -274,8 +278,8 @@ def _decode_sealed_hello(items: list[Any]) -> SealedHello:
 
 
 def _decode_hello(body: bytes) -> Hello:
-    items = array(unpack(body, "Hello", 3 * limits.KNOWLEDGE_ENTRIES_MAX), "Hello", 9, 9)
-    workspace, name, incarnation, purpose, schema, knowledge, resume, version, era = items
+    items = array(unpack(body, "Hello", 3 * limits.VECTOR_ENTRIES_MAX), "Hello", 9, 9)
+    workspace, name, incarnation, purpose, schema, vector, resume, version, era = items
     if purpose != "sync" and purpose != "inspect":
         raise RemoteProtocolError("Hello: unknown purpose")
     components = _groups(schema, "Hello: schema", 2, limits.SCHEMA_ENTRIES_MAX)
@@ -290,13 +294,13 @@ def _decode_hello(body: bytes) -> Hello:
             )
             for component, number in components
         },
-        _knowledge(knowledge, "Hello"),
+        _vector(vector, "Hello"),
         _resume(resume, version, era),
     )
 
 
 def _resume(version: Any, snapshot_version: Any, snapshot_era: Any) -> Resume:
-    snapshot = _point(snapshot_version, snapshot_era, "Hello: resume")
+    snapshot = _entry(snapshot_version, snapshot_era, "Hello: resume")
     return Resume(_integer(version, "Hello: resume", 0, snapshot.version), snapshot)
 
 
@@ -304,7 +308,7 @@ def _decode_changes(items: list[Any]) -> Changes:
     _count(items, "Changes", 7)
     flags = _integer(items[0], "Changes: flags", 0, _WHOLE + _LAST)
     header = None if items[1] is None else _decode_header(items[1])
-    upto = _point(items[2], items[3], "Changes: upto")
+    upto = _entry(items[2], items[3], "Changes: upto")
     count = _integer(items[4], "Changes: row count", 0, limits.ROWS_MAX)
     raw_size = _integer(items[5], "Changes: raw size", 0, limits.MESSAGE_BYTES_MAX)
     body = _octets(items[6], "Changes: rows", 0, limits.MESSAGE_BYTES_MAX)
@@ -318,10 +322,10 @@ def _decode_changes(items: list[Any]) -> Changes:
 
 def _decode_header(data: Any) -> TransferHeader:
     packed = _octets(data, "Changes: header", 1, limits.CONTROL_BYTES_MAX)
-    items = array(unpack(packed, "Changes: header", 3 * limits.KNOWLEDGE_ENTRIES_MAX), "Changes: header", 4, 4)
+    items = array(unpack(packed, "Changes: header", 3 * limits.VECTOR_ENTRIES_MAX), "Changes: header", 4, 4)
     return TransferHeader(
-        _point(items[0], items[1], "Changes: header"),
-        _knowledge(items[3], "Changes: header"),
+        _entry(items[0], items[1], "Changes: header"),
+        _vector(items[3], "Changes: header"),
         _integer(items[2], "Changes: estimate", 0, limits.VERSION_MAX),
     )
 
@@ -344,20 +348,20 @@ def _decode_ack(items: list[Any]) -> Ack:
 
 def _decode_presence(items: list[Any]) -> Presence:
     _count(items, "Presence", 5)
-    heard = {
-        _site(site, "Presence: heard"): HeardNode(
-            _incarnation(incarnation, "Presence: heard"),
-            _integer(beat, "Presence: heard", 0, limits.VERSION_MAX),
-            _integer(age_ms, "Presence: heard", 0, limits.AGE_MS_MAX),
+    heartbeats = {
+        _site(site, "Presence: heartbeats"): RelayedHeartbeat(
+            _incarnation(incarnation, "Presence: heartbeats"),
+            _integer(count, "Presence: heartbeats", 0, limits.VERSION_MAX),
+            _integer(age_ms, "Presence: heartbeats", 0, limits.AGE_MS_MAX),
         )
-        for site, incarnation, beat, age_ms in _groups(items[3], "Presence: heard", 4, limits.KNOWLEDGE_ENTRIES_MAX)
+        for site, incarnation, count, age_ms in _groups(items[3], "Presence: heartbeats", 4, limits.VECTOR_ENTRIES_MAX)
     }
     return Presence(
-        _integer(items[0], "Presence: beat", 1, limits.VERSION_MAX),
+        _integer(items[0], "Presence: count", 1, limits.VERSION_MAX),
         _integer(items[1], "Presence: probe", 0, limits.VERSION_MAX),
         _integer(items[2], "Presence: answer", 0, limits.VERSION_MAX),
-        heard,
-        None if items[4] is None else _knowledge(items[4], "Presence"),
+        heartbeats,
+        None if items[4] is None else _vector(items[4], "Presence"),
     )
 
 
@@ -377,7 +381,7 @@ def _decode_digest(items: list[Any]) -> Digest:
     }
     return Digest(
         _integer(items[0], "Digest: number", 1, limits.VERSION_MAX),
-        DatabaseDigest(_knowledge(items[1], "Digest"), tables),
+        DatabaseDigest(_vector(items[1], "Digest"), tables),
     )
 
 
@@ -411,9 +415,9 @@ _DECODERS: dict[int, tuple[str, int, int, Callable[[list[Any]], Message]]] = {
     1: ("Hello", limits.CONTROL_BYTES_MAX, _ENVELOPE_ITEMS_MAX, _decode_sealed_hello),
     2: ("Changes", limits.MESSAGE_BYTES_MAX, _ENVELOPE_ITEMS_MAX, _decode_changes),
     3: ("Ack", limits.CONTROL_BYTES_MAX, _ENVELOPE_ITEMS_MAX, _decode_ack),
-    4: ("Presence", limits.CONTROL_BYTES_MAX, _HEARD_ITEMS_MAX, _decode_presence),
+    4: ("Presence", limits.CONTROL_BYTES_MAX, _HEARTBEAT_ITEMS_MAX, _decode_presence),
     5: ("DigestRequest", limits.CONTROL_BYTES_MAX, _ENVELOPE_ITEMS_MAX, _decode_digest_request),
-    6: ("Digest", limits.CONTROL_BYTES_MAX, _HEARD_ITEMS_MAX, _decode_digest),
+    6: ("Digest", limits.CONTROL_BYTES_MAX, _HEARTBEAT_ITEMS_MAX, _decode_digest),
     7: ("Goodbye", limits.CONTROL_BYTES_MAX, _ENVELOPE_ITEMS_MAX, _decode_goodbye),
     8: ("Barrier", limits.CONTROL_BYTES_MAX, _ENVELOPE_ITEMS_MAX, _decode_barrier),
     9: ("BarrierReply", limits.CONTROL_BYTES_MAX, _ENVELOPE_ITEMS_MAX, _decode_barrier_reply),
@@ -453,8 +457,8 @@ def _incarnation(value: Any, what: str) -> Era:
     return Era(_octets(value, what, limits.INCARNATION_BYTES, limits.INCARNATION_BYTES))
 
 
-def _point(version: Any, era: Any, what: str) -> Point:
-    return Point(
+def _entry(version: Any, era: Any, what: str) -> Entry:
+    return Entry(
         _integer(version, f"{what}: version", 0, limits.VERSION_MAX),
         Era(_octets(era, f"{what}: era", 0, limits.ERA_BYTES_MAX)),
     )
@@ -470,6 +474,6 @@ def _groups(value: Any, what: str, size: int, groups_max: int) -> list[tuple[Any
     return groups
 
 
-def _knowledge(value: Any, what: str) -> Knowledge:
-    groups = _groups(value, f"{what}: knowledge", 3, limits.KNOWLEDGE_ENTRIES_MAX)
-    return Knowledge((_site(site, what), _point(version, era, what)) for site, version, era in groups)
+def _vector(value: Any, what: str) -> VersionVector:
+    groups = _groups(value, f"{what}: version vector", 3, limits.VECTOR_ENTRIES_MAX)
+    return VersionVector((_site(site, what), _entry(version, era, what)) for site, version, era in groups)

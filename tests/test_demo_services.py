@@ -136,10 +136,10 @@ async def test_a_cut_link_breaks_connections_off_and_lets_new_ones_through_once_
 
 
 async def test_who_dialled_a_cut_link_and_died_is_not_passed_on():
-    heard = asyncio.Queue()
+    heartbeats = asyncio.Queue()
 
     async def hear(reader, writer):
-        heard.put_nowait(await reader.read(100))
+        heartbeats.put_nowait(await reader.read(100))
         writer.close()
 
     server = await asyncio.start_server(hear, "127.0.0.1", 0)
@@ -158,6 +158,6 @@ async def test_who_dialled_a_cut_link_and_died_is_not_passed_on():
         _, alive = await asyncio.open_connection("127.0.0.1", port)
         alive.write(b"alive")
         async with asyncio.timeout(5):
-            assert await heard.get() == b"alive"
+            assert await heartbeats.get() == b"alive"
         writer.close()
         alive.close()

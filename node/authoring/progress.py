@@ -40,7 +40,7 @@ class Progress:
 
 
 class ProgressObserver:
-    """A bounded queue of tellings; iterate over it. Ends when the runner has stopped."""
+    """A bounded queue of notifications; iterate over it. Ends when the runner has stopped."""
 
     def __init__(self) -> None:
         self._waiting: deque[Progress] = deque(maxlen=PROGRESS_QUEUE_MAX)
@@ -48,7 +48,7 @@ class ProgressObserver:
         self._ended = False
 
     def put(self, progress: Progress) -> None:
-        """Add a telling; the oldest goes when there is no room."""
+        """Add a notification; the oldest goes when there is no room."""
         self._waiting.append(progress)
         self._changed.set()
 

@@ -10,7 +10,7 @@ from leasemesh.node.model.jsonvalue import check_whole
 from leasemesh.node.stores import HandlerRun
 
 CLAIMS_THAT_FAIL_MAX = 3
-"""An event on which a handler's code has failed so often is buried: it is the event, not the service."""
+"""An event on which a handler's code has failed so often is made a dead letter: it is the event, not the service."""
 
 
 @dataclass(frozen=True, slots=True)

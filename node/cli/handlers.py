@@ -9,7 +9,7 @@ import typer
 
 from leasemesh.node.cli.app import CommandError, Session, app, command
 from leasemesh.node.cli.events import event_document
-from leasemesh.node.cli.naming import find_event, person, split_handler, warn_when_unheard_of
+from leasemesh.node.cli.naming import find_event, person, split_handler, warn_when_unknown
 from leasemesh.node.cli.output import Column, ExitCode, ago, styled
 from leasemesh.node.cli.runs import error_of
 from leasemesh.node.model.ids import short, short_run
@@ -43,7 +43,7 @@ def block(
     node = session.node
     where = node.site_id if here else EVERYWHERE
     said = node.handler_blocks.block(workflow, name, reason=reason, by=person(), node=where)
-    warn_when_unheard_of(session, workflow, name)
+    warn_when_unknown(session, workflow, name)
     text = f"{handler} does not run {_where(session, said)} any more"
     session.screen.show(_block_document(session, said), lambda: [styled(text)])
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from leasemesh.node.cli.app import CommandError, Session, app, command
-from leasemesh.node.cli.naming import existing_topic, find_node, warn_when_unheard_of
+from leasemesh.node.cli.naming import existing_topic, find_node, warn_when_unknown
 from leasemesh.node.cli.output import ExitCode, joined, styled
 from leasemesh.node.stores.modes import Mode, ModeSetting
 
@@ -56,7 +56,7 @@ def mode(
         node = find_node(session, home) if home is not None else None
         setting = modes.set(workflow, chosen, topic=topic, handler=handler, home=node, gone=gone)
     if handler is not None:
-        warn_when_unheard_of(session, workflow, handler)
+        warn_when_unknown(session, workflow, handler)
     document = {"workflow": workflow, "topic": topic, "handler": handler, **_document(session, setting)}
     session.screen.show(document, lambda: _draw(about, document))
 

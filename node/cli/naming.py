@@ -92,7 +92,7 @@ def split_handler(text: str) -> tuple[str, str]:
     return _sides("handler", "shop/pack", text, *text.rpartition("/")[::2])
 
 
-def warn_when_unheard_of(session: Session, workflow: str, handler: str) -> None:
+def warn_when_unknown(session: Session, workflow: str, handler: str) -> None:
     """Say so when no run of a handler is known here.
 
     What is said of it counts all the same: it may run only on devices that were not met yet. But people mistype names.

@@ -14,6 +14,7 @@ import typer
 from leasemesh.node.authoring.errors import RunRefused
 from leasemesh.node.cli.app import CommandError, Session, app, command
 from leasemesh.node.cli.apps import load_workflows
+from leasemesh.node.cli.notifications import Printer, WholeLines, print_all, printing_warnings, stopping_on_signals
 from leasemesh.node.cli.output import ExitCode
 from leasemesh.node.cli.syncing import (
     ListenOption,
@@ -23,7 +24,6 @@ from leasemesh.node.cli.syncing import (
     parse_listen,
     read_token,
 )
-from leasemesh.node.cli.telling import Teller, WholeLines, printing_warnings, stopping_on_signals, tell_all
 from leasemesh.node.cli.watching import RunScreen
 from leasemesh.node.model.errors import LeasemeshError
 from leasemesh.node.replication.syncing import SyncRefused
@@ -127,7 +127,7 @@ async def _run(session: Session, workflows: list[Workflow], options: Options) ->
     async with AsyncExitStack() as stack:
         screen = stack.enter_context(RunScreen(session.screen, drain_s=options.drain_s))
         stack.enter_context(stopping_on_signals(stop, screen.at_once))
-        teller = stack.enter_context(Teller(session.screen, transfers=False))
+        printer = stack.enter_context(Printer(session.screen, transfers=False))
         sync, observer = None, None
         if options.listen is not None or options.peers:
             sync = await stack.enter_async_context(
@@ -142,17 +142,17 @@ async def _run(session: Session, workflows: list[Workflow], options: Options) ->
         )
         screen.began(session, workflows, runner, sync.url if sync is not None else None)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(screen.tell_all(runner.observe()))
+            tasks.create_task(screen.print_all(runner.observe()))
             drawing = tasks.create_task(screen.keep_drawing())
-            telling = tasks.create_task(tell_all(teller, observer)) if observer is not None else None
+            notifying = tasks.create_task(print_all(printer, observer)) if observer is not None else None
             idle = asyncio.create_task(_idle(node, runner, sync)) if options.until_idle else None
             await _until_asked_or_ended(stop, runner, sync, idle)
-            teller.stopping = True
+            printer.stopping = True
             ending = asyncio.create_task(runner.stop())
             if not (await asyncio.wait([ending], timeout=TOLD_AFTER_S))[0]:
                 screen.stopping()
             await ending
-            for task in (drawing, telling):
+            for task in (drawing, notifying):
                 if task is not None:
                     task.cancel()
     screen.ended()

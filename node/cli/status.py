@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from leasemesh.node.node import Node
-    from leasemesh.sync.version_vector import Knowledge
+    from leasemesh.sync.version_vector import VersionVector
 
 LISTED_MAX = 10
 """Lines of each list in `status`; --json lists a hundred times as many."""
@@ -29,14 +29,14 @@ def status(session: Session) -> None:
     """Show who this device is, its peers, what it knows of whom, and the work that is held."""
     from leasemesh.node.cli.authority import authority_document, waiting_documents
     from leasemesh.node.doctor import combined
-    from leasemesh.node.replication.quarantine import count_parked
+    from leasemesh.node.replication.quarantine import count_quarantined
     from leasemesh.node.replication.version_vectors import StateReader, read_schema
 
     node = session.node
     with node.database.snapshot():
         state = StateReader().read(node.database.query)
         peers = node.peers()
-        parked = {one.reason: one.rows for one in count_parked(node.database.query)}
+        quarantined = {one.reason: one.rows for one in count_quarantined(node.database.query)}
         document: dict[str, Any] = {
             "database": str(node.path),
             "name": node.name,
@@ -45,14 +45,14 @@ def status(session: Session) -> None:
             "version": state.version,
             "schema": read_schema(node.database.query),
             "digest": combined(node.digest()),
-            "peers": [_peer_document(peer, state.knowledge, node.site_id) for peer in peers],
-            "knowledge": [
-                {"node": site.hex(), "device": session.device_name(site.hex()), "version": point.version}
-                for site, point in sorted(state.knowledge.items())
+            "peers": [_peer_document(peer, state.vector, node.site_id) for peer in peers],
+            "version_vector": [
+                {"node": site.hex(), "device": session.device_name(site.hex()), "version": entry.version}
+                for site, entry in sorted(state.vector.items())
             ],
             "events": _event_counts(node),
             "duplicates": node.events.count_duplicates(),
-            "parked": parked,
+            "quarantined": quarantined,
             **_attention(node),
             "authority": authority_document(session),
             "waiting": waiting_documents(session, 100 * LISTED_MAX),
@@ -102,16 +102,16 @@ def _event_counts(node: Node) -> dict[str, int]:
     return counts
 
 
-def _peer_document(peer: Peer, knowledge: Knowledge, own: str) -> dict[str, Any]:
+def _peer_document(peer: Peer, vector: VersionVector, own: str) -> dict[str, Any]:
     """Return a peer; `behind` is how many versions of it are not here yet, `ahead` how many of ours it may lack."""
     from leasemesh.sync.version_vector import SiteId
 
     behind = ahead = None
-    if peer.knowledge is not None and peer.node is not None:
+    if peer.vector is not None and peer.node is not None:
         site = SiteId(bytes.fromhex(peer.node))
-        behind = max(0, peer.knowledge.point(site).version - knowledge.point(site).version)
+        behind = max(0, peer.vector.entry(site).version - vector.entry(site).version)
         mine = SiteId(bytes.fromhex(own))
-        ahead = max(0, knowledge.point(mine).version - peer.knowledge.point(mine).version)
+        ahead = max(0, vector.entry(mine).version - peer.vector.entry(mine).version)
     return {
         "peer": peer.peer,
         "direction": peer.direction,
@@ -157,7 +157,7 @@ def _draw_status(session: Session, document: dict[str, Any]) -> Iterable[Rendera
         facts.append(("done twice", count_of(document["duplicates"], "event")))
     if document["authority"]["generation"] or document["authority"]["next"]:
         facts.append(("authority", authority_text(session, document["authority"])))
-    facts += [("parked", f"{rows:,} because {reason}") for reason, rows in document["parked"].items()]
+    facts += [("quarantined", f"{rows:,} because {reason}") for reason, rows in document["quarantined"].items()]
     for name, text in facts:
         yield joined(styled(f"  {name:<11}", "dim"), text)
     yield ""
@@ -166,11 +166,11 @@ def _draw_status(session: Session, document: dict[str, Any]) -> Iterable[Rendera
         yield _peer_table(session, document["peers"])
     else:
         yield styled("no process syncs this file now; `leasemesh serve` does", "dim")
-    others = [one for one in document["knowledge"] if one["node"] != document["node"]]
+    others = [one for one in document["version_vector"] if one["node"] != document["node"]]
     if others:
         yield ""
         columns = [Column("knows"), Column("name", flexible=True), Column("up to version", right=True)]
-        yield screen.table(columns, (_knowledge_row(one) for one in others[:LISTED_MAX]))
+        yield screen.table(columns, (_vector_row(one) for one in others[:LISTED_MAX]))
         yield from _more(len(others))
     if document["held"]:
         yield ""
@@ -218,7 +218,7 @@ def _peer_table(session: Session, peers: list[dict[str, Any]]) -> RenderableType
     return session.screen.table(columns, rows)
 
 
-def _knowledge_row(one: dict[str, Any]) -> list[str | Text]:
+def _vector_row(one: dict[str, Any]) -> list[str | Text]:
     identifier = short(one["node"])
     name = "" if one["device"] == identifier else one["device"]
     return [styled(identifier, "dim"), name, f"{one['version']:,}"]

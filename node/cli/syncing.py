@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from leasemesh.node.cli.app import CommandError, Session, app, command, device_name
+from leasemesh.node.cli.notifications import Printer, print_all, printing_warnings, stopping_on_signals
 from leasemesh.node.cli.output import ExitCode, count_of, joined, styled
-from leasemesh.node.cli.telling import Teller, printing_warnings, stopping_on_signals, tell_all
 from leasemesh.node.model.ids import short
 from leasemesh.node.replication.syncing import Comparison, SyncRefused
 from leasemesh.sync.drivers.websocket import AddressError
-from leasemesh.sync.version_vector import Knowledge
+from leasemesh.sync.version_vector import VersionVector
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -74,18 +74,18 @@ def serve(
 async def _serve(session: Session, listen: tuple[str, int] | None, peers: list[str], token: str | None) -> None:
     stop = asyncio.Event()
     node = session.node
-    with Teller(session.screen) as teller, stopping_on_signals(stop, teller.close):
+    with Printer(session.screen) as printer, stopping_on_signals(stop, printer.close):
         async with node.syncing(listen=listen, peers=peers, token=token) as sync:
             observer = sync.loop.observe()
-            teller.began(node.name, node.workspace_id, sync, peers)
-            telling = asyncio.create_task(tell_all(teller, observer))
+            printer.began(node.name, node.workspace_id, sync, peers)
+            notifying = asyncio.create_task(print_all(printer, observer))
             ended = asyncio.create_task(sync.wait())
             asked = asyncio.create_task(stop.wait())
             await asyncio.wait((ended, asked), return_when=asyncio.FIRST_COMPLETED)
             asked.cancel()
-            teller.stopping = True
-        await asyncio.gather(telling, ended)
-        teller.ended()
+            printer.stopping = True
+        await asyncio.gather(notifying, ended)
+        printer.ended()
 
 
 @command(
@@ -108,7 +108,7 @@ def verify(
         raise CommandError(str(error), ExitCode.USAGE) from error
     except SyncRefused as error:
         raise CommandError(str(error), ExitCode.PEER) from error
-    mine, theirs = comparison.mine.knowledge, comparison.theirs.knowledge
+    mine, theirs = comparison.mine.vector, comparison.theirs.vector
     names = session.names() | {comparison.node: comparison.name}  # which may not be known here yet
     lacks_here, lacks_there = _lacking(names, mine, theirs), _lacking(names, theirs, mine)
     document = {
@@ -124,12 +124,12 @@ def verify(
         raise CommandError(_difference(comparison), ExitCode.DIFFERENT)
 
 
-def _lacking(names: dict[str, str], ours: Knowledge, others: Knowledge) -> dict[str, int]:
+def _lacking(names: dict[str, str], ours: VersionVector, others: VersionVector) -> dict[str, int]:
     """Return of which devices `others` includes more than `ours`: name -> versions."""
     return {
-        device_name(names, site.hex()): max(0, point.version - ours.point(site).version)
-        for site, point in sorted(others.items())
-        if not ours.includes(site, point) and point.version >= ours.point(site).version
+        device_name(names, site.hex()): max(0, entry.version - ours.entry(site).version)
+        for site, entry in sorted(others.items())
+        if not ours.includes(site, entry) and entry.version >= ours.entry(site).version
     }
 
 
@@ -153,7 +153,7 @@ def _difference(comparison: Comparison) -> str:
     counts = f"{mine.cells if mine else 0:,} cells here, {theirs.cells if theirs else 0:,} there"
     more = f", and {count_of(len(tables) - 1, 'more table')}" if len(tables) > 1 else ""
     text = f"different from {comparison.name}, first in table {first} ({counts}){more}"
-    if comparison.same_knowledge:
+    if comparison.same_vector:
         return f"{text}, although both have absorbed the same: run `leasemesh doctor` on both"
     return f"{text}; sync has not finished, so compare again when both have caught up"
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from leasemesh.node.cli.notifications import now_ms
 from leasemesh.node.cli.output import Column, Screen, ago, count_of, styled
-from leasemesh.node.cli.telling import now_ms
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -149,7 +149,7 @@ class RunScreen:
 
     # --- While it runs ------------------------------------------------------------------------------------------------
 
-    async def tell_all(self, observer: ProgressObserver) -> None:
+    async def print_all(self, observer: ProgressObserver) -> None:
         """Tell what happens until the runner has stopped."""
         async for progress in observer:
             self.tell(progress)

@@ -283,10 +283,11 @@ class Manager(Beginnings):
         return self._and_begin(attempt, lambda: self.commit(attempt, state))
 
     def fail(self, attempt: Attempt, error: BaseException) -> int:
-        """End a run whose code failed; before the boundary its events are given back, or buried after three such runs.
+        """End a run whose code failed; before the boundary its events are given back, or become dead letters
+        after three such runs.
 
         Returns:
-            How many events were buried.
+            How many events became dead letters.
         """
         failure = classify(error)
         details = self._told(attempt) | {
@@ -297,12 +298,12 @@ class Manager(Beginnings):
         attempt.session.error = text_of(error)
         with self._transaction():
             self._record(attempt)
-            buried = 0
+            dead_lettered = 0
             if attempt.holder is not None and attempt.outcome == "none":
-                buried = self._give_back(attempt, bury=failure == "logic")
+                dead_lettered = self._give_back(attempt, dead_letter=failure == "logic")
             self._runs.set_status(attempt.run, _STATUS[failure], details=details)
             self._count(attempt)
-        return buried
+        return dead_lettered
 
     def lose(self, attempt: Attempt, reason: str) -> None:
         """End a run that lost its lease, or may not go on, before the boundary; it gives back what it still has."""
@@ -448,12 +449,14 @@ class Manager(Beginnings):
             return {"state_lost": str(error)}  # its effect happened twice, too; that shows as a duplicate
         return {}
 
-    def _give_back(self, attempt: Attempt, *, bury: bool) -> int:
+    def _give_back(self, attempt: Attempt, *, dead_letter: bool) -> int:
         assert attempt.holder is not None
         try:
-            failed = [failed_claims(self.node, attempt.handler, event) for event in attempt.events] if bury else []
+            failed = (
+                [failed_claims(self.node, attempt.handler, event) for event in attempt.events] if dead_letter else []
+            )
             if failed and min(failed) + 1 >= CLAIMS_THAT_FAIL_MAX:
-                return self._events.bury(attempt.holder)
+                return self._events.dead_letter(attempt.holder)
         except (LeaseLost, IllegalState):
             pass  # whoever owns them now tries by itself, or they are settled
         self._let_go(attempt.holder)

@@ -42,7 +42,7 @@ CANDIDATES_MAX = 100
 SETTLED = ("consumed", "skipped", "dead")
 
 HandlerKey = tuple[str, str]
-Telling = tuple[ProgressKind, HandlerKey, RunId, str]
+Notification = tuple[ProgressKind, HandlerKey, RunId, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +66,18 @@ class Found:
 
     Attributes:
         continuations: what is to be gone on with.
-        tellings: what was done, as (kind, handler, run, sentence).
+        notifications: what was done, as (kind, handler, run, sentence).
     """
 
     continuations: tuple[Continuation, ...]
-    tellings: tuple[Telling, ...]
+    notifications: tuple[Notification, ...]
 
 
 class Recovery:
     """Looks after what was left behind. Synchronous; each thing that it does is a transaction of its own."""
 
     def __init__(
-        self, manager: Manager, handlers: Mapping[HandlerKey, Handler], *, unheard: Container[RunId] = ()
+        self, manager: Manager, handlers: Mapping[HandlerKey, Handler], *, unrecorded: Container[RunId] = ()
     ) -> None:
         """Make one.
 
@@ -87,10 +87,10 @@ class Recovery:
             unheard: runs whose effect's outcome is known to this process, or will be, and is not recorded yet.
         """
         self._manager = manager
-        self._unheard = unheard
+        self._unrecorded = unrecorded
         self._node = manager.node
         self._handlers = handlers
-        self._told: list[Telling] = []
+        self._told: list[Notification] = []
         self._without_handler: set[RunId] = set()
 
     # --- This node's ----------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ class Recovery:
         held = reservation is not None and reservation.state == "held"
         entry = self._node.mutations.get(run.id)
         if entry is not None and entry.status == "in_flight" and self._node.mutations.outcome(entry.work) == "unknown":
-            if run.id not in self._node.calls_going_on and run.id not in self._unheard:
+            if run.id not in self._node.calls_going_on and run.id not in self._unrecorded:
                 self._cut_off(run, entry)
             return None
         effect = events.effect_behind(run.id) if held else None

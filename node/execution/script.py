@@ -102,7 +102,7 @@ class Result:
         kind: nothing: there was nothing to do, and nothing was written.
         attempt: the run.
         error: what failed, or why the run was lost.
-        buried: events that were given up for good.
+        made a dead letter: events that were given up for good.
         before: runs that have committed before it, in one go.
         following: the next run, which has begun with the end of this one.
         looked: whether a next one was looked for.
@@ -111,7 +111,7 @@ class Result:
     kind: ResultKind
     attempt: Attempt | None = None
     error: str = ""
-    buried: int = 0
+    dead_lettered: int = 0
     before: int = 0
     following: Attempt | None = None
     looked: bool = False
@@ -367,12 +367,12 @@ def _record(manager: Manager, attempt: Attempt, call: EffectCall, outcome: Outco
         manager.applied(attempt, outcome.result)
         return None
     if isinstance(outcome, DidNot):
-        known, buried = manager.did_not_happen(attempt, outcome.error, stopped=outcome.stopped)
+        known, dead_lettered = manager.did_not_happen(attempt, outcome.error, stopped=outcome.stopped)
         if known != "call":
             return _as_known(attempt, known)
         if outcome.stopped:
             return Result("stopped", attempt)
-        return Result("failed", attempt, message_of(outcome.error), buried)
+        return Result("failed", attempt, message_of(outcome.error), dead_lettered)
     at = None
     if call.effect.reconciler is not None:
         at = manager.node.database.clock_ms() + manager.retry.delay_ms(1)

@@ -61,7 +61,7 @@ def monotonic_ms() -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class Environment:
     """What is lent to a node. Without values it is the real machine.
 
     Attributes:

@@ -1,9 +1,9 @@
-"""Notice of changes: what was committed here, by whom, and in which tables.
+"""Notification of changes: what was committed here, by whom, and in which tables.
 
 Three sources: this process's app ("local"), transfers that this process merged ("peer"), and other processes on the
 same file ("process"), which are noticed by asking SQLite for `PRAGMA data_version` now and then, which reads no page.
-Notices coalesce: a subscriber that is slow gets fewer and larger ones, never an endless queue; and of an app that
-commits all the time there is a notice every few milliseconds, because each has to look up what changed.
+Notifications coalesce: a subscriber that is slow gets fewer and larger ones, never an endless queue; and of an app that
+commits all the time there is a notification every few milliseconds, because each has to look up what changed.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class Changed:
     """Something was committed.
 
     Attributes:
-        tables: the replicated tables that changed since the notice before. When commits of several sources come at one
-            moment, each source's notice may name tables of the others; a table that changed is never left out.
+        tables: the replicated tables that changed since the notification before. When commits of several sources
+            come at one moment, each source's notification may name tables of the others; a table that changed is never
+            left out.
         source: "local" for this process's app, "peer" for a merge, "process" for another process on the same file.
     """
 
@@ -90,7 +91,7 @@ class Subscription:
 class ChangeWatch:
     """Watches one database on behalf of subscribers in one event loop. Costs nothing while there are none.
 
-    Everything but `notice` is for the event loop's thread.
+    Everything but `notify` is for the event loop's thread.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class ChangeWatch:
         self._looking = False  # or about to
         self._look_timer: asyncio.TimerHandle | None = None
         self._looked_at = -math.inf
-        self._local_noticed = False  # and not looked up yet: another notice would tell nothing more
+        self._local_notified = False  # and not looked up yet: another notification would tell nothing more
 
     def subscribe(self) -> Subscription:
         """Return an iterator of the changes from now on."""
@@ -129,16 +130,16 @@ class ChangeWatch:
 
         return end
 
-    def notice(self, source: ChangeSource, tables: frozenset[str] | None = None) -> None:
+    def notify(self, source: ChangeSource, tables: frozenset[str] | None = None) -> None:
         """Something was committed, in these tables if known. May be called from any thread."""
         loop = self._loop
         if loop is None or not self._subscriptions or loop.is_closed():
             return
         if source == "local" and tables is None:
-            if self._local_noticed:
+            if self._local_notified:
                 return
-            self._local_noticed = True
-        loop.call_soon_threadsafe(self._noticed, source, tables)
+            self._local_notified = True
+        loop.call_soon_threadsafe(self._notified, source, tables)
 
     def close(self) -> None:
         """End all subscriptions."""
@@ -181,14 +182,14 @@ class ChangeWatch:
             self._stop_listening()
         self._loop = self._timer = self._look_timer = self._stop_listening = None
         self._sources.clear()
-        self._looking = self._local_noticed = False
+        self._looking = self._local_notified = False
         self._looked_at = -math.inf  # another loop may count its time from elsewhere
 
     # --- Noticing -----------------------------------------------------------------------------------------------------
 
     def _committed(self, source: CommitSource) -> None:
-        if source == "local":  # a merge gives its own notice, with its tables
-            self.notice("local")
+        if source == "local":  # a merge gives its own notification, with its tables
+            self.notify("local")
 
     def _poll(self) -> None:
         assert self._loop is not None
@@ -201,11 +202,11 @@ class ChangeWatch:
         self._timer = self._loop.call_later(wait_s, self._poll)
         if data_version != self._data_version:
             self._data_version = data_version
-            self.notice("process")
+            self.notify("process")
             for callback in self._on_process_commit:
                 callback()
 
-    def _noticed(self, source: ChangeSource, tables: frozenset[str] | None) -> None:
+    def _notified(self, source: ChangeSource, tables: frozenset[str] | None) -> None:
         if tables is not None:
             self._publish(tables, (source,))
             return
@@ -227,7 +228,9 @@ class ChangeWatch:
         """Find out in a thread which tables changed; commits that come meanwhile are looked up together afterwards."""
         if self._loop is None:
             return
-        self._local_noticed = False  # before the file is read: what is committed from here on is a notice of its own
+        self._local_notified = (
+            False  # before the file is read: what is committed from here on is a notification of its own
+        )
         self._looked_at = self._loop.time()
         sources = tuple(self._sources)
         self._sources.clear()

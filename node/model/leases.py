@@ -160,14 +160,14 @@ class StalenessRule:
     margin_ms: int = 15_000
 
 
-def take_over_wait_ms(*, rule: StalenessRule, watched_since_ms: int, heard_at_ms: int | None, now_ms: int) -> int:
+def take_over_wait_ms(*, rule: StalenessRule, watched_since_ms: int, heartbeat_at_ms: int | None, now_ms: int) -> int:
     """Return how much longer this node must wait before it may claim the next epoch; 0 when it may now.
 
     Args:
         rule: time to live and margin.
         watched_since_ms: since when this node has itself seen the claim unchanged (own monotonic clock).
-        heard_at_ms: when this node last heard of the holder, directly or through others; None: never.
+        heartbeat_at_ms: when this node last heard of the holder, directly or through others; None: never.
         now_ms: own monotonic clock.
     """
-    quiet_since_ms = watched_since_ms if heard_at_ms is None else max(watched_since_ms, heard_at_ms)
+    quiet_since_ms = watched_since_ms if heartbeat_at_ms is None else max(watched_since_ms, heartbeat_at_ms)
     return max(0, quiet_since_ms + rule.ttl_ms + rule.margin_ms - now_ms)

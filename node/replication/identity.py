@@ -14,7 +14,7 @@ from leasemesh.node.database.versions import Query, replicated_tables
 from leasemesh.node.replication.version_vectors import StateReader, insert_absorbed, read_absorbed, write_known
 from leasemesh.sync.limits import SITE_BYTES
 from leasemesh.sync.ports import LocalState
-from leasemesh.sync.version_vector import Absorbed, Knowledge, SiteId
+from leasemesh.sync.version_vector import Absorbed, SiteId, VersionVector
 
 
 def reidentify(database: Database) -> SiteId:
@@ -45,7 +45,7 @@ def reidentify(database: Database) -> SiteId:
 def _change_identity(query: Query, site: SiteId, database: Database) -> None:
     state = StateReader().read(query)
     if state.version:
-        write_known(query, state.site, state.knowledge.point(state.site))
+        write_known(query, state.site, state.vector.entry(state.site))
         _log_own_history(query, state)
     ((ordinal,),) = query("SELECT max(ordinal) + 1 FROM crsql_site_id")
     # Changes of this file's own carry the number 0. They become changes of the old id.
@@ -66,6 +66,6 @@ def _log_own_history(query: Query, state: LocalState) -> None:
     spans = [(entry.first, entry.last) for entry in read_absorbed(query, 0)]
     for first, last in [*spans, (state.version + 1, state.version + 1)]:
         if first - 1 > start:
-            knowledge = Knowledge({state.site: state.lineage.point(first - 1)})
-            insert_absorbed(query, Absorbed(start + 1, first - 1, knowledge))
+            vector = VersionVector({state.site: state.lineage.entry(first - 1)})
+            insert_absorbed(query, Absorbed(start + 1, first - 1, vector))
         start = last

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from leasemesh.node.model.ids import NodeId
-from leasemesh.node.replication.version_vectors import pack_knowledge, unpack_knowledge
+from leasemesh.node.replication.version_vectors import pack_vector, unpack_vector
 from leasemesh.node.stores.base import Store
-from leasemesh.sync.version_vector import Knowledge
+from leasemesh.sync.version_vector import VersionVector
 
 Direction = Literal["dialled", "accepted"]
 
@@ -27,7 +27,7 @@ class Peer:
         state: "connected", or why not: "dialling", "waiting", "refused".
         text: one sentence on the state, "" when there is nothing to say.
         since_at: since when, Unix milliseconds.
-        knowledge: what the peer is known to have; None when it is not connected.
+        vector: what the peer is known to have; None when it is not connected.
     """
 
     peer: str
@@ -37,7 +37,7 @@ class Peer:
     state: str
     text: str
     since_at: int
-    knowledge: Knowledge | None
+    vector: VersionVector | None
 
 
 class PeerStore(Store):
@@ -46,12 +46,12 @@ class PeerStore(Store):
     def list(self) -> list[Peer]:
         """Return the peers, dialled ones first."""
         rows = self._database.query(
-            "SELECT peer, direction, lower(hex(site)), name, state, text, since_at, knowledge FROM peers "
+            "SELECT peer, direction, lower(hex(site)), name, state, text, since_at, vector FROM peers "
             "ORDER BY direction DESC, peer"
         )
         return [
-            Peer(peer, direction, NodeId(node) if node else None, name, state, text, since_at, _unpack(knowledge))
-            for peer, direction, node, name, state, text, since_at, knowledge in rows
+            Peer(peer, direction, NodeId(node) if node else None, name, state, text, since_at, _unpack(vector))
+            for peer, direction, node, name, state, text, since_at, vector in rows
         ]
 
     def replace(self, peers: Sequence[Peer]) -> None:
@@ -59,7 +59,7 @@ class PeerStore(Store):
         with self._database.transaction(replicated=False) as transaction:
             transaction.execute("DELETE FROM peers")
             transaction.execute_many(
-                "INSERT INTO peers (peer, direction, site, name, state, text, since_at, incarnation, knowledge) "
+                "INSERT INTO peers (peer, direction, site, name, state, text, since_at, incarnation, vector) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     (
@@ -71,12 +71,12 @@ class PeerStore(Store):
                         one.text,
                         one.since_at,
                         self._database.incarnation,
-                        pack_knowledge(one.knowledge) if one.knowledge is not None else None,
+                        pack_vector(one.vector) if one.vector is not None else None,
                     )
                     for one in peers
                 ),
             )
 
 
-def _unpack(knowledge: bytes | None) -> Knowledge | None:
-    return None if knowledge is None else unpack_knowledge(knowledge)
+def _unpack(vector: bytes | None) -> VersionVector | None:
+    return None if vector is None else unpack_vector(vector)

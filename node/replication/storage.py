@@ -3,12 +3,13 @@
 The one module that names cr-sqlite's table of changes. It implements `sync.ports`; why nothing is lost is argued in
 `sync.version_vector`, and holds here by these rules:
 
-1. A transfer is read in one snapshot: version, knowledge, the log of absorbed ranges and the rows belong to one moment.
-2. A piece is merged in one transaction with the resume point or the knowledge that it brings, and with its entry in the
-   log of absorbed ranges. That entry spans the local versions of exactly this transaction.
+1. A transfer is read in one snapshot: version, version vector, log of absorbed ranges and rows belong to one
+   moment.
+2. A piece is merged in one transaction with the resume point or the version vector that it brings, and with its
+   entry in the    log of absorbed ranges. That entry spans the local versions of exactly this transaction.
 3. A piece ends at a version's border. What is larger is staged until its end has come; then it is merged as a whole.
-4. What cannot be merged is parked (`node.replication.quarantine`), never dropped, and goes along to other peers: the knowledge that
-   this node tells them includes it.
+4. What cannot be merged is quarantined (`node.replication.quarantine`), never dropped, and goes along to other peers:
+   the version vector that this node tells them includes it.
 5. Whatever cr-sqlite could stumble over is checked before: known tables and columns, well-formed keys, bounded
    versions.
 
@@ -37,17 +38,23 @@ from leasemesh.node.machine.boot import boot_id
 from leasemesh.node.replication.clock_tables import BYTES_MAX, ROWS_MAX, ClockTables
 from leasemesh.node.replication.identity import reidentify
 from leasemesh.node.replication.packed_keys import find_malformed
-from leasemesh.node.replication.quarantine import count_parked_after, finish_retries, park, read_parked, read_retries
+from leasemesh.node.replication.quarantine import (
+    count_quarantined_after,
+    finish_retries,
+    quarantine,
+    read_quarantined,
+    read_retries,
+)
 from leasemesh.node.replication.sizes import ROW_BYTES, change_bytes
 from leasemesh.node.replication.staging import Staging
 from leasemesh.node.replication.version_vectors import (
     StateReader,
     append_absorbed,
     delete_resume,
-    raise_knowledge,
+    raise_vector,
     read_absorbed,
     read_resume,
-    write_heard,
+    write_heartbeats,
     write_resume,
 )
 from leasemesh.sync import limits
@@ -63,7 +70,7 @@ from leasemesh.sync.ports import (
     TableDigest,
     TransferHeader,
 )
-from leasemesh.sync.version_vector import Absorbed, Era, Knowledge, Resume, SiteId, ranges_to_send
+from leasemesh.sync.version_vector import Absorbed, Era, Resume, SiteId, VersionVector, ranges_to_send
 
 ESTIMATE_ROWS_MAX = 100_000
 """A table's changes are counted up to here for the progress display (some 3 ms); beyond that "many" is good enough."""
@@ -115,13 +122,13 @@ class ChangeReader:
         self._clock_tables = ClockTables()
         self._header: TransferHeader | None = None
         self._state: LocalState | None = None
-        # The numbers of the parked rows to be sent: above the first, up to the second.
-        self._parked_span = (0, 0)
+        # The numbers of the quarantined rows to be sent: above the first, up to the second.
+        self._quarantined_span = (0, 0)
         self._cursor: apsw.Cursor | None = None
-        # What is still to come: rows that were taken too many, all of one version; changes; parked rows.
+        # What is still to come: rows that were taken too many, all of one version; changes; quarantined rows.
         self._carried: list[Change] = []
         self._changes: Iterator[Change] = iter(())
-        self._parked: Iterator[Change] = iter(())
+        self._quarantined: Iterator[Change] = iter(())
 
     def begin(self, request: ReadRequest, rows_bytes_max: int) -> ReadResult:
         """Drop an unfinished transfer, take a snapshot and return the first piece (about `rows_bytes_max` at most)."""
@@ -144,7 +151,7 @@ class ChangeReader:
     def end(self) -> None:
         """Release the snapshot of an unfinished transfer. No effect otherwise."""
         self._carried = []
-        self._changes = self._parked = iter(())
+        self._changes = self._quarantined = iter(())
         self._header = None
         # By hand, because the traceback of an error may still hold it; cr-sqlite would crash on closing the connection.
         if self._cursor is not None:
@@ -164,7 +171,7 @@ class ChangeReader:
         try:
             state = self._states.read(self._query)
             with self._errors_named(state.version):
-                return DatabaseDigest(state.knowledge, self._table_digests(state.version))
+                return DatabaseDigest(state.vector, self._table_digests(state.version))
         finally:
             self.end()
 
@@ -200,29 +207,29 @@ class ChangeReader:
     def _prepare(self, request: ReadRequest) -> None:
         state = self._states.read(self._query)
         self._state = state
-        knowledge = state.knowledge
+        vector = state.vector
         ranges = ranges_to_send(
             after=request.after,
             upto=state.version,
             absorbed=read_absorbed(self._query, request.after),
-            peer_knowledge=request.peer_knowledge,
+            peer_vector=request.peer_vector,
         )
-        self._parked_span = (request.parked_after, request.parked_after)
-        parked = 0
+        self._quarantined_span = (request.quarantined_after, request.quarantined_after)
+        quarantined = 0
         if state.version:
-            parked, greatest = count_parked_after(self._query, request.parked_after)
-            self._parked_span = (request.parked_after, max(request.parked_after, greatest))
+            quarantined, greatest = count_quarantined_after(self._query, request.quarantined_after)
+            self._quarantined_span = (request.quarantined_after, max(request.quarantined_after, greatest))
         else:
-            # A parked row travels under the version of the snapshot, and there is none yet: tell of nothing, then.
-            knowledge = Knowledge({state.site: state.lineage.point(0)})
+            # A quarantined row travels under the version of the snapshot, and there is none yet: tell of nothing, then.
+            vector = VersionVector({state.site: state.lineage.entry(0)})
         with self._errors_named(state.version):
             few = self._few_changes(ranges)
-        rows_estimate = (self._estimate(ranges) if few is None else len(few)) + parked
-        self._header = TransferHeader(state.lineage.point(state.version), knowledge, rows_estimate)
+        rows_estimate = (self._estimate(ranges) if few is None else len(few)) + quarantined
+        self._header = TransferHeader(state.lineage.entry(state.version), vector, rows_estimate)
         self._changes = (
             chain.from_iterable(self._select(_SELECT, span) for span in ranges) if few is None else iter(few)
         )
-        self._parked = self._parked_changes(state.version)
+        self._quarantined = self._quarantined_changes(state.version)
 
     def _few_changes(self, ranges: Sequence[tuple[int, int]]) -> list[Change] | None:
         """Read a live transfer's rows by a short way; None when they are more than a few."""
@@ -241,13 +248,15 @@ class ChangeReader:
             size += sum(map(change_bytes, found))
         return rows
 
-    def _parked_changes(self, version: int) -> Iterator[Change]:
-        """Yield the parked rows under the version of the snapshot.
+    def _quarantined_changes(self, version: int) -> Iterator[Change]:
+        """Yield the quarantined rows under the version of the snapshot.
 
         Their own is a number of the node that once sent them, and the receiver needs no more than an order in which
         none comes too early.
         """
-        for _, (table, pk, cid, value, col_version, _, site, cl, seq) in read_parked(self._query, *self._parked_span):
+        for _, (table, pk, cid, value, col_version, _, site, cl, seq) in read_quarantined(
+            self._query, *self._quarantined_span
+        ):
             yield (table, pk, cid, value, col_version, version, site, cl, seq)
 
     def _read(self, rows_bytes_max: int, *, first: bool) -> ReadResult:
@@ -260,11 +269,11 @@ class ChangeReader:
             self.end()
             raise
         last = not self._carried
-        upto = header.point if last else state.lineage.point(rows[-1][_VERSION])
-        parked_upto = self._parked_span[1 if last else 0]
+        upto = header.entry if last else state.lineage.entry(rows[-1][_VERSION])
+        quarantined_upto = self._quarantined_span[1 if last else 0]
         if last:
             self.end()
-        return ReadResult(header, first, rows, upto, whole, last, parked_upto)
+        return ReadResult(header, first, rows, upto, whole, last, quarantined_upto)
 
     def _next_piece(self, rows_bytes_max: int) -> tuple[list[Change], bool]:
         """Take rows up to the size; end at a border if there was one since the piece began."""
@@ -272,9 +281,9 @@ class ChangeReader:
         size = sum(map(change_bytes, rows))
         version = rows[-1][_VERSION] if rows else 0
         border = 0
-        for stream, is_parked in ((self._changes, False), (self._parked, True)):
+        for stream, is_quarantined in ((self._changes, False), (self._quarantined, True)):
             for row in stream:
-                if row[_VERSION] != version or is_parked:
+                if row[_VERSION] != version or is_quarantined:
                     border = len(rows)
                     version = row[_VERSION]
                 if rows and (size >= rows_bytes_max or len(rows) >= limits.ROWS_MAX):
@@ -366,9 +375,9 @@ class ChangeStorage:
         with closing(self.open_reader()) as reader:
             return reader.digest()
 
-    def record_heard(self, heard: dict[SiteId, tuple[Era, int]]) -> None:
+    def record_heartbeats(self, heartbeats: dict[SiteId, tuple[Era, int]]) -> None:
         """Remember when each node was last heard of: site -> (incarnation, monotonic milliseconds)."""
-        write_heard(self._database, heard, boot=self._boot)
+        write_heartbeats(self._database, heartbeats, boot=self._boot)
 
     def close(self) -> None:
         """Let go of what waits for its end."""
@@ -392,8 +401,8 @@ class ChangeStorage:
         self._staging.check(incoming)
         if not incoming.whole:
             self._staging.add(incoming)
-            return Applied(self.state(), rows=0, parked=0, tables=frozenset())
-        retried = self.retry_parked()
+            return Applied(self.state(), rows=0, quarantined=0, tables=frozenset())
+        retried = self.retry_quarantined()
         try:
             applied = self._merge(incoming, careful=False)
         except _Poisoned:
@@ -401,8 +410,8 @@ class ChangeStorage:
         self._staging.drop(incoming.site)
         return replace(applied, tables=applied.tables | retried)
 
-    def retry_parked(self) -> frozenset[str]:
-        """Merge the parked changes that the schema knows now; call it after a migration. Costs nothing otherwise.
+    def retry_quarantined(self) -> frozenset[str]:
+        """Merge the quarantined changes that the schema knows now; call it after a migration. Costs nothing otherwise.
 
         Returns:
             The tables that changed.
@@ -429,13 +438,13 @@ class ChangeStorage:
             query = transaction.execute
             before = self._states.version(query)
             self._refresh_schema(transaction)
-            rows = parked = 0
+            rows = quarantined = 0
             revives = False
             for chunk in self._chunks(incoming):
                 revives = revives or any(row[_CAUSAL_LENGTH] > 1 for row in chunk)
                 failed = self._insert_known(transaction, chunk, careful)
                 rows += len(chunk)
-                parked += park(
+                quarantined += quarantine(
                     query,
                     ((chunk[index], reason) for index, reason in failed),
                     sender=incoming.site,
@@ -445,18 +454,18 @@ class ChangeStorage:
             after = self._states.version(query)
             tables = self._states.tables_changed_since(query, before)
             if after > before and not (revives and _made_changes(query, tables, before)):
-                append_absorbed(query, Absorbed(before + 1, after, incoming.header.knowledge))
+                append_absorbed(query, Absorbed(before + 1, after, incoming.header.vector))
             self._advance(query, incoming)
             state = self._states.read(query)
-        return Applied(state, rows, parked, tables)
+        return Applied(state, rows, quarantined, tables)
 
     def _advance(self, query: Query, incoming: Incoming) -> None:
         if incoming.last:
             ((own_site,),) = query("SELECT site_id FROM crsql_site_id WHERE ordinal = 0")
-            raise_knowledge(query, incoming.header.knowledge, own_site)
+            raise_vector(query, incoming.header.vector, own_site)
             delete_resume(query, incoming.site)
         else:
-            write_resume(query, incoming.site, Resume(incoming.upto.version, incoming.header.point))
+            write_resume(query, incoming.site, Resume(incoming.upto.version, incoming.header.entry))
 
     def _chunks(self, incoming: Incoming) -> Iterator[list[Change]]:
         """Yield what was staged of this transfer, then the piece itself."""
@@ -545,7 +554,7 @@ def _made_changes(query: Query, tables: Iterable[str], version: int) -> bool:
 
 def _refuse_malformed(incoming: Incoming, own_version: int) -> None:
     """Check what would harm the database, or the process: cr-sqlite aborts on some malformed keys."""
-    version = incoming.header.point.version
+    version = incoming.header.entry.version
     if version > min(limits.VERSION_MAX, own_version + limits.VERSION_JUMP_MAX):
         raise RemoteProtocolError(f"a peer claims version {version}, which no honest history has reached")
     if incoming.rows and max(map(itemgetter(_VERSION), incoming.rows)) > version:

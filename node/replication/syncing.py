@@ -14,7 +14,7 @@ from random import Random
 
 from leasemesh.node.database.connection import DatabaseError
 from leasemesh.node.database.file import CommitSource, Database
-from leasemesh.node.machine.environment import Listening, Network, Surroundings
+from leasemesh.node.machine.environment import Environment, Listening, Network
 from leasemesh.node.machine.locks import LockHeld, file_lock
 from leasemesh.node.machine.watch import ChangeWatch
 from leasemesh.node.model.errors import LeasemeshError
@@ -26,7 +26,7 @@ from leasemesh.sync.drivers.dialler import Dialler
 from leasemesh.sync.drivers.loop import Observer, SyncLoop
 from leasemesh.sync.drivers.websocket import TransportLimits, WebSockets
 from leasemesh.sync.drivers.workers import Worker
-from leasemesh.sync.effects import LinkId, Tell
+from leasemesh.sync.effects import LinkId, Notify
 from leasemesh.sync.engine import Engine, EngineConfig, PeerStatus
 from leasemesh.sync.ports import Applied, DatabaseDigest, Incoming, Storage
 from leasemesh.sync.transport import DialFailed
@@ -71,10 +71,10 @@ class SyncOptions:
     dial_ssl: ssl_module.SSLContext | None = None
     limits: TransportLimits = field(default_factory=TransportLimits)
 
-    def network(self, surroundings: Surroundings) -> Network:
+    def network(self, environment: Environment) -> Network:
         """Return what connects nodes: what was lent, or websockets with these options."""
-        if surroundings.network is not None:
-            return surroundings.network
+        if environment.network is not None:
+            return environment.network
         return WebSockets(self.limits, listen_ssl=self.listen_ssl, dial_ssl=self.dial_ssl)
 
 
@@ -133,12 +133,12 @@ class _NoticingStorage:
         self.open_reader = storage.open_reader
         self.digest = storage.digest
         self.reidentify = storage.reidentify
-        self.record_heard = storage.record_heard
+        self.record_heartbeats = storage.record_heartbeats
 
     def apply(self, incoming: Incoming) -> Applied:
         applied = self._storage.apply(incoming)
         if applied.tables:
-            self._watch.notice("peer", applied.tables)
+            self._watch.notify("peer", applied.tables)
         return applied
 
 
@@ -159,7 +159,7 @@ class Syncing:
         watch: ChangeWatch,
         config: EngineConfig,
         options: SyncOptions,
-        surroundings: Surroundings,
+        environment: Environment,
     ) -> None:
         """Check the options; nothing is opened.
 
@@ -171,8 +171,8 @@ class Syncing:
         self._watch = watch
         self._config = config
         self._options = options
-        self._surroundings = surroundings
-        self._network = options.network(surroundings)
+        self._environment = environment
+        self._network = options.network(environment)
         self._peer_urls = [parse_address(text) for text in options.peers]
         if options.listen is not None:
             check_binding(options.listen[0], options.token)
@@ -200,7 +200,7 @@ class Syncing:
             DatabaseDamaged: the file is damaged; nothing of it may reach other nodes.
         """
         async with AsyncExitStack() as stack:
-            stack.enter_context(sync_lock(self._database.path, lock=self._surroundings.lock))
+            stack.enter_context(sync_lock(self._database.path, lock=self._environment.lock))
             await asyncio.to_thread(self._database.check)
             with suppress(DatabaseError):  # A full disk can still be read from; housekeeping tells the name later.
                 await asyncio.to_thread(DeviceStore(self._database).announce, self._config.name)
@@ -208,7 +208,7 @@ class Syncing:
             self.loop = SyncLoop(
                 Engine(state, self._config, self._database.random_bytes),
                 self._storage,
-                make_worker=self._surroundings.make_worker or Worker,
+                make_worker=self._environment.make_worker or Worker,
             )
             self._make_transports()
             self._arrange_stop(stack)
@@ -306,7 +306,7 @@ class Syncing:
         since_at = self._since[key] = before.get(key) or self._database.clock_ms()
         if status is None:
             return Peer(peer, direction, None, "", state, text, since_at, None)
-        return Peer(peer, direction, NodeId(status.site.hex()), status.name, state, text, since_at, status.knowledge)
+        return Peer(peer, direction, NodeId(status.site.hex()), status.name, state, text, since_at, status.vector)
 
     async def _write_peers_while_running(self) -> None:
         """Write the table of peers down when it has changed, at most once a second."""
@@ -385,12 +385,12 @@ class Comparison:
         return sorted(table for table in mine.keys() | theirs.keys() if mine.get(table) != theirs.get(table))
 
     @property
-    def same_knowledge(self) -> bool:
+    def same_vector(self) -> bool:
         """Whether each had all that the other had; if not, a difference means only that sync has not finished."""
-        mine, theirs = self.mine.knowledge, self.theirs.knowledge
+        mine, theirs = self.mine.vector, self.theirs.vector
         # What they have heard of third nodes may differ for long: it is passed on together with rows.
-        return mine.includes(self.site, theirs.point(self.site)) and theirs.includes(
-            self.own_site, mine.point(self.own_site)
+        return mine.includes(self.site, theirs.entry(self.site)) and theirs.includes(
+            self.own_site, mine.entry(self.own_site)
         )
 
 
@@ -400,7 +400,7 @@ async def compare(
     config: EngineConfig,
     peer: str,
     options: SyncOptions,
-    surroundings: Surroundings,
+    environment: Environment,
 ) -> Comparison:
     """Compare this file with a peer, over a connection of its own. Works while another process syncs the file.
 
@@ -411,11 +411,11 @@ async def compare(
     url = parse_address(peer)
     state = await asyncio.to_thread(storage.state)
     loop = SyncLoop(
-        Engine(state, config, database.random_bytes), storage, make_worker=surroundings.make_worker or Worker
+        Engine(state, config, database.random_bytes), storage, make_worker=environment.make_worker or Worker
     )
     observer = loop.observe()
     try:
-        transport = await options.network(surroundings).dial(url)
+        transport = await options.network(environment).dial(url)
         carrying = asyncio.create_task(
             loop.carry(transport, dialed=True, purpose="inspect", on_established=loop.request_digest)
         )
@@ -425,7 +425,7 @@ async def compare(
             answer.cancel()
             raise SyncRefused(f"{url}: {carrying.result().reason}")
         tell = answer.result()
-        assert tell.digest is not None and tell.site is not None, "a telling of a digest has both"
+        assert tell.digest is not None and tell.site is not None, "a notification of a digest has both"
         mine = await asyncio.to_thread(storage.digest)
         return Comparison(tell.name, tell.site, state.site, mine, tell.digest)
     except DialFailed as error:
@@ -434,7 +434,7 @@ async def compare(
         await loop.stop()
 
 
-async def _digest_told(observer: Observer) -> Tell:
+async def _digest_told(observer: Observer) -> Notify:
     async for tell in observer:
         if tell.kind == "digest":
             return tell

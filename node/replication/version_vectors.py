@@ -12,7 +12,7 @@ import msgpack
 from leasemesh.node.database.file import Database
 from leasemesh.node.database.versions import Query, StoredVersions
 from leasemesh.sync.ports import LocalState
-from leasemesh.sync.version_vector import FROM_START, Absorbed, Era, Knowledge, Lineage, Point, Resume, SiteId
+from leasemesh.sync.version_vector import FROM_START, Absorbed, Entry, Era, Lineage, Resume, SiteId, VersionVector
 
 ABSORBED_ENTRIES_MAX = 4096
 """Entries of the log of absorbed ranges. A transfer to a peer that has nothing reads them all (about 30 ms); an entry
@@ -34,8 +34,8 @@ class StateReader:
         ((site,),) = query("SELECT site_id FROM crsql_site_id WHERE ordinal = 0")
         version = self._versions.version(query)
         lineage = self.lineage(query)
-        knowledge = read_knowledge(query).with_point(site, lineage.point(version))
-        return LocalState(site, version, lineage, knowledge, read_schema(query))
+        vector = read_vector(query).with_entry(site, lineage.entry(version))
+        return LocalState(site, version, lineage, vector, read_schema(query))
 
     def version(self, query: Query) -> int:
         """Return the greatest stored version."""
@@ -67,23 +67,23 @@ def read_schema(query: Query) -> dict[str, int]:
     return dict(query("SELECT component, max(number) FROM schema_migrations GROUP BY component"))
 
 
-def read_knowledge(query: Query) -> Knowledge:
+def read_vector(query: Query) -> VersionVector:
     """Return what this file includes of other sites."""
-    rows = query("SELECT site, version, era FROM knowledge")
-    return Knowledge({SiteId(site): Point(version, Era(era)) for site, version, era in rows})
+    rows = query("SELECT site, version, era FROM version_vector")
+    return VersionVector({SiteId(site): Entry(version, Era(era)) for site, version, era in rows})
 
 
-def raise_knowledge(query: Query, other: Knowledge, own_site: SiteId) -> None:
-    """Raise the stored knowledge to the entry-wise maximum with `other`; the own entry is never stored."""
-    before = read_knowledge(query)
-    for site, point in before.merged(other).items():
-        if site != own_site and point != before.get(site):
-            write_known(query, site, point)
+def raise_vector(query: Query, other: VersionVector, own_site: SiteId) -> None:
+    """Raise the stored version vector to the entry-wise maximum with `other`; the own entry is never stored."""
+    before = read_vector(query)
+    for site, entry in before.merged(other).items():
+        if site != own_site and entry != before.get(site):
+            write_known(query, site, entry)
 
 
-def write_known(query: Query, site: SiteId, point: Point) -> None:
+def write_known(query: Query, site: SiteId, entry: Entry) -> None:
     """Set what is known of `site`."""
-    query("INSERT OR REPLACE INTO knowledge VALUES (?, ?, ?)", (site, point.version, point.era))
+    query("INSERT OR REPLACE INTO version_vector VALUES (?, ?, ?)", (site, entry.version, entry.era))
 
 
 def write_resume(query: Query, site: SiteId, resume: Resume) -> None:
@@ -95,7 +95,7 @@ def write_resume(query: Query, site: SiteId, resume: Resume) -> None:
 def read_resume(query: Query, site: SiteId) -> Resume:
     """Return how far an unfinished transfer from `site` came."""
     rows = query("SELECT version, snapshot_version, snapshot_era FROM resume WHERE site = ?", (site,))
-    return Resume(rows[0][0], Point(rows[0][1], Era(rows[0][2]))) if rows else FROM_START
+    return Resume(rows[0][0], Entry(rows[0][1], Era(rows[0][2]))) if rows else FROM_START
 
 
 def delete_resume(query: Query, site: SiteId) -> None:
@@ -105,14 +105,14 @@ def delete_resume(query: Query, site: SiteId) -> None:
 
 def read_absorbed(query: Query, after: int) -> list[Absorbed]:
     """Return the absorbed ranges that end above version `after`, in order."""
-    rows = query("SELECT first, last, knowledge FROM absorbed WHERE last > ? ORDER BY first", (after,))
-    return [Absorbed(first, last, unpack_knowledge(packed)) for first, last, packed in rows]
+    rows = query("SELECT first, last, vector FROM absorbed WHERE last > ? ORDER BY first", (after,))
+    return [Absorbed(first, last, unpack_vector(packed)) for first, last, packed in rows]
 
 
 def append_absorbed(query: Query, entry: Absorbed) -> None:
     """Log which local versions came out of a transfer. Extends the last entry where that says the same."""
-    packed = pack_knowledge(entry.knowledge)
-    last = query("SELECT first, last, knowledge FROM absorbed ORDER BY first DESC LIMIT 1")
+    packed = pack_vector(entry.vector)
+    last = query("SELECT first, last, vector FROM absorbed ORDER BY first DESC LIMIT 1")
     if last and last[0][1] + 1 == entry.first and last[0][2] == packed:
         query("UPDATE absorbed SET last = ? WHERE first = ?", (entry.last, last[0][0]))
         return
@@ -127,25 +127,25 @@ def append_absorbed(query: Query, entry: Absorbed) -> None:
 
 def insert_absorbed(query: Query, entry: Absorbed) -> None:
     """Add an entry to the log. No other may span any of its versions."""
-    query("INSERT INTO absorbed VALUES (?, ?, ?)", (entry.first, entry.last, pack_knowledge(entry.knowledge)))
+    query("INSERT INTO absorbed VALUES (?, ?, ?)", (entry.first, entry.last, pack_vector(entry.vector)))
 
 
-def pack_knowledge(knowledge: Knowledge) -> bytes:
-    """Return knowledge as bytes, equal for equal knowledge."""
-    packed: bytes = msgpack.packb([(site, point.version, point.era) for site, point in sorted(knowledge.items())])
+def pack_vector(vector: VersionVector) -> bytes:
+    """Return version vector as bytes, equal for equal version vector."""
+    packed: bytes = msgpack.packb([(site, entry.version, entry.era) for site, entry in sorted(vector.items())])
     return packed
 
 
-def unpack_knowledge(packed: bytes) -> Knowledge:
-    """Return what `pack_knowledge` was given."""
+def unpack_vector(packed: bytes) -> VersionVector:
+    """Return what `pack_vector` was given."""
     entries: list[list[Any]] = msgpack.unpackb(packed)
-    return Knowledge({SiteId(site): Point(version, Era(era)) for site, version, era in entries})
+    return VersionVector({SiteId(site): Entry(version, Era(era)) for site, version, era in entries})
 
 
-def write_heard(database: Database, heard: dict[SiteId, tuple[Era, int]], *, boot: str) -> None:
+def write_heartbeats(database: Database, heartbeats: dict[SiteId, tuple[Era, int]], *, boot: str) -> None:
     """Remember when nodes were last heard of: site -> (incarnation, monotonic milliseconds of this boot)."""
     with database.transaction(replicated=False) as transaction:
         transaction.execute_many(
-            "INSERT OR REPLACE INTO heard VALUES (?, ?, ?, ?)",
-            ((site, incarnation, boot, at) for site, (incarnation, at) in sorted(heard.items())),
+            "INSERT OR REPLACE INTO heartbeats VALUES (?, ?, ?, ?)",
+            ((site, incarnation, boot, at) for site, (incarnation, at) in sorted(heartbeats.items())),
         )

@@ -139,12 +139,12 @@ class Reconciliation:
     async def _hear_late_calls(self) -> bool:
         """Record what calls came to that a thread still made when their time was over, and what the file could not
         take before; False when it must wait until a run is not under way any more."""
-        all_heard = True
+        all_caught_up = True
         for number, call in list(self._driver.late.items()):
             if isinstance(call, asyncio.Future) and not call.done():
                 continue
             if self._manager.is_under_way(number):
-                all_heard = False
+                all_caught_up = False
                 continue
             run = await self._in_thread(self._node.handler_runs.get, number)
             entry = await self._in_thread(self._node.mutations.get, number)
@@ -158,7 +158,7 @@ class Reconciliation:
             del self._driver.late[number]
             self._runner.look()
             self.look()
-        return all_heard
+        return all_caught_up
 
     async def _ask(self, run: HandlerRun, entry: Mutation) -> Outcome:
         effect = self._effect(run, entry)

@@ -201,7 +201,7 @@ class HandlerLoop(ABC):
 
     async def _read(self) -> None:
         """Learn from the file what a loop begins with."""
-        await self._runner.peers_heard()
+        await self._runner.peers_caught_up()
         await self.count_failures()
 
     @abstractmethod
@@ -267,8 +267,9 @@ class HandlerLoop(ABC):
         self._failures += 1
         self._races = 0
         self._retry_of = attempt.run if attempt.outcome == "none" else None
-        if result.buried:
-            runner.tell("failed", self.key, attempt, f"events given up for good: {result.buried}; {result.error}")
+        if result.dead_lettered:
+            text = f"dead letters: {result.dead_lettered}; {result.error}"
+            runner.tell("failed", self.key, attempt, text)
         if self._failures >= rule.tries:
             reason = f"failed {self._failures} times in a row; the last time: {result.error}"
             await runner.block(self.key, reason, attempt.run)

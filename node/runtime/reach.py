@@ -61,7 +61,7 @@ async def reach(node: Node, *, slept: bool = False) -> None:
         raise NotReached(why_unreachable(node)) from error
 
 
-async def hear_peers(node: Node) -> None:
+async def catch_up_with_peers(node: Node) -> None:
     """At a start: wait until this node is level with the peers that it dials, as far as they can be reached."""
     sync = node.sync
     if sync is None:

@@ -33,7 +33,7 @@ from leasemesh.node.model.jsonvalue import check_whole
 from leasemesh.node.runtime.background import Housekeeping, Reconciliation
 from leasemesh.node.runtime.driving import Driver
 from leasemesh.node.runtime.loops import ConsumerLoop, HandlerLoop, HandlerStatus, ProducerLoop
-from leasemesh.node.runtime.reach import NotReached, hear_peers, reach, why_unreachable
+from leasemesh.node.runtime.reach import NotReached, catch_up_with_peers, reach, why_unreachable
 from leasemesh.node.runtime.sessions import Sessions
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Runner:
         self._loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             try:
-                stack.enter_context(self.node.surroundings.lock(Path(f"{self.node.path}.run-lock"), 0.0))
+                stack.enter_context(self.node.environment.lock(Path(f"{self.node.path}.run-lock"), 0.0))
             except LockHeld as error:
                 raise RunRefused(
                     f"another process runs handlers on {self.node.path}; stop it first, or open a file of its own here"
@@ -134,7 +134,7 @@ class Runner:
             self.driver.on_begun = self._begun
             self.driver.on_committed = self._committed
             self.sessions = Sessions(self.driver)
-            self._recovery = Recovery(self.manager, self._handlers, unheard=self.driver.late)
+            self._recovery = Recovery(self.manager, self._handlers, unrecorded=self.driver.late)
             self._reconciliation = Reconciliation(self, self.driver, self._handlers)
             self.driver.on_late = self._reconciliation.look_for_late_calls
             self._loops: dict[HandlerKey, HandlerLoop] = {
@@ -148,7 +148,7 @@ class Runner:
             self._begin(self._reconciliation.run(), "reconciliation")
             self._begin(self._reconciliation.hear(), "late calls")
             self._begin(Housekeeping(self, self.driver).run(), "housekeeping")
-            self._peers_heard = asyncio.create_task(hear_peers(self.node), name="leasemesh hearing")
+            self._peers_caught_up = asyncio.create_task(catch_up_with_peers(self.node), name="leasemesh hearing")
             for key, loop in self._loops.items():
                 self._begin(loop.run(), f"handler {'/'.join(key)}")
             self._stack = stack.pop_all()
@@ -177,7 +177,7 @@ class Runner:
             await asyncio.wait(handlers, timeout=drain_s)
             self.driver.end_all()
             await asyncio.wait(handlers, timeout=LAST_WORDS_S)
-        others = [*self._tasks, *self._small, self._peers_heard]
+        others = [*self._tasks, *self._small, self._peers_caught_up]
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
@@ -277,9 +277,9 @@ class Runner:
         if clean and not self.stopping:
             self._soon(self._look_for_events(clean, from_outside))
 
-    async def peers_heard(self) -> None:
+    async def peers_caught_up(self) -> None:
         """Return when this node has heard what its peers had done before it started, as far as they can be reached."""
-        await asyncio.wait([self._peers_heard])
+        await asyncio.wait([self._peers_caught_up])
 
     async def refused_here(self) -> str:
         """Return why this process must leave the work to others; "" when it need not.
@@ -352,14 +352,14 @@ class Runner:
             self._activity.set()
 
     def _take_up(self, found: Found) -> None:
-        for kind, key, run, text in found.tellings:
+        for kind, key, run, text in found.notifications:
             self._tell(kind, key, run, text, 0)
         for continuation in found.continuations:
             consumer = continuation.consumer
             loop = self._loops[consumer.workflow, consumer.name]
             assert isinstance(loop, ConsumerLoop)
             loop.go_on_with(continuation)
-        if found.tellings:
+        if found.notifications:
             self._reconciliation.look()
 
     async def _look_for_events(self, loops: list[ConsumerLoop], from_outside: bool) -> None:

@@ -215,7 +215,7 @@ class AuthorityStore(Store):
 
     def _known_versions(self) -> dict[NodeId, int]:
         """Return how far into each node's history this file includes everything, its own among them."""
-        rows = self._database.query("SELECT lower(hex(site)), version FROM knowledge")
+        rows = self._database.query("SELECT lower(hex(site)), version FROM version_vector")
         return {NodeId(site): version for site, version in rows} | {self._node: self._database.version()}
 
     def _begun(self) -> list[_Fence]:

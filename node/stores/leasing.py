@@ -232,7 +232,7 @@ class Leasing(EventReader):
         """Settle all events of `run` as skipped: never to be done. Returns and raises as `consume` does."""
         return self._settle(run, "skipped", False)
 
-    def bury(self, run: str) -> int:
+    def dead_letter(self, run: str) -> int:
         """Settle all events of `run` as dead: given up after too many failures. Returns and raises as `consume`."""
         return self._settle(run, "dead", False)
 

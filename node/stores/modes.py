@@ -178,7 +178,7 @@ class ModeStore(Store):
         if setting.after in (None, self._node):
             return False
         rows = self._database.query(
-            "SELECT 1 FROM knowledge WHERE site = unhex(?) AND version >= ?", (setting.after, setting.version)
+            "SELECT 1 FROM version_vector WHERE site = unhex(?) AND version >= ?", (setting.after, setting.version)
         )
         return not rows
 

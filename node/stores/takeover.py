@@ -120,8 +120,8 @@ class TakingOver(Leasing):
     def stale_candidates(self, handlers: Collection[tuple[str, str]], *, limit: int = 100) -> list[HeldElsewhere]:
         """Return what other nodes' runs of these (workflow, handler) pairs hold, the longest silent first.
 
-        They are candidates: `node.work.staleness` tells which have been silent for long enough. Runs whose effect has an
-        unknown outcome are left out, because nobody may take over from them.
+        They are candidates: `node.work.staleness` tells which have been silent for long enough. Runs whose effect has
+        an         unknown outcome are left out, because nobody may take over from them.
         """
         check_whole("limit", limit, least=1, most=LIST_MAX)
         with self._database.snapshot():
@@ -159,7 +159,7 @@ SELECT lower(hex(r.id)), lower(hex(r.node)), v.body ->> '$.workflow', v.body ->>
 ) AS event
 FROM holding_runs AS r CROSS JOIN reservations AS v
 LEFT JOIN claim_watches AS w ON w.run = r.id
-LEFT JOIN heard AS h ON h.site = r.node AND h.boot = w.boot
+LEFT JOIN heartbeats AS h ON h.site = r.node AND h.boot = w.boot
 WHERE r.node <> ? AND r.effect <> 1 AND v.id = r.id AND event IS NOT NULL AND EXISTS (
     SELECT 1 FROM json_each(?) AS j
     WHERE j.value ->> 0 = v.body ->> '$.workflow' AND j.value ->> 1 = v.body ->> '$.handler')

@@ -53,7 +53,7 @@ A device's coroutines run on the device, while time passes:
 
 ```python
 async def work(node):
-    async with node.start("inbox", "mail") as mail:  # waits until everybody within reach has heard of the claim
+    async with node.start("inbox", "mail") as mail:  # waits until everybody within reach has received the claim
         return mail.consume()
 
 

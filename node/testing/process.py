@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import apsw
 
-from leasemesh.node.machine.environment import Surroundings
+from leasemesh.node.machine.environment import Environment
 from leasemesh.node.node import Node
 from leasemesh.node.testing import files
 from leasemesh.node.testing.crashes import Crashed, CrashPlan, Moment
@@ -56,7 +56,7 @@ class Process:
             workspace=self.world.workspace,
             name=device.name,
             migrations=device.migrations,
-            surroundings=self.surroundings(),
+            environment=self.environment(),
         )
         self.storage = LentStorage(self.node._storage, self)
         self.node._storage = self.storage  # type: ignore[assignment]
@@ -151,10 +151,10 @@ class Process:
 
     # --- Inside -------------------------------------------------------------------------------------------------------
 
-    def surroundings(self) -> Surroundings:
+    def environment(self) -> Environment:
         """What a node of this device is lent. A second one on the same file stands for a second process."""
         device = self.device
-        return Surroundings(
+        return Environment(
             clock_ms=device.clock.wall_ms,
             monotonic_ms=device.clock.monotonic_ms,
             boot=device.boot,
@@ -182,7 +182,7 @@ class Process:
             await sync.wait()
 
     def _served(self, serving: asyncio.Task[None]) -> None:
-        if self.alive and not self.loop.is_buried and not self.stopping and not serving.cancelled():
+        if self.alive and not self.loop.is_dead_letter and not self.stopping and not serving.cancelled():
             self.world.failed(self.device, "sync has ended", serving.exception())
 
     async def _end(self, then: Callable[[], None] | None) -> None:

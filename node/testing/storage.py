@@ -72,8 +72,8 @@ class LentStorage:
             self._close(self._free.pop())
         return self._storage.reidentify()
 
-    def record_heard(self, heard: dict[SiteId, tuple[Era, int]]) -> None:
-        self._storage.record_heard(heard)
+    def record_heartbeats(self, heartbeats: dict[SiteId, tuple[Era, int]]) -> None:
+        self._storage.record_heartbeats(heartbeats)
 
     def close(self) -> None:
         self._storage.close()

@@ -143,7 +143,7 @@ class World:
             if device.process is not None:
                 device.process.kill(keep_file=False)
         while self.dead:
-            self.dead.pop().bury()
+            self.dead.pop().dead_letter()
 
     def is_level(self) -> bool:
         """Tell whether every device has what those have that it can reach, and nothing is under way."""
@@ -154,7 +154,7 @@ class World:
             sync, mine = process.node.sync, states[number]
             if sync is None or not process.started or sync.loop.state.version != mine.version:
                 return False
-            if mine.version and mine.knowledge.point(mine.site).era == NO_ERA:
+            if mine.version and mine.vector.entry(mine.site).era == NO_ERA:
                 return False
             if not self.is_linked(process):
                 return False
@@ -166,7 +166,7 @@ class World:
             if end.source not in states or end.target not in states:
                 return False
             source, target = states[end.source], states[end.target]
-            if source.knowledge.point(target.site) != target.knowledge.point(target.site):
+            if source.vector.entry(target.site) != target.vector.entry(target.site):
                 return False
         return True
 
@@ -212,7 +212,7 @@ class World:
 
     def applied(self, process: Process, incoming: Incoming, applied: Applied) -> None:
         """A device has merged a piece."""
-        self.fired["parked by an older schema"] += applied.parked
+        self.fired["quarantined by an older schema"] += applied.quarantined
         self.fired["staged"] += not incoming.whole
 
     def hit(self, fault: str) -> None:

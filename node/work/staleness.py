@@ -91,7 +91,7 @@ class StalenessWatch:
         self.observe()
         rows = self._database.query(
             "SELECT lower(hex(r.id)), lower(hex(r.node)), w.since_ms, "
-            "(SELECT h.monotonic_ms FROM heard AS h WHERE h.site = r.node AND h.boot = w.boot) "
+            "(SELECT h.monotonic_ms FROM heartbeats AS h WHERE h.site = r.node AND h.boot = w.boot) "
             "FROM event_index AS e JOIN run_index AS r ON r.n = e.run LEFT JOIN claim_watches AS w ON w.run = r.id "
             "WHERE e.id = ? AND e.status = 1",
             (blob_of(event),),
@@ -101,25 +101,25 @@ class StalenessWatch:
             if found is None:
                 raise NotFound("event", [event])
             raise IllegalState(f"event {short(event)}", found.status, "only a reserved event can be taken over")
-        run, node, since_ms, heard_at_ms = rows[0]
+        run, node, since_ms, heartbeat_at_ms = rows[0]
         if since_ms is None:
             wanted = f"end run {short_run(run)} instead"
             raise IllegalState(f"event {short(event)}", "reserved by this node", wanted)
-        return Holder(RunId(run), node, self._wait_ms(since_ms, heard_at_ms))
+        return Holder(RunId(run), node, self._wait_ms(since_ms, heartbeat_at_ms))
 
     def is_silent(self, run: str) -> bool:
         """Tell whether a run of another node has been silent for long enough, whether it owns its events or not."""
         self.observe()
         rows = self._database.query(
-            "SELECT w.since_ms, (SELECT h.monotonic_ms FROM heard AS h WHERE h.site = r.node AND h.boot = w.boot) "
+            "SELECT w.since_ms, (SELECT h.monotonic_ms FROM heartbeats AS h WHERE h.site = r.node AND h.boot = w.boot) "
             "FROM run_index AS r CROSS JOIN claim_watches AS w WHERE r.id = ? AND w.run = r.id",
             (blob_of(run),),
         )
         return bool(rows) and self._wait_ms(*rows[0]) == 0
 
-    def _wait_ms(self, since_ms: int, heard_at_ms: int | None) -> int:
+    def _wait_ms(self, since_ms: int, heartbeat_at_ms: int | None) -> int:
         return take_over_wait_ms(
-            rule=self._rule, watched_since_ms=since_ms, heard_at_ms=heard_at_ms, now_ms=self._now_ms()
+            rule=self._rule, watched_since_ms=since_ms, heartbeat_at_ms=heartbeat_at_ms, now_ms=self._now_ms()
         )
 
     def longest_wait_ms(self, events: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Beginning work on reserved events once everybody within reach has heard of the claim (soft mode).
+"""Beginning work on reserved events once everybody within reach has received the claim (soft mode).
 
     async with node.start("inbox", "mail", limit=10) as work:
         for event in work:

@@ -115,7 +115,7 @@ def _catch_up_client(pipe: Connection, path: Path, url: str) -> None:
                 # Both have what the other had at the start; what the merge itself made is no news to either.
                 await sync.loop.until(
                     lambda: any(
-                        peer.state == "open" and peer.behind == 0 and peer.knowledge.point(site).version >= version
+                        peer.state == "open" and peer.behind == 0 and peer.vector.entry(site).version >= version
                         for peer in sync.loop.peers()
                     )
                 )

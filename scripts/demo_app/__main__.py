@@ -17,7 +17,7 @@ from demo_app import records, report
 from demo_app.invariants import check
 from demo_app.played import DEVICES, Played
 from demo_app.scenario import play
-from demo_app.screen import Teller
+from demo_app.screen import Printer
 from demo_app.source import Source
 from leasemesh.node.cli.helping import Command
 from leasemesh.node.cli.output import Screen, styled
@@ -63,13 +63,13 @@ def main(
         else:
             taken = _source(source, watch, history, limit)
             with _folder(keep) as folder:
-                teller = Teller(screen)
-                with teller.live():
-                    played = asyncio.run(play(folder, taken, teller))
+                printer = Printer(screen)
+                with printer.live():
+                    played = asyncio.run(play(folder, taken, printer))
                 played.write(folder / PLAYED_FILE)
-                teller.heading("The databases and the services are held against each other")
+                printer.heading("The databases and the services are held against each other")
                 verdict = _judge(screen, folder, played)
-                seconds = teller.seconds
+                seconds = printer.seconds
     except (LeasemeshError, KeyboardInterrupt) as error:
         screen.error(str(error) or "stopped", 1)
         sys.exit(1)

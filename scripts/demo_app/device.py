@@ -33,7 +33,7 @@ COMMAND_BYTES_MAX = 16 * 1024 * 1024
 WAIT_SECONDS_MAX = 60
 """Without anything new; what is waited for takes seconds at most on one machine."""
 
-NOTICED_KINDS = frozenset({"connected", "disconnected", "refused", "identity", "parked"})
+NOTIFIED_KINDS = frozenset({"connected", "disconnected", "refused", "identity", "quarantined"})
 
 Answer = dict[str, Any]
 Found = TypeVar("Found")
@@ -75,21 +75,21 @@ class Device:
         self._node = node
         self._settings = settings
         self._running = AsyncExitStack()
-        self._telling: asyncio.Task[None] | None = None
+        self._screen: asyncio.Task[None] | None = None
 
     async def online(self, *, listen: bool = False, peer: str | None = None) -> Answer:
         """Begin to sync, on a free port of this machine or with a peer."""
         sync = await self._node.start_sync(
             listen=("127.0.0.1", 0) if listen else None, peers=[peer] if peer is not None else []
         )
-        self._telling = asyncio.create_task(_tell(sync.loop.observe()))
+        self._screen = asyncio.create_task(_tell(sync.loop.observe()))
         return {"url": sync.url}
 
     async def offline(self) -> Answer:
         """Stop syncing."""
         await self._node.stop_sync()
-        if self._telling is not None:
-            await self._telling
+        if self._screen is not None:
+            await self._screen
         return {}
 
     async def start(self, *, reading: bool, working: bool) -> Answer:
@@ -170,7 +170,7 @@ class Device:
         """Tell an event's title."""
         return {"title": self._title(event)}
 
-    async def tell_all(self) -> Answer:
+    async def flush(self) -> Answer:
         """Wait until all devices have what this one has, and this one what they had before."""
         try:
             async with asyncio.timeout(WAIT_SECONDS_MAX):
@@ -203,15 +203,15 @@ COMMANDS: dict[str, Callable[..., Awaitable[Answer]]] = {
     for command in (
         Device.online, Device.offline, Device.start, Device.stop, Device.appoint, Device.await_authority,
         Device.await_events, Device.await_settled, Device.await_waiting, Device.await_unknown, Device.resolve,
-        Device.consumed, Device.title, Device.tell_all,
+        Device.consumed, Device.title, Device.flush,
     )
 }  # fmt: skip
 
 
 async def _tell(observer: Observer) -> None:
     async for tell in observer:
-        if tell.kind in NOTICED_KINDS:
-            _say({"notice": tell.text, "kind": tell.kind})
+        if tell.kind in NOTIFIED_KINDS:
+            _say({"notification": tell.text, "kind": tell.kind})
 
 
 def _say(message: dict[str, Any]) -> None:

@@ -30,11 +30,11 @@ class DeviceProcess:
         name: the device's name.
     """
 
-    def __init__(self, settings: DeviceSettings, notice: Callable[[str, str, str], None]) -> None:
-        """Args: the device's settings, and `notice`, called with (name, kind, text) of what it tells."""
+    def __init__(self, settings: DeviceSettings, notify: Callable[[str, str, str], None]) -> None:
+        """Args: the device's settings, and `notify`, called with (name, kind, text) of what it tells."""
         self.name = settings.name
         self._settings = settings
-        self._notice = notice
+        self._notify = notify
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
         self._waiting: deque[asyncio.Future[dict[str, Any]]] = deque()
@@ -105,8 +105,8 @@ class DeviceProcess:
         assert process.stdout is not None, "started with a pipe"
         while line := await process.stdout.readline():
             message = json.loads(line)
-            if "notice" in message:
-                self._notice(self.name, message["kind"], message["notice"])
+            if "notification" in message:
+                self._notify(self.name, message["kind"], message["notification"])
                 continue
             future = self._waiting.popleft()
             if future.done():

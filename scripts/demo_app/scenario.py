@@ -30,7 +30,7 @@ TITLE_CHARACTERS_MAX = 26
 """Of a title in a line, so that lines fit 80 columns."""
 
 
-class Telling(Protocol):
+class Screen(Protocol):
     """Where the demo says what happens."""
 
     def heading(self, text: str) -> None:
@@ -46,22 +46,22 @@ class Telling(Protocol):
         """From now on, show how far the work has come, by the services' own counts."""
 
 
-async def play(folder: Path, source: Source, telling: Telling) -> Played:
+async def play(folder: Path, source: Source, screen: Screen) -> Played:
     """Play the demo with everything it writes in `folder`, which is empty, and return what happened.
 
     Raises:
         DeviceFailed: a device could not do its part.
     """
     async with AsyncExitStack() as stack:
-        stage = _Stage(folder, source, telling, stack)
+        stage = _Stage(folder, source, screen, stack)
         return await stage.play()
 
 
 class _Stage:
-    def __init__(self, folder: Path, source: Source, telling: Telling, stack: AsyncExitStack) -> None:
+    def __init__(self, folder: Path, source: Source, screen: Screen, stack: AsyncExitStack) -> None:
         self._folder = folder
         self._source = source
-        self._telling = telling
+        self._screen = screen
         self._stack = stack
         self._mail = MailServer(folder)
         self._ledger = Ledger(folder)
@@ -81,32 +81,32 @@ class _Stage:
     # --- Together -----------------------------------------------------------------------------------------------------
 
     async def _meet(self) -> None:
-        self._telling.heading("A mail server, a ledger, and three processes, each with a database of its own")
+        self._screen.heading("A mail server, a ledger, and three processes, each with a database of its own")
         for service in (self._mail, self._ledger):
             await self._stack.enter_async_context(service)
-        self._telling.line("mail", f"SMTP on 127.0.0.1:{self._mail.port}, into a mailbox that anybody can open")
-        self._telling.line("ledger", f"HTTP on 127.0.0.1:{self._ledger.port}, an entry for each idempotency key")
+        self._screen.line("mail", f"SMTP on 127.0.0.1:{self._mail.port}, into a mailbox that anybody can open")
+        self._screen.line("ledger", f"HTTP on 127.0.0.1:{self._ledger.port}, an entry for each idempotency key")
         workspace = token_hex(16)
         for name in DEVICES:
             services = Services(name, self._mail.port, self._ledger.port)
             path = str(self._folder / f"{name}.db")
             settings = DeviceSettings(name, path, workspace, self._source, services)
-            self._devices[name] = await self._stack.enter_async_context(DeviceProcess(settings, self._notice))
+            self._devices[name] = await self._stack.enter_async_context(DeviceProcess(settings, self._notify))
         hub_url = (await self._devices[HUB]("online", listen=True))["url"]
         for name in (LAPTOP, DESKTOP):
             self._links[name] = await self._stack.enter_async_context(Link(hub_url))
         await self._both(self._connect)
         await self._devices[HUB]("appoint")
-        self._telling.line(HUB, "grants the permits that letters need")
-        self._telling.state(HUB, "grants permits")
+        self._screen.line(HUB, "grants the permits that letters need")
+        self._screen.state(HUB, "grants permits")
         await self._both(lambda name: self._devices[name]("await_authority"))
 
     async def _read(self) -> None:
-        self._telling.heading(f"{LAPTOP} reads {self._source.path}")
+        self._screen.heading(f"{LAPTOP} reads {self._source.path}")
         played = self._played
         played.inbox = [one.message_id for one in self._source.records() if not isinstance(one, Problem)]
         played.headlines = played.inbox[-HEADLINES_MAX:]
-        self._telling.watch(self._mail, self._ledger, played)
+        self._screen.watch(self._mail, self._ledger, played)
         await self._devices[LAPTOP]("start", reading=True, working=False)
         arrived = {self._source.topic: played.inbox, HEADLINES: played.headlines}
         for name in (LAPTOP, HUB, DESKTOP):
@@ -114,13 +114,13 @@ class _Stage:
                 await self._devices[name]("await_events", topic=topic, message_ids=message_ids)
             through = " through the hub" if name == DESKTOP else ""
             what = f"{count_of(len(played.inbox), 'event')}, and the newest {len(played.headlines)} as headlines"
-            self._telling.line(name, f"published {what}" if name == LAPTOP else f"has them all{through}")
+            self._screen.line(name, f"published {what}" if name == LAPTOP else f"has them all{through}")
         await self._devices[LAPTOP]("stop")
 
     # --- Apart --------------------------------------------------------------------------------------------------------
 
     async def _part(self) -> None:
-        self._telling.heading("The network to the hub is cut; mail server and ledger are still there")
+        self._screen.heading("The network to the hub is cut; mail server and ledger are still there")
         await self._both(self._cut_off)
         # Its last entry: then nothing else is under way when it is killed.
         killed = self._ledger.withheld.arm(DESKTOP, after=len(self._played.headlines) - 1)
@@ -139,26 +139,26 @@ class _Stage:
         self._played.links_cut[name] = self._links[name].cut()
         await self._devices[name]("offline")  # it has noticed, and does not even dial any more
         self._links[name].forget_diallers()
-        self._telling.line(name, "is cut off, and begins to work")
-        self._telling.state(name, "works, cut off")
+        self._screen.line(name, "is cut off, and begins to work")
+        self._screen.state(name, "works, cut off")
 
     async def _finish_apart(self, name: str) -> None:
         count = len(self._played.headlines)
         await self._devices[name]("await_settled", totals=dict.fromkeys((HEADLINES, ENTRIES, FILED), count))
         sent = count_of(self._mail.sent(EVERYBODY, name), "headline")
-        self._telling.line(name, f"sent {sent} by mail, entered and filed them")
+        self._screen.line(name, f"sent {sent} by mail, entered and filed them")
         if name == DESKTOP:
-            self._telling.line(name, "asked the ledger: the entry of unknown outcome is there")
+            self._screen.line(name, "asked the ledger: the entry of unknown outcome is there")
 
     async def _wait_for_permit(self, name: str) -> None:
         waiting = await self._devices[name]("await_waiting")
         self._played.contested[name] = waiting["event"]
-        self._telling.line(name, f"waits for confirmation by {HUB}: {_quoted(waiting['title'])}")
+        self._screen.line(name, f"waits for confirmation by {HUB}: {_quoted(waiting['title'])}")
 
     # --- Together again -----------------------------------------------------------------------------------------------
 
     async def _laptop_returns(self) -> None:
-        self._telling.heading(f"The network of {LAPTOP} is back: letters go out, one permit each")
+        self._screen.heading(f"The network of {LAPTOP} is back: letters go out, one permit each")
         happened = self._mail.withheld.arm(LAPTOP, after=len(self._played.inbox) // KILLED_AFTER_SHARE)
         await self._back(LAPTOP)
         killed = await self._service(happened)
@@ -174,14 +174,14 @@ class _Stage:
         """Be the person who looks into the mailbox."""
         unknown = await self._devices[HUB]("await_unknown")
         subject = _quoted(unknown["params"]["subject"])
-        self._telling.line(LAPTOP, f"does not know whether this left: {subject}", bad=True)
+        self._screen.line(LAPTOP, f"does not know whether this left: {subject}", bad=True)
         there = Mailbox(self._folder).holds(unknown["work"])
         verdict = "happened" if there else "not_happened"
-        self._telling.line(HUB, f"somebody looks into the mailbox, and says: {verdict}")
+        self._screen.line(HUB, f"somebody looks into the mailbox, and says: {verdict}")
         await self._devices[HUB]("resolve", work=unknown["work"], verdict=verdict, by="somebody")
 
     async def _desktop_returns(self) -> None:
-        self._telling.heading(f"{DESKTOP} comes back late; the two share the rest")
+        self._screen.heading(f"{DESKTOP} comes back late; the two share the rest")
         await self._back(DESKTOP)
         if self._source.kind == "folder":
             await self._take_what_has_come()
@@ -190,7 +190,7 @@ class _Stage:
         totals |= dict.fromkeys((ENTRIES, FILED), letters + headlines)
         await asyncio.gather(*(device("await_settled", totals=totals) for device in self._devices.values()))
         for name in self._links:
-            self._telling.line(name, f"wrote {count_of(self._mail.sent(SUBSCRIBER, name), 'letter')} in all")
+            self._screen.line(name, f"wrote {count_of(self._mail.sent(SUBSCRIBER, name), 'letter')} in all")
 
     async def _take_what_has_come(self) -> None:
         """Stop watching the folder, once everything in it has been published."""
@@ -204,10 +204,10 @@ class _Stage:
         await self._both(lambda name: self._devices[name]("stop"))
         # Twice: what one writes because of what it heard has to reach the others as well.
         for name in (*DEVICES, *DEVICES):
-            await self._devices[name]("tell_all")
+            await self._devices[name]("flush")
         self._over = True
         for name in (LAPTOP, DESKTOP, HUB):
-            self._telling.state(name, "")
+            self._screen.state(name, "")
             await self._devices[name]("offline")
 
     # --- What acts are made of ----------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ class _Stage:
     async def _back(self, name: str) -> None:
         self._links[name].mend()
         await self._connect(name)
-        self._telling.state(name, "works")
+        self._screen.state(name, "works")
 
     async def _start_working(self, name: str) -> None:
         watching = name == LAPTOP and self._source.kind == "folder"
@@ -227,16 +227,16 @@ class _Stage:
     async def _kill(self, name: str, tool: str, event: str, what: str) -> None:
         await self._devices[name].kill()
         self._played.killed.append(Killed(name, tool, event))
-        self._telling.line(name, f"{what}; SIGKILL before it can write it down", bad=True)
+        self._screen.line(name, f"{what}; SIGKILL before it can write it down", bad=True)
 
     async def _restart(self, name: str) -> None:
-        self._telling.state(name, "starts again")
+        self._screen.state(name, "starts again")
         await self._devices[name].start()
         cut = self._links[name].is_cut
         if not cut:  # without a network there is nobody to connect to
             await self._connect(name)
-        self._telling.line(name, "starts again, and finds an effect of unknown outcome")
-        self._telling.state(name, "works, cut off" if cut else "works")
+        self._screen.line(name, "starts again, and finds an effect of unknown outcome")
+        self._screen.state(name, "works, cut off" if cut else "works")
         await self._start_working(name)
 
     async def _both(self, do: Callable[[str], Coroutine[Any, Any, Any]]) -> None:
@@ -249,11 +249,11 @@ class _Stage:
         except TimeoutError as error:
             raise LeasemeshError(f"a service waited {SERVICE_SECONDS_MAX} s in vain for a call") from error
 
-    def _notice(self, name: str, kind: str, text: str) -> None:
+    def _notify(self, name: str, kind: str, text: str) -> None:
         """Tell what sync told a device; of what both ends of a link are told, only the hub's."""
         both_ends_tell = kind in ("connected", "disconnected")
         if not self._over and (name == HUB or not both_ends_tell):
-            self._telling.line(name, text)
+            self._screen.line(name, text)
 
 
 def _quoted(title: str) -> str:

@@ -24,7 +24,7 @@ FRAMES_EACH_SECOND = 8
 NAME_COLUMNS = 8
 
 
-class Teller:
+class Printer:
     """Tells what happens: to people, each device in its colour, or one JSON document a line."""
 
     def __init__(self, screen: Screen) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from leasemesh.sync.backoff import Backoff
 from leasemesh.sync.drivers.loop import LinkEnd, SyncLoop
-from leasemesh.sync.effects import LinkId, Tell
+from leasemesh.sync.effects import LinkId, Notify
 from leasemesh.sync.transport import DialFailed, Transport
 
 STABLE_S = 10.0
@@ -88,7 +88,7 @@ class Dialler:
         try:
             transport = await self._dial(self.url)
         except DialFailed as failure:
-            self._sync_loop.tell(Tell("refused", f"{self.url}: {failure}", name=self.url))
+            self._sync_loop.tell(Notify("refused", f"{self.url}: {failure}", name=self.url))
             return LinkEnd(str(failure), retry=True, established=False)
         self._carrying = True
         try:

@@ -6,7 +6,7 @@ description is for that thread too. Threads:
 
 | thread | does | order |
 |---|---|---|
-| storage | applies, state, resume points, new identity, heard nodes | one job at a time, as asked |
+| storage | applies, state, resume points, new identity, relayed heartbeats | one job at a time, as asked |
 | reader 1..n | reads changes and digests; each link stays with one of them | one job at a time per link |
 
 Whatever goes wrong with one link ends that link with one sentence. Whatever goes wrong with the engine itself ends the
@@ -33,14 +33,14 @@ from leasemesh.sync.effects import (
     ComputeDigest,
     ContinueRead,
     EndRead,
-    Hear,
     LinkId,
     LoadResume,
     LoadState,
+    RecordHeartbeats,
     Reidentify,
     Send,
     SetTimer,
-    Tell,
+    Notify,
 )
 from leasemesh.sync.engine import Engine, PeerStatus, Purpose
 from leasemesh.sync.errors import CloseCode, LocalProtocolError, StorageDamaged, is_retryable
@@ -52,14 +52,14 @@ READER_THREADS_MAX = 4
 """Reading is work for the processor, and Python runs one thread at a time: more readers than this would only wait."""
 
 OBSERVER_QUEUE_MAX = 1000
-"""Tellings kept for an observer that does not keep up; then the oldest are dropped, progress first."""
+"""Notifications kept for an observer that does not keep up; then the oldest are dropped, progress first."""
 
 PROGRESS_KINDS = frozenset({"sending", "receiving"})
 
 REFUSALS_MAX = 256
 """Different refusals remembered, in order not to say each of them every few seconds."""
 
-HEARD_WRITTEN_EVERY_S = 1.0
+HEARTBEATS_WRITTEN_EVERY_S = 1.0
 """Presence comes from every peer every few seconds; writing it down together costs one small transaction a second.
 Take-over waits for a minute of silence, so a second that is lost in a crash does not matter."""
 
@@ -76,7 +76,7 @@ LOG_LEVELS = {
     "receiving": logging.DEBUG,
     "received": logging.DEBUG,
     "caught_up": logging.INFO,
-    "parked": logging.WARNING,
+    "quarantined": logging.WARNING,
     "identity": logging.WARNING,
     "digest": logging.DEBUG,
 }
@@ -100,15 +100,15 @@ class LinkEnd:
 
 
 class Observer:
-    """A bounded queue of tellings; iterate over it. Ends when the loop has stopped."""
+    """A bounded queue of notifications; iterate over it. Ends when the loop has stopped."""
 
     def __init__(self) -> None:
-        self._tells: deque[Tell] = deque()
+        self._tells: deque[Notify] = deque()
         self._changed = asyncio.Event()
         self._ended = False
 
-    def put(self, tell: Tell) -> None:
-        """Add a telling, dropping an older one when there is no room."""
+    def put(self, tell: Notify) -> None:
+        """Add a notification, dropping an older one when there is no room."""
         if len(self._tells) >= OBSERVER_QUEUE_MAX:
             self._drop_one()
         self._tells.append(tell)
@@ -119,10 +119,10 @@ class Observer:
         self._ended = True
         self._changed.set()
 
-    def __aiter__(self) -> AsyncIterator[Tell]:
+    def __aiter__(self) -> AsyncIterator[Notify]:
         return self
 
-    async def __anext__(self) -> Tell:
+    async def __anext__(self) -> Notify:
         while not self._tells:
             if self._ended:
                 raise StopAsyncIteration
@@ -203,9 +203,9 @@ class SyncLoop:
         self.peers_changed = asyncio.Event()
         self._refusals: set[str] = set()  # told since the last link was established
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
-        self._heard: dict[SiteId, tuple[Era, int]] = {}  # not written down yet
-        self._heard_timer: asyncio.TimerHandle | None = None
-        self._commit_noticed = False
+        self._heartbeats: dict[SiteId, tuple[Era, int]] = {}  # not written down yet
+        self._heartbeat_timer: asyncio.TimerHandle | None = None
+        self._commit_notified = False
         self._barriers_begun = 0
         self._barriers_done = 0
         self._barriers_wanted = 0
@@ -225,9 +225,9 @@ class SyncLoop:
             ComputeDigest: self._compute_digest,
             Reidentify: self._reidentify,
             SetTimer: self._set_timer,
-            Hear: self._hear,
+            RecordHeartbeats: self._note_heartbeats,
             BarrierDone: self._barrier_done,
-            Tell: self.tell,
+            Notify: self.tell,
         }
 
     # --- For whoever runs it ------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ class SyncLoop:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        self._record_heard()
+        self._record_heartbeats()
         for worker in (self._storage_worker, *self._readers):
             await worker.stop()
         for observer in self._observers:
@@ -267,8 +267,8 @@ class SyncLoop:
 
         Cheap and coalesced: commits that come while the state is waiting to be read are covered by that reading.
         """
-        if not self._commit_noticed:
-            self._commit_noticed = True
+        if not self._commit_notified:
+            self._commit_notified = True
             self._storage_worker.submit(
                 self._read_committed_state,
                 functools.partial(self._input, self._engine.local_commit),
@@ -384,8 +384,8 @@ class SyncLoop:
         if observer in self._observers:
             self._observers.remove(observer)
 
-    def tell(self, tell: Tell) -> None:
-        """Pass a telling on to the log and the observers. A refusal that repeats is told once."""
+    def tell(self, tell: Notify) -> None:
+        """Pass a notification on to the log and the observers. A refusal that repeats is told once."""
         link = self._links.get(tell.link) if tell.link is not None else None
         if tell.kind == "refused" and not self._is_news(tell.text):
             log.debug("again: %s", tell.text)
@@ -488,7 +488,7 @@ class SyncLoop:
         return min(self._readers, key=users.count)
 
     def _read_committed_state(self) -> LocalState:
-        self._commit_noticed = False  # first: a commit from here on asks again
+        self._commit_notified = False  # first: a commit from here on asks again
         return self._storage.state()
 
     def _state_failed(self, again: Callable[[], None], error: Exception) -> None:
@@ -602,12 +602,12 @@ class SyncLoop:
         """Before the engine ends what is silent: a large value on a slow link may arrive for minutes."""
         for link in self._links.values():
             if link.transport.has_received():
-                self._engine.heard(link.id, now_ms=self._now_ms())
+                self._engine.note_traffic(link.id, now_ms=self._now_ms())
 
-    def _hear(self, effect: Hear) -> None:
-        self._heard.update(effect.heard)
-        if self._heard_timer is None:
-            self._heard_timer = self._loop.call_later(HEARD_WRITTEN_EVERY_S, self._record_heard)
+    def _note_heartbeats(self, effect: RecordHeartbeats) -> None:
+        self._heartbeats.update(effect.heartbeats)
+        if self._heartbeat_timer is None:
+            self._heartbeat_timer = self._loop.call_later(HEARTBEATS_WRITTEN_EVERY_S, self._record_heartbeats)
 
     def _barrier_done(self, effect: BarrierDone) -> None:
         if self._stopping or self._ended.done():  # the links are gone because this node leaves, which is no answer
@@ -616,14 +616,14 @@ class SyncLoop:
         if self._barriers_wanted > self._barriers_begun:
             self._begin_barrier()
 
-    def _record_heard(self) -> None:
-        if self._heard_timer is not None:
-            self._heard_timer.cancel()
-            self._heard_timer = None
-        if self._heard:
-            heard, self._heard = self._heard, {}
+    def _record_heartbeats(self) -> None:
+        if self._heartbeat_timer is not None:
+            self._heartbeat_timer.cancel()
+            self._heartbeat_timer = None
+        if self._heartbeats:
+            heartbeats, self._heartbeats = self._heartbeats, {}
             self._storage_worker.submit(
-                functools.partial(self._storage.record_heard, heard),
+                functools.partial(self._storage.record_heartbeats, heartbeats),
                 failed=lambda error: log.warning("cannot record which nodes were heard of: %s", error),
             )
 

@@ -51,7 +51,7 @@ def test_status_shows_the_device_what_it_knows_and_who_holds_what(leasemesh, dat
     document = leasemesh("status", "--json", "--db", other).document
     assert (document["name"], document["workspace"]) == ("desktop", "team")
     assert document["events"] == {"pending": 8, "reserved": 2}
-    assert document["peers"] == [] and document["parked"] == {} and document["duplicates"] == 0
+    assert document["peers"] == [] and document["quarantined"] == {} and document["duplicates"] == 0
     (held,) = document["held"]
     assert (held["run"], held["own"], held["events"], held["owned"], held["handler"]) == (run, False, 2, 2, "packing")
     assert document["digest"] == leasemesh("status", "--json").document["digest"]

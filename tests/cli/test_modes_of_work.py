@@ -73,7 +73,7 @@ def test_why_says_what_is_missing_of_a_home_that_was_handed_over(leasemesh, data
     meet(database, other)
     assert next_step(leasemesh, other) == "next: it is free: leasemesh reserve shop/orders --id order-0"
     with Node.open(other) as node, node.database.transaction(replicated=False) as transaction:
-        transaction.execute("UPDATE knowledge SET version = 1")  # as after half a transfer
+        transaction.execute("UPDATE version_vector SET version = 1")  # as after half a transfer
     assert leasemesh("reserve", "shop/orders", "--db", other).code == 4
     assert next_step(leasemesh, other).endswith(": wait until everything from there has arrived")
 

@@ -40,7 +40,7 @@ def test_its_own_tests_pass(written):
     assert "2 passed" in tested.stdout
 
 
-def test_its_own_tests_notice_an_app_that_delivers_twice(written):
+def test_its_own_tests_notification_an_app_that_delivers_twice(written):
     app = written / "app.py"
     careless = app.read_text().replace(
         "        file.write(", "        file.write(f'{key} {name}: again\\n')\n        file.write("

@@ -94,7 +94,7 @@ def test_verify_names_the_first_table_that_differs_and_who_is_behind(leasemesh, 
         assert (document["lacking_here"], document["lacking_there"]) == ({}, {"laptop": 2})
 
 
-def test_verify_finds_tampering_under_equal_knowledge(leasemesh, database, other):
+def test_verify_finds_tampering_under_equal_version_vector(leasemesh, database, other):
     with Node.open(other) as node, node.transaction() as transaction:
         # As a fault of the disk or of a program might: past cr-sqlite's triggers.
         transaction.execute("UPDATE workflows__crsql_clock SET col_version = col_version + 1 WHERE col_name = 'title'")

@@ -302,11 +302,11 @@ def transfer(sender, receiver, steps=None, piece_bytes=PIECE_BYTES):
     """
     source, target = ChangeStorage(sender.database), ChangeStorage(receiver.database)
     mine, theirs = source.state(), target.state()
-    known, resume = theirs.knowledge.point(mine.site), target.resume_point(mine.site)
+    known, resume = theirs.vector.entry(mine.site), target.resume_point(mine.site)
     points = ((known.version, known), (resume.version, resume.snapshot), (0, START))
     after = max(version for version, point in points if mine.lineage.owns(point, mine.version))
     with closing(source.open_reader()) as reader:
-        result = reader.begin(ReadRequest(after, theirs.knowledge, 0), piece_bytes)
+        result = reader.begin(ReadRequest(after, theirs.vector, 0), piece_bytes)
         while True:
             piece = Incoming(
                 mine.site, result.header, result.first, result.rows, result.upto, result.whole, result.last

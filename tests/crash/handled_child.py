@@ -25,7 +25,7 @@ from leasemesh.node.authoring.errors import DidNotHappen, RunRefused
 from leasemesh.node.authoring.retry import RetryRule
 from leasemesh.node.authoring.workflow import Workflow
 from leasemesh.node.execution.manager import Manager
-from leasemesh.node.machine.environment import Surroundings
+from leasemesh.node.machine.environment import Environment
 from leasemesh.node.model.leases import StalenessRule
 from leasemesh.node.replication import syncing
 from leasemesh.node.runtime import background
@@ -311,11 +311,11 @@ class Device:
         loop = asyncio.get_running_loop()
         loop.add_reader(self.pipe.fileno(), lambda: commands.put_nowait(self._read()))
         loop.add_signal_handler(signal.SIGTERM, commands.put_nowait, ("stop",))
-        surroundings = Surroundings(staleness=StalenessRule(STALE_MS, 0))
+        environment = Environment(staleness=StalenessRule(STALE_MS, 0))
         async with AsyncExitStack() as stack:
             self.stack = stack
             self.node = await stack.enter_async_context(
-                Node.open(self.path, name=self.plan.name, surroundings=surroundings, **OPTIONS)
+                Node.open(self.path, name=self.plan.name, environment=environment, **OPTIONS)
             )
             self.steps.armed = True
             if self.plan.tells_peers:

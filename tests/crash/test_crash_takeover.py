@@ -329,7 +329,7 @@ def test_a_kill_during_the_take_over_leaves_the_rest_to_the_next_start(start_two
 # --- What the second device has not heard of --------------------------------------------------------------------------
 
 
-def work_unheard(two):
+def work_unrecorded(two):
     """Let the first device begin its work while it is connected, perform the effect while it is not, and die."""
     first = two.connect_first(tells_peers=False, hold_at="mutate", kill_at="applied: done")
     assert first.do("run") is None
@@ -343,7 +343,7 @@ def work_unheard(two):
 
 def test_in_soft_mode_an_effect_that_was_not_heard_of_is_repeated_and_told_as_a_duplicate(start_two):
     two = start_two("sync soft")
-    work_unheard(two)
+    work_unrecorded(two)
     assert two.take_over().duplicates == ()
     assert two.service.texts() == {"a": 2}
     assert len(set(two.service.calls)) == 1, "the service is offered one key for both"
@@ -354,6 +354,6 @@ def test_in_soft_mode_an_effect_that_was_not_heard_of_is_repeated_and_told_as_a_
 
 def test_in_confirmed_mode_an_effect_that_was_not_heard_of_is_waited_for(start_two):
     two = start_two("sync confirmed")
-    work_unheard(two)
+    work_unrecorded(two)
     two.take_over("reserved")
     check_done_once(two, two.come_back())

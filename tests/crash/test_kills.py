@@ -100,7 +100,7 @@ def sweep(witness, child, operation, expected, *, before=lambda number: None):
         ("checkpoint", {"sync log", "write file", "sync file", "delete log"}),
     ],
 )
-def test_a_kill_at_any_step_loses_nothing_acknowledged(witness, child, operation, steps):
+def test_a_kill_at_any_step_loses_nothing_acversion_vectord(witness, child, operation, steps):
     hit = sweep(witness, child, operation, steps)
     assert sum(hit.values()) >= 10
 

@@ -131,7 +131,7 @@ class Mesh:
     def upgrade(self, replica: Replica) -> bool:
         if NEWER in replica.app:
             return False
-        self.fired["parked before the upgrade"] += replica.parked() > 0
+        self.fired["quarantined before the upgrade"] += replica.quarantined() > 0
         replica.upgrade(NOTES, OTHER, NEWER)
         return True
 
@@ -139,7 +139,7 @@ class Mesh:
         """Upgrade all, let all meet until nothing is sent any more, and demand equal content."""
         for replica in self.replicas:
             self.upgrade(replica)
-            replica.storage.retry_parked()
+            replica.storage.retry_quarantined()
         for replica in self.replicas:
             for other in self.replicas:
                 if replica is not other:
@@ -152,7 +152,7 @@ class Mesh:
         assert len({replica.site for replica in self.replicas}) == len(self.replicas)
         for replica in self.replicas:
             assert replica.database.query("PRAGMA integrity_check") == [("ok",)]
-            assert replica.parked() == 0
+            assert replica.quarantined() == 0
 
 
 def copy(replica: Replica, path: Path) -> None:

@@ -36,7 +36,7 @@ from leasemesh.sync.effects import (
 from leasemesh.sync.engine import Engine, EngineConfig
 from leasemesh.sync.errors import CloseCode
 from leasemesh.sync.ports import ReadRequest
-from leasemesh.sync.version_vector import Knowledge
+from leasemesh.sync.version_vector import VersionVector
 
 HEALING_MS = 120_000
 """Ten times longer than anything that the engines wait for."""
@@ -132,7 +132,7 @@ class Device:
         method, arguments = self.answers.popleft()
         self.input(method, *arguments)
 
-    def notice_commit(self):
+    def notify_commit(self):
         self.unnoticed = False
         self.ask(self.replica.storage.state, self.engine.local_commit)
 
@@ -179,7 +179,7 @@ class EngineMesh:
         steps = [lambda end=end: self.deliver(end) for end in self.ends if end.outgoing]
         for device in self.devices:
             steps += [device.do_job] * bool(device.jobs) + [device.take_answer] * bool(device.answers)
-            steps += [device.notice_commit] * device.unnoticed
+            steps += [device.notify_commit] * device.unnoticed
             steps += [lambda d=device, link=link: d.do_read(link) for link, jobs in device.reads.items() if jobs]
         return steps
 
@@ -313,7 +313,7 @@ class EngineMesh:
     def is_level(self, device):
         state = device.replica.storage.state()
         peers = [end.peer.device.replica.storage.state() for end in device.ends.values()]
-        return all(state.knowledge.point(peer.site) == peer.knowledge.point(peer.site) for peer in peers) and all(
+        return all(state.vector.entry(peer.site) == peer.vector.entry(peer.site) for peer in peers) and all(
             status.state == "open" and status.ahead == status.behind == 0 for status in device.engine.peers()
         )
 
@@ -335,33 +335,33 @@ class EngineMesh:
         assert all(digest == digests[0] for digest in digests)
         for device in self.devices:
             self.check_claims(device)
-            assert device.replica.parked() == 0
+            assert device.replica.quarantined() == 0
             assert not device.jobs and not device.answers
             assert device.readers.keys() <= device.ends.keys()
 
     def note_history(self, device):
         """Remember what a device has at the point where it is now; whoever claims that point is measured by it."""
         state = device.replica.storage.state()
-        point = state.site, state.knowledge[state.site]
-        if point not in self.history:
-            self.history[point] = cells(device)
+        entry = state.site, state.vector[state.site]
+        if entry not in self.history:
+            self.history[entry] = cells(device)
 
     def check_claims(self, device):
         """Whatever a device claims to include it has, or something newer."""
         mine, state = cells(device), device.replica.storage.state()
-        for site, point in state.knowledge.items():
-            if site != state.site and point.version:
-                for (table, pk, column), rank in self.history[site, point].items():
+        for site, entry in state.vector.items():
+            if site != state.site and entry.version:
+                for (table, pk, column), rank in self.history[site, entry].items():
                     is_newer_row = mine.get((table, pk, "-1"), (0, 0))[0] > rank[0]
                     has_cell = mine.get((table, pk, column), (0, 0)) >= rank
-                    assert is_newer_row or has_cell, f"{device.name} lacks {table}.{column} of {pk.hex()} at {point}"
+                    assert is_newer_row or has_cell, f"{device.name} lacks {table}.{column} of {pk.hex()} at {entry}"
 
 
 def cells(device):
     """All that a device has: (table, key, column) -> (causal length, col_version); every row has a "-1" as well."""
     found = {}
     with closing(device.replica.storage.open_reader()) as reader:
-        rows = reader.begin(ReadRequest(0, Knowledge(), 0), 2**30).rows
+        rows = reader.begin(ReadRequest(0, VersionVector(), 0), 2**30).rows
     for table, pk, column, _, col_version, _, _, length, _ in rows:
         found[table, pk, column] = (length, col_version)
         found[table, pk, "-1"] = (length, 0)

@@ -39,7 +39,7 @@ async def equal(*nodes):
 
 
 async def told(sync, kind, containing=""):
-    """Wait for a telling of this kind from now on."""
+    """Wait for a notification of this kind from now on."""
     observer = sync.loop.observe()
     try:
         async for tell in observer:

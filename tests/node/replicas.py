@@ -72,24 +72,24 @@ class Replica:
     def tables(self):
         return self.storage.digest().tables
 
-    def parked(self) -> int:
-        return self.database.query("SELECT count(*) FROM parked")[0][0]
+    def quarantined(self) -> int:
+        return self.database.query("SELECT count(*) FROM quarantined")[0][0]
 
 
 def check_identity(one: Replica, other: Replica) -> None:
     """What both do on Hello: a peer that knows of a history of mine that I do not have tells me to take a new id."""
     for mine, theirs in ((one, other), (other, one)):
         state = mine.storage.state()
-        if not state.lineage.owns(theirs.storage.state().knowledge.point(state.site), state.version):
+        if not state.lineage.owns(theirs.storage.state().vector.entry(state.site), state.version):
             mine.storage.reidentify()
 
 
 def request(sender: Replica, receiver: Replica) -> ReadRequest:
     mine, theirs = sender.storage.state(), receiver.storage.state()
-    known, resume = theirs.knowledge.point(mine.site), receiver.storage.resume_point(mine.site)
-    points = ((known.version, known), (resume.version, resume.snapshot), (0, START))
-    after = max(version for version, point in points if mine.lineage.owns(point, mine.version))
-    return ReadRequest(after, theirs.knowledge, 0)
+    known, resume = theirs.vector.entry(mine.site), receiver.storage.resume_point(mine.site)
+    entries = ((known.version, known), (resume.version, resume.snapshot), (0, START))
+    after = max(version for version, entry in entries if mine.lineage.owns(entry, mine.version))
+    return ReadRequest(after, theirs.vector, 0)
 
 
 def pieces(sender: Replica, receiver: Replica, rows_bytes_max: int = 1000) -> list[ReadResult]:
@@ -103,7 +103,7 @@ def pieces(sender: Replica, receiver: Replica, rows_bytes_max: int = 1000) -> li
         reader.close()
     versions = [row[5] for result in results for row in result.rows]
     assert versions == sorted(versions)
-    assert not versions or 1 <= versions[0] and versions[-1] <= results[0].header.point.version
+    assert not versions or 1 <= versions[0] and versions[-1] <= results[0].header.entry.version
     assert all(result.whole for result in results if result.last)
     assert [result.first for result in results] == [True] + [False] * (len(results) - 1)
     return results

@@ -14,10 +14,10 @@ from leasemesh.node.database.connection import DatabaseError
 from leasemesh.node.database.tables import JSON_TABLES
 from leasemesh.node.doctor import examine
 from leasemesh.node.machine.boot import boot_id
-from leasemesh.node.replication import quarantine as parking
+from leasemesh.node.replication import quarantine as quarantine
 from leasemesh.node.replication import staging
 from leasemesh.node.replication import storage as changes
-from leasemesh.node.replication import version_vectors as knowledge_store
+from leasemesh.node.replication import version_vectors
 from leasemesh.node.replication.clock_tables import ROWS_MAX, ClockTables
 from leasemesh.node.replication.packed_keys import is_well_formed
 from leasemesh.node.replication.sizes import change_bytes
@@ -27,7 +27,7 @@ from leasemesh.node.stores import TopicStore
 from leasemesh.sync import limits
 from leasemesh.sync.errors import RemoteProtocolError, StagingLost, StorageLimit
 from leasemesh.sync.ports import Incoming, ReadRequest, TransferHeader
-from leasemesh.sync.version_vector import FROM_START, START, Knowledge, Point
+from leasemesh.sync.version_vector import FROM_START, START, Entry, VersionVector
 
 TAGS = "CREATE TABLE tags (id TEXT PRIMARY KEY NOT NULL, name TEXT); SELECT crsql_as_crr('main', 'tags');"
 COLOUR = (
@@ -90,12 +90,12 @@ def change(table="notes", pk=b"\x01\x0c\x10" + b"k" * 16, cid="title", value="x"
     return (table, pk, cid, value, others.get("col_version", 1), version, site, others.get("cl", 1), 0)
 
 
-def piece(*rows, site=b"s" * 16, version=None, knowledge=None, **flags):
+def piece(*rows, site=b"s" * 16, version=None, vector=None, **flags):
     version = max((row[5] for row in rows), default=1) if version is None else version
-    point = Point(version, b"e")
-    header = TransferHeader(point, knowledge or Knowledge({site: point}), len(rows))
+    entry = Entry(version, b"e")
+    header = TransferHeader(entry, vector or VersionVector({site: entry}), len(rows))
     flags = {"first": True, "whole": True, "last": True} | flags
-    return Incoming(site, header, rows=list(rows), upto=point, **flags)
+    return Incoming(site, header, rows=list(rows), upto=entry, **flags)
 
 
 # --- Transfers -------------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def test_a_cut_transfer_goes_on_where_it_was_cut(make):
     total = len(pieces(one, other, 500))
     assert total > 4
     send(one, other, rows_bytes_max=500, pieces_max=3)
-    assert other.storage.state().knowledge.point(one.site) == START
+    assert other.storage.state().vector.entry(one.site) == START
     resume = other.storage.resume_point(one.site)
     assert 0 < resume.version < 30
     assert request(one, other).after == resume.version
@@ -165,7 +165,7 @@ def test_a_cut_transfer_goes_on_where_it_was_cut(make):
     send(one, other)
     assert other.titles() == one.titles()
     assert other.storage.resume_point(one.site) == FROM_START
-    assert other.storage.state().knowledge.point(one.site) == one.storage.state().knowledge.point(one.site)
+    assert other.storage.state().vector.entry(one.site) == one.storage.state().vector.entry(one.site)
 
 
 def test_what_was_overwritten_during_a_cut_transfer_is_not_lost(make):
@@ -194,7 +194,7 @@ def test_a_transfer_shows_one_moment_and_its_header_belongs_to_it(make):
         while not result.last:
             result = reader.read(500)
             rows += result.rows
-    assert result.header.point.version == result.upto.version == 20
+    assert result.header.entry.version == result.upto.version == 20
     assert "written meanwhile" not in [row[3] for row in rows]
     assert result.header.rows_estimate == len(rows) == 40
 
@@ -220,13 +220,13 @@ def test_a_reader_may_be_used_again_after_a_transfer_was_given_up(make):
         assert not reader._connection.in_transaction
 
 
-def test_an_empty_transfer_still_brings_knowledge(make):
+def test_an_empty_transfer_still_brings_version_vector(make):
     one, middle, other = make(), make(), make()
     one.note("a")
     send(one, middle)
     send(one, other)
     assert send(middle, other) == 0
-    assert other.storage.state().knowledge.includes(middle.site, middle.storage.state().knowledge.point(middle.site))
+    assert other.storage.state().vector.includes(middle.site, middle.storage.state().vector.entry(middle.site))
 
 
 @pytest.mark.parametrize("transactions", [1, 4])
@@ -300,7 +300,7 @@ def test_a_large_transaction_that_was_cut_is_sent_again_from_its_beginning(make)
     send(one, other)
     assert other.tables() == one.tables()
     assert other.storage._staging._senders == {}
-    assert other.database.query("SELECT version FROM knowledge") == [(1,)]
+    assert other.database.query("SELECT version FROM version_vector") == [(1,)]
 
 
 def test_two_senders_may_stage_at_once(make):
@@ -408,7 +408,7 @@ def test_without_room_for_temporary_files_a_large_transaction_is_refused_and_can
     assert other.tables() == one.tables()
 
 
-def test_a_piece_is_merged_with_its_knowledge_or_not_at_all(make, monkeypatch):
+def test_a_piece_is_merged_with_its_version_vector_or_not_at_all(make, monkeypatch):
     one, other = make(), make()
     one.note("a")
     (result,) = pieces(one, other)
@@ -416,7 +416,7 @@ def test_a_piece_is_merged_with_its_knowledge_or_not_at_all(make, monkeypatch):
     def fail(*_):
         raise OSError("disk on fire")
 
-    monkeypatch.setattr(changes, "raise_knowledge", fail)
+    monkeypatch.setattr(changes, "raise_vector", fail)
     before = other.storage.state()
     with pytest.raises(OSError, match="disk on fire"):
         other.storage.apply(incoming(one, result))
@@ -482,7 +482,7 @@ def test_own_changes_that_come_back_change_nothing(make):
     send(one, other)
     rows = pieces(one, other, 10**6)
     with closing(other.storage.open_reader()) as reader:
-        result = reader.begin(ReadRequest(0, Knowledge(), 0), 10**6)
+        result = reader.begin(ReadRequest(0, VersionVector(), 0), 10**6)
     before = one.storage.state().version
     applied = one.storage.apply(incoming(other, result))
     assert (applied.rows, applied.tables, applied.state.version) == (2, frozenset(), before)
@@ -509,12 +509,12 @@ def test_pieces_of_one_transfer_are_one_entry_of_the_log(make):
     send(one, other, rows_bytes_max=300)
     (entry,) = read_absorbed(other.database.query, 0)
     assert (entry.first, entry.last) == (1, 30)
-    assert entry.knowledge == one.storage.state().knowledge
+    assert entry.vector == one.storage.state().vector
 
 
 def test_the_log_is_bounded_and_a_dropped_entry_costs_duplicates_only(make, monkeypatch):
-    monkeypatch.setattr(knowledge_store, "ABSORBED_ENTRIES_MAX", 3)
-    monkeypatch.setattr(knowledge_store, "_PRUNE_VERSIONS", 1)
+    monkeypatch.setattr(version_vectors, "ABSORBED_ENTRIES_MAX", 3)
+    monkeypatch.setattr(version_vectors, "_PRUNE_VERSIONS", 1)
     one, other = make(), make()
     for number in range(6):
         one.note(f"note {number}")
@@ -548,30 +548,30 @@ def test_a_reader_sees_tables_that_became_replicated_after_it_was_opened(make):
     one = make()
     one.note("a")
     with closing(one.storage.open_reader()) as reader:
-        assert len(reader.begin(ReadRequest(0, Knowledge(), 0), 10**6).rows) == 2
+        assert len(reader.begin(ReadRequest(0, VersionVector(), 0), 10**6).rows) == 2
         one.upgrade(NOTES, TAGS)
         one.write("INSERT INTO tags VALUES ('t', 'urgent')")
-        rows = reader.begin(ReadRequest(0, Knowledge(), 0), 10**6).rows
+        rows = reader.begin(ReadRequest(0, VersionVector(), 0), 10**6).rows
     assert {row[0] for row in rows} == {"notes", "tags"}
 
 
-def test_rows_of_unknown_tables_and_columns_are_parked_and_come_back_with_the_migration(make):
+def test_rows_of_unknown_tables_and_columns_are_quarantined_and_come_back_with_the_migration(make):
     newer, older = make(NOTES, TAGS, COLOUR), make(NOTES)
     newer.write("INSERT INTO tags VALUES ('t', 'urgent')")
     newer.write("INSERT INTO notes (id, title, colour) VALUES (x'01', 'a', 'red')")
     (result,) = pieces(newer, older)
     applied = older.storage.apply(incoming(newer, result))
-    assert (applied.rows, applied.parked, applied.tables) == (4, 2, {"notes"})
+    assert (applied.rows, applied.quarantined, applied.tables) == (4, 2, {"notes"})
     assert older.titles() == ["a"]
-    reasons = [(count.reason, count.rows) for count in parking.count_parked(older.database.query)]
+    reasons = [(count.reason, count.rows) for count in quarantine.count_quarantined(older.database.query)]
     assert reasons == [("unknown column notes.colour", 1), ("unknown table tags", 1)]
     older.upgrade(NOTES, TAGS, COLOUR)
-    assert older.storage.retry_parked() == {"notes", "tags"}
-    assert older.parked() == 0
+    assert older.storage.retry_quarantined() == {"notes", "tags"}
+    assert older.quarantined() == 0
     assert older.tables() == newer.tables()
 
 
-def test_parked_rows_come_back_with_the_next_piece_after_another_process_has_migrated(make):
+def test_quarantined_rows_come_back_with_the_next_piece_after_another_process_has_migrated(make):
     newer, older = make(NOTES, TAGS), make(NOTES)
     newer.write("INSERT INTO tags VALUES ('t', 'urgent')")
     send(newer, older)
@@ -588,30 +588,30 @@ def test_parked_rows_come_back_with_the_next_piece_after_another_process_has_mig
     assert third.tables() == newer.tables()
 
 
-def test_parked_rows_pass_through_a_node_that_cannot_use_them(make):
+def test_quarantined_rows_pass_through_a_node_that_cannot_use_them(make):
     newer, older, third = make(NOTES, TAGS), make(NOTES), make(NOTES, TAGS)
     newer.write("INSERT INTO tags VALUES ('t', 'urgent'), ('u', 'later')")
     newer.note("a")
     send(newer, older)
-    assert older.parked() == 2
+    assert older.quarantined() == 2
     send(older, third)
     assert third.tables() == newer.tables()
     assert send(newer, third) == 0
 
 
-def test_a_node_that_only_parked_so_far_claims_nothing(make):
+def test_a_node_that_only_quarantined_so_far_claims_nothing(make):
     newer, older, third = make(NOTES, TAGS), make(NOTES), make(NOTES, TAGS)
     newer.write("INSERT INTO tags VALUES ('t', 'urgent')")
     send(newer, older)
     assert send(older, third) == 0
-    assert third.storage.state().knowledge.point(newer.site) == START
+    assert third.storage.state().vector.entry(newer.site) == START
     older.note("a")
     send(older, third)
     send(newer, third)
     assert third.database.query("SELECT name FROM tags") == [("urgent",)]
 
 
-def test_many_parked_rows_come_in_pieces_that_can_each_be_merged(make):
+def test_many_quarantined_rows_come_in_pieces_that_can_each_be_merged(make):
     newer, older, third = make(NOTES, TAGS), make(NOTES), make(NOTES, TAGS)
     with newer.database.transaction() as transaction:
         for number in range(100):
@@ -625,33 +625,33 @@ def test_many_parked_rows_come_in_pieces_that_can_each_be_merged(make):
     assert third.tables() == newer.tables()
 
 
-def test_parked_rows_are_sent_once_in_a_session(make):
+def test_quarantined_rows_are_sent_once_in_a_session(make):
     newer, older, third = make(NOTES, TAGS), make(NOTES), make(NOTES)
     newer.write("INSERT INTO tags VALUES ('t', 'urgent')")
     send(newer, older)
     older.note("a")
     with closing(older.storage.open_reader()) as reader:
-        first = reader.begin(ReadRequest(0, Knowledge(), 0), 10**6)
-        assert len(first.rows) == 3 and first.parked_upto > 0
-        again = reader.begin(ReadRequest(0, Knowledge(), first.parked_upto), 10**6)
-        assert len(again.rows) == 2 and again.parked_upto == first.parked_upto
+        first = reader.begin(ReadRequest(0, VersionVector(), 0), 10**6)
+        assert len(first.rows) == 3 and first.quarantined_upto > 0
+        again = reader.begin(ReadRequest(0, VersionVector(), first.quarantined_upto), 10**6)
+        assert len(again.rows) == 2 and again.quarantined_upto == first.quarantined_upto
     for _ in range(2):
         third.storage.apply(incoming(older, first))
-    assert third.parked() == 1
+    assert third.quarantined() == 1
 
 
-def test_a_newer_edit_of_a_parked_cell_takes_its_place(make):
+def test_a_newer_edit_of_a_quarantined_cell_takes_its_place(make):
     newer, older = make(NOTES, TAGS), make(NOTES)
     newer.write("INSERT INTO tags VALUES ('t', 'first')")
     (early,) = pieces(newer, older)
     newer.write("UPDATE tags SET name = 'second'")
     send(newer, older)
     older.storage.apply(incoming(newer, early))
-    assert older.database.query("SELECT val FROM parked") == [("second",)]
+    assert older.database.query("SELECT val FROM quarantined") == [("second",)]
 
 
-def test_parked_rows_are_bounded_and_a_refusal_keeps_nothing(make, monkeypatch):
-    monkeypatch.setattr(parking, "PARKED_ROWS_MAX", 5)
+def test_quarantined_rows_are_bounded_and_a_refusal_keeps_nothing(make, monkeypatch):
+    monkeypatch.setattr(quarantine, "QUARANTINED_ROWS_MAX", 5)
     newer, older = make(NOTES, TAGS), make(NOTES)
     newer.note("a")
     newer.write(
@@ -659,17 +659,17 @@ def test_parked_rows_are_bounded_and_a_refusal_keeps_nothing(make, monkeypatch):
             "generate_series(1, 6)", "json_each('[1, 2, 3, 4, 5, 6]')"
         )
     )
-    with pytest.raises(StorageLimit, match="cannot apply would be parked; upgrade"):
+    with pytest.raises(StorageLimit, match="cannot apply would be quarantined; upgrade"):
         send(newer, older)
-    assert (older.parked(), older.titles()) == (0, [])
-    assert older.storage.state().knowledge.point(newer.site) == START
+    assert (older.quarantined(), older.titles()) == (0, [])
+    assert older.storage.state().vector.entry(newer.site) == START
 
 
 def test_another_primary_key_is_a_difference_of_schema(make):
     one = make()
     key = b"\x02\x0c\x10" + b"k" * 16 + b"\x09\x01"
-    assert one.storage.apply(piece(change(pk=key))).parked == 1
-    assert one.database.query("SELECT reason FROM parked") == [("table notes has another primary key here",)]
+    assert one.storage.apply(piece(change(pk=key))).quarantined == 1
+    assert one.database.query("SELECT reason FROM quarantined") == [("table notes has another primary key here",)]
 
 
 def test_generated_columns_are_not_known_columns(make):
@@ -680,7 +680,7 @@ def test_generated_columns_are_not_known_columns(make):
     one.write("INSERT INTO d (id, a) VALUES (x'01', 4)")
     send(one, other)
     assert other.database.query("SELECT b FROM d") == [(8,)]
-    assert other.storage.apply(piece(change("d", cid="b", value=1))).parked == 1
+    assert other.storage.apply(piece(change("d", cid="b", value=1))).quarantined == 1
 
 
 # --- Poison ----------------------------------------------------------------------------------------------------------
@@ -691,17 +691,17 @@ SELECT crsql_as_crr('main', 'small');
 """
 
 
-def test_a_row_that_some_constraint_refuses_is_parked_alone_and_blocks_nothing(make):
+def test_a_row_that_some_constraint_refuses_is_quarantined_alone_and_blocks_nothing(make):
     one, other = make(SMALL.replace("CHECK (a < 100)", "")), make(SMALL)
     for number in (1, 50, 100, 2, 300):
         one.write("INSERT INTO small VALUES (?, ?, 'x')", (bytes([number % 256]), number))
     (result,) = pieces(one, other)
     applied = other.storage.apply(incoming(one, result))
-    assert (applied.rows, applied.parked) == (10, 2)
+    assert (applied.rows, applied.quarantined) == (10, 2)
     assert other.database.query("SELECT a FROM small WHERE a ORDER BY a") == [(1,), (2,), (50,)]
-    reasons = {reason for (reason,) in other.database.query("SELECT reason FROM parked")}
+    reasons = {reason for (reason,) in other.database.query("SELECT reason FROM quarantined")}
     assert reasons == {"refused by table small: constraint failed"}
-    assert applied.state.knowledge.point(one.site) == one.storage.state().knowledge.point(one.site)
+    assert applied.state.vector.entry(one.site) == one.storage.state().vector.entry(one.site)
 
 
 def test_poison_rows_pass_through_a_third_node(make):
@@ -726,14 +726,14 @@ def test_poison_is_tried_again_only_after_the_schema_has_changed(make, monkeypat
     one.write("INSERT INTO small VALUES (x'03', 1, 'x')")
     send(one, other)
     assert len(tried) == 1
-    assert other.parked() == 1
+    assert other.quarantined() == 1
 
 
 HALVES = [r"\ud800", r"\uDC00x", r"\uDE00\uD83D", r"\\\ud83d \ud83d\ude00"]
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_text_of_a_fact_that_no_query_could_return_is_parked(make, half):
+def test_text_of_a_fact_that_no_query_could_return_is_quarantined(make, half):
     other = make()
     fine = r'{"workflow":"mail","name":"\ud83d\ude00 \\ud800","created_at":1}'
     rows = [
@@ -749,9 +749,9 @@ def test_text_of_a_fact_that_no_query_could_return_is_parked(make, half):
         change("notes", cid="title", value=f"an app may write about {half}"),
     ]
     applied = other.storage.apply(piece(*rows))
-    assert (applied.parked, applied.tables) == (3, {"topics", "notes"})
+    assert (applied.quarantined, applied.tables) == (3, {"topics", "notes"})
     assert [topic.name for topic in TopicStore(other.database).list("mail")] == [r"😀 \ud800"]
-    reasons = {row for (row,) in other.database.query("SELECT DISTINCT reason FROM parked")}
+    reasons = {row for (row,) in other.database.query("SELECT DISTINCT reason FROM quarantined")}
     assert reasons == {f"refused by table {table}: text that is no Unicode" for table in ("topics", "handler_runs")}
 
 
@@ -771,7 +771,7 @@ def test_an_error_of_the_disk_is_no_poison(make):
     writer.pragma("max_page_count", writer.pragma("page_count"))
     with pytest.raises(Exception, match="disk is full"):
         send(one, other, rows_bytes_max=10**6)
-    assert (other.parked(), other.titles()) == (0, [])
+    assert (other.quarantined(), other.titles()) == (0, [])
 
 
 # --- Hostile pieces --------------------------------------------------------------------------------------------------
@@ -866,7 +866,7 @@ def test_the_digest_names_every_table_and_differs_with_each_kind_of_difference(m
     digests.append(one.tables()["notes"])
     assert len(set(digests)) == len(digests)
     assert one.tables()["tags"].cells == 0
-    assert one.storage.digest().knowledge == one.storage.state().knowledge
+    assert one.storage.digest().vector == one.storage.state().vector
 
 
 def test_the_digest_does_not_depend_on_the_way_that_changes_came(make):
@@ -922,10 +922,10 @@ def test_integer_and_text_keys_of_every_length_survive(make):
 def test_heard_nodes_are_remembered_with_the_boot_whose_clock_told_the_time(make):
     one = make()
     storage = ChangeStorage(one.database, boot="a boot")
-    storage.record_heard({b"s" * 16: (b"i", 5), b"t" * 16: (b"j", 6)})
-    storage.record_heard({b"s" * 16: (b"k", 7)})
-    one.storage.record_heard({b"u" * 16: (b"l", 8)})
-    assert one.database.query("SELECT site, incarnation, boot, monotonic_ms FROM heard ORDER BY site") == [
+    storage.record_heartbeats({b"s" * 16: (b"i", 5), b"t" * 16: (b"j", 6)})
+    storage.record_heartbeats({b"s" * 16: (b"k", 7)})
+    one.storage.record_heartbeats({b"u" * 16: (b"l", 8)})
+    assert one.database.query("SELECT site, incarnation, boot, monotonic_ms FROM heartbeats ORDER BY site") == [
         (b"s" * 16, b"k", "a boot", 7),
         (b"t" * 16, b"j", "a boot", 6),
         (b"u" * 16, b"l", boot_id(), 8),
@@ -938,10 +938,10 @@ def test_changes_are_looked_up_by_an_index_in_the_order_of_versions(make):
     with closing(one.storage.open_reader()) as reader:
         statements = []
         reader._connection.trace_v2(apsw.SQLITE_TRACE_STMT, lambda event: statements.append(event["sql"]))
-        reader.begin(ReadRequest(0, Knowledge(), 0), 1000)
+        reader.begin(ReadRequest(0, VersionVector(), 0), 1000)
         for _ in range(ROWS_MAX):
             one.note("a")
-        reader.begin(ReadRequest(0, Knowledge(), 0), 1000)
+        reader.begin(ReadRequest(0, VersionVector(), 0), 1000)
         reader._connection.trace_v2(0)
         (sql, *_) = (sql for sql in statements if "UNION ALL" in sql and "crsql_pack_columns" in sql)
         plan = [row[3] for row in reader._connection.execute(f"EXPLAIN QUERY PLAN {sql}", (0, 9)).fetchall()]

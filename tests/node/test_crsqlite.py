@@ -385,7 +385,8 @@ def test_system_where_nobody_built_it_is_one_sentence(empty_cache, server, monke
 def test_several_processes_at_once_download_once(empty_cache, server):
     server.answers[ARCHIVE] = real_archive()
     program = (
-        "import sys; from leasemesh.node.crsqlite import locate, release; from leasemesh.node.crsqlite.__main__ import main\n"
+        "import sys; from leasemesh.node.crsqlite import locate, release\n"
+        "from leasemesh.node.crsqlite.__main__ import main\n"
         f"release.ARCHIVE_SHA256[locate.platform_name()] = {hashlib.sha256(server.answers[ARCHIVE]).hexdigest()!r}\n"
         "sys.exit(main(['get']))"
     )

@@ -435,14 +435,14 @@ def test_tables_that_changed_are_named(replica):
 
 
 def test_listeners_hear_of_each_commit_that_wrote_something(database):
-    heard = []
-    stop = database.on_commit(heard.append)
+    heartbeats = []
+    stop = database.on_commit(heartbeats.append)
     with database.transaction():
         pass
-    heard.clear()  # The era began.
+    heartbeats.clear()  # The era began.
     with database.transaction():
         pass
-    assert heard == []
+    assert heartbeats == []
     with database.transaction() as transaction:
         add(transaction)
     with database.transaction(source="peer") as transaction:
@@ -450,11 +450,11 @@ def test_listeners_hear_of_each_commit_that_wrote_something(database):
     with pytest.raises(ZeroDivisionError), database.transaction() as transaction:
         add(transaction)
         1 / 0  # noqa: B018
-    assert heard == ["local", "peer"]
+    assert heartbeats == ["local", "peer"]
     stop()
     with database.transaction() as transaction:
         add(transaction)
-    assert heard == ["local", "peer"]
+    assert heartbeats == ["local", "peer"]
 
 
 def test_a_listener_may_write(database):

@@ -7,7 +7,7 @@ from replicas import Replica, check_identity, converge, exchange, send
 
 from leasemesh.node.database.file import DatabaseError
 from leasemesh.sync.ports import ReadRequest
-from leasemesh.sync.version_vector import Knowledge, Point
+from leasemesh.sync.version_vector import Entry, VersionVector
 
 
 @pytest.fixture
@@ -31,25 +31,25 @@ def test_a_new_identity_keeps_the_content_and_what_the_old_one_wrote(make):
     assert state.site == one.site != old
     assert one.tables() == tables
     assert state.version == before.version
-    assert state.knowledge == Knowledge(
-        {old: before.knowledge.point(old), state.site: Point(1, one.database.incarnation)}
+    assert state.vector == VersionVector(
+        {old: before.vector.entry(old), state.site: Entry(1, one.database.incarnation)}
     )
     assert state.lineage.eras == ((0, one.database.incarnation),)
     with closing(one.storage.open_reader()) as reader:
-        rows = reader.begin(ReadRequest(0, Knowledge(), 0), 1000).rows
+        rows = reader.begin(ReadRequest(0, VersionVector(), 0), 1000).rows
     assert {row[6] for row in rows} == {old}
     one.note("b")
     with closing(one.storage.open_reader()) as reader:
-        rows = reader.begin(ReadRequest(1, Knowledge(), 0), 1000).rows
+        rows = reader.begin(ReadRequest(1, VersionVector(), 0), 1000).rows
     assert {row[6] for row in rows} == {state.site}
 
 
 def test_a_new_identity_is_told_to_listeners_and_refused_inside_a_transaction(make):
     one = make()
-    heard = []
-    one.database.on_commit(heard.append)
+    heartbeats = []
+    one.database.on_commit(heartbeats.append)
     one.storage.reidentify()
-    assert heard == ["local"]
+    assert heartbeats == ["local"]
     site = one.site
     with one.database.transaction(), pytest.raises(DatabaseError, match="inside a transaction"):
         one.storage.reidentify()
@@ -130,7 +130,7 @@ def test_a_restored_backup_is_found_out_even_after_it_wrote_itself_past_its_lost
     for number in range(5):
         one.note(f"new {number}")
     state = one.storage.state()
-    known = other.storage.state().knowledge.point(state.site)
+    known = other.storage.state().vector.entry(state.site)
     assert known.version < state.version
     assert not state.lineage.owns(known, state.version)
     converge(one, other)
@@ -168,6 +168,6 @@ def test_each_fault_of_the_meshes_happens(tmp_path):
         "clone",
         "clone found",
         "upgrade",
-        "parked before the upgrade",
+        "quarantined before the upgrade",
     ):
         assert fired[step], step

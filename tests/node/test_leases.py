@@ -156,8 +156,10 @@ def test_a_pending_event_counts_every_epoch_that_was_claimed(known):
         assert owned.epoch == max((one.epoch for one in known), default=0)
 
 
-def wait(watched_since_ms, heard_at_ms, now_ms):
-    return take_over_wait_ms(rule=RULE, watched_since_ms=watched_since_ms, heard_at_ms=heard_at_ms, now_ms=now_ms)
+def wait(watched_since_ms, heartbeat_at_ms, now_ms):
+    return take_over_wait_ms(
+        rule=RULE, watched_since_ms=watched_since_ms, heartbeat_at_ms=heartbeat_at_ms, now_ms=now_ms
+    )
 
 
 def test_a_holder_must_be_silent_for_the_whole_time_and_the_margin():

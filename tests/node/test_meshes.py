@@ -11,7 +11,7 @@ from meshes import LOOPBACK, Proxy, digests, equal, listening_to, message_ids, p
 from leasemesh import AddressError, IllegalState, Node, SyncRefused
 from leasemesh.node.replication.syncing import Comparison
 from leasemesh.sync.ports import DatabaseDigest
-from leasemesh.sync.version_vector import Era, Knowledge, Point, SiteId
+from leasemesh.sync.version_vector import Entry, Era, SiteId, VersionVector
 
 
 class TestShapes:
@@ -252,11 +252,11 @@ class TestOneFile:
                 await laptop.caught_up()
                 await hub.caught_up("laptop")
                 comparison = await open_node("laptop").compare(serving.url, token="t")
-                assert comparison.equal and comparison.same_knowledge
+                assert comparison.equal and comparison.same_vector
                 assert (comparison.name, comparison.node) == ("hub", hub.site_id)
             publish(laptop, "2")
             comparison = await laptop.compare(serving.url, token="t")
-            assert not comparison.equal and not comparison.same_knowledge
+            assert not comparison.equal and not comparison.same_vector
             assert comparison.different_tables == ["publications"]
             with pytest.raises(SyncRefused, match="token"):
                 await laptop.compare(serving.url, token="wrong")
@@ -268,13 +268,15 @@ class TestOneFile:
         mine, hub, third = SiteId(b"m" * 16), SiteId(b"h" * 16), SiteId(b"t" * 16)
 
         def same(at_third, own_at_hub=5, hub_here=7):
-            here = Knowledge({mine: Point(5, Era(b"e")), hub: Point(hub_here, Era(b"e")), third: Point(2, Era(b"e"))})
-            there = Knowledge({mine: Point(own_at_hub, Era(b"e")), hub: Point(7, Era(b"e")), third: at_third})
-            return Comparison("hub", hub, mine, DatabaseDigest(here, {}), DatabaseDigest(there, {})).same_knowledge
+            here = VersionVector(
+                {mine: Entry(5, Era(b"e")), hub: Entry(hub_here, Era(b"e")), third: Entry(2, Era(b"e"))}
+            )
+            there = VersionVector({mine: Entry(own_at_hub, Era(b"e")), hub: Entry(7, Era(b"e")), third: at_third})
+            return Comparison("hub", hub, mine, DatabaseDigest(here, {}), DatabaseDigest(there, {})).same_vector
 
-        assert same(Point(2, Era(b"e"))) and same(Point(3, Era(b"e")))
-        assert not same(Point(3, Era(b"e")), own_at_hub=4)
-        assert not same(Point(3, Era(b"e")), hub_here=6)
+        assert same(Entry(2, Era(b"e"))) and same(Entry(3, Era(b"e")))
+        assert not same(Entry(3, Era(b"e")), own_at_hub=4)
+        assert not same(Entry(3, Era(b"e")), hub_here=6)
 
 
 class TestCopies:

@@ -43,11 +43,11 @@ def test_a_second_upgrade_does_nothing(database, folder):
     write_migrations(folder, "CREATE TABLE a (x)")
     upgrade(database, [own_migrations(), ("app", folder)])
     before = database.data_version(), database.query("SELECT count(*) FROM eras"), schema(database)
-    heard = []
-    database.on_commit(heard.append)
+    heartbeats = []
+    database.on_commit(heartbeats.append)
     assert upgrade(database, [own_migrations(), ("app", folder)])["app"] == 1
     assert (database.data_version(), database.query("SELECT count(*) FROM eras"), schema(database)) == before
-    assert heard == []
+    assert heartbeats == []
 
 
 def test_a_later_file_is_applied_to_an_older_database(database, folder):
@@ -205,7 +205,7 @@ def test_the_guard_of_the_primary_key_does_not_disturb_merges(tmp_path, opened):
     other.write("UPDATE notes SET title = 'new' WHERE id = ?", (notes[0],))
     other.write("DELETE FROM notes WHERE id = ?", (notes[1],))
     converge(one, other)
-    assert one.parked() == other.parked() == 0
+    assert one.quarantined() == other.quarantined() == 0
     assert other.database.query("SELECT title, stars FROM notes WHERE id = ?", (notes[0],)) == [("new", 1)]
 
 
@@ -224,9 +224,9 @@ def test_a_populated_synced_database_is_upgraded_while_its_peer_is_not(tmp_path,
     other.write("UPDATE notes SET title = 'edited on the old one' WHERE id = ?", (notes[1],))
     exchange(one, other)
     assert one.database.query("SELECT title FROM notes WHERE id = ?", (notes[1],)) == [("edited on the old one",)]
-    assert other.parked() == 1
+    assert other.quarantined() == 1
     other.upgrade(NOTES, COLOUR)
-    other.storage.retry_parked()
+    other.storage.retry_quarantined()
     exchange(one, other)
     assert one.tables() == other.tables()
     assert other.database.query("SELECT colour FROM notes WHERE id = ?", (notes[0],)) == [("red",)]
@@ -261,11 +261,11 @@ def test_our_own_version_1_is_upgraded_populated_and_synced_while_its_peer_stays
     assert one.database.query("SELECT title, status FROM workflows WHERE id = 'w1'") == [
         ("edited on version 1", "active")
     ]
-    assert other.parked() == 1
+    assert other.quarantined() == 1
     upgrade(other.database, [current])
-    other.storage.retry_parked()
+    other.storage.retry_quarantined()
     exchange(one, other)
-    assert other.parked() == 0
+    assert other.quarantined() == 0
     assert other.database.query("SELECT status FROM workflows WHERE id = 'w0'") == [("paused",)]
     assert one.storage.digest().tables == other.storage.digest().tables
     assert len(one.database.query("SELECT 1 FROM workflows")) == 20

@@ -157,7 +157,7 @@ class TestChanges:
             publish(node, "1")
             assert await anext(changes) == Changed(frozenset({"workflows", "topics", "publications"}), "local")
 
-    async def test_slow_readers_get_one_notice_for_many_commits(self, open_node, within):
+    async def test_slow_readers_get_one_notification_for_many_commits(self, open_node, within):
         node = open_node("a")
         async with within(), node.changes() as changes:
             publish(node, "1")

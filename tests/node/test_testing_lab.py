@@ -204,7 +204,7 @@ def test_work_may_begin_while_sync_is_starting(lab):
 
 def test_clocks_may_be_wrong_and_drift_and_begin_anew(lab):
     def clocks(device):
-        return device.node.surroundings.clock_ms(), device.node.surroundings.monotonic_ms()
+        return device.node.environment.clock_ms(), device.node.environment.monotonic_ms()
 
     lab.set_clock(1, wrong_by_s=-3600)
     right, wrong = clocks(lab[0]), clocks(lab[1])
@@ -212,10 +212,10 @@ def test_clocks_may_be_wrong_and_drift_and_begin_anew(lab):
     lab.set_clock_rate(1, ppm=10_000)
     lab.advance(100)
     assert (clocks(lab[0])[1] - right[1], clocks(lab[1])[1] - wrong[1]) == (100_000, 101_000)
-    boot = lab[1].node.surroundings.boot
+    boot = lab[1].node.environment.boot
     lab.reboot(1)
     assert clocks(lab[1]) == (wrong[0] + 101_000, 0)
-    assert lab[1].node.surroundings.boot != boot
+    assert lab[1].node.environment.boot != boot
 
 
 def test_a_restored_backup_takes_a_new_identity_and_gets_back_what_it_had_told(lab):

@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 from replicas import check_identity, send
 
 from leasemesh import IllegalState, LeaseLost, NewEvent, Node, NotAvailable, NotFound
-from leasemesh.node.machine.environment import Surroundings
+from leasemesh.node.machine.environment import Environment
 from leasemesh.node.model.leases import StalenessRule
 from leasemesh.node.replication.storage import ChangeStorage
 
@@ -70,9 +70,7 @@ class Side:
             self.path,
             workspace="team",
             name=f"node {self.number}",
-            surroundings=Surroundings(
-                clock_ms=lambda: next(self._ticks), staleness=StalenessRule(ttl_ms=0, margin_ms=0)
-            ),
+            environment=Environment(clock_ms=lambda: next(self._ticks), staleness=StalenessRule(ttl_ms=0, margin_ms=0)),
         )
         self.storage = ChangeStorage(self.node.database)
 
@@ -218,7 +216,7 @@ class TwoNodes(RuleBasedStateMachine):
     def end(self, run, number, outcome, *, happened):
         side = self.sides[number]
         claim, events = side.claims[run], side.node.events
-        method = {"consumed": events.consume, "skipped": events.skip, "dead": events.bury}[outcome]
+        method = {"consumed": events.consume, "skipped": events.skip, "dead": events.dead_letter}[outcome]
         options = {"effect_happened": True} if happened else {}
         if claim.state == outcome:
             assert method(run, **options) == 0

@@ -14,12 +14,22 @@ PARTITION_MS = (500, 45_000)
 
 FULL_MS = (200, 15_000)
 
-NOTICED_MS = 50
+NOTIFIED_MS = 50
 """Some partitions both sides notice, because their links break; others are silence."""
 
 PAUSE_MS = (100, 50_000)
 
-STEPS = ("commit", "commit", "send", "apply", "read", "_read_committed_state", "state", "resume_point", "record_heard")
+STEPS = (
+    "commit",
+    "commit",
+    "send",
+    "apply",
+    "read",
+    "_read_committed_state",
+    "state",
+    "resume_point",
+    "record_heartbeats",
+)
 """Where a process can be killed; but for the first two these are jobs of sync's threads."""
 
 
@@ -46,7 +56,7 @@ def _block(world, device, random: Random, *, both_ways: bool) -> bool:
                 world.network.cut(end)
         for pair in pairs:
             fault = "partition" if both_ways else "one-way partition"
-            begin_ms = world.now_ms + (NOTICED_MS if noticed else 0)
+            begin_ms = world.now_ms + (NOTIFIED_MS if noticed else 0)
             world.at(begin_ms, lambda pair=pair, fault=fault: _begin(world, pair, fault))
             world.at(begin_ms + duration_ms, lambda pair=pair: world.network.unblock(*pair))
     return True

@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 
 from leasemesh import Node
-from leasemesh.node.machine.environment import Surroundings
+from leasemesh.node.machine.environment import Environment
 from leasemesh.node.testing.files import memory_folder, set_site_id
 from sim.params import WORKSPACE
 
@@ -53,8 +53,8 @@ def app_migrations(level: int) -> Path:
 def template(level: int) -> Path:
     """A migrated file, made once in a process: making it takes as long as a third of a short run."""
     path = Path(_folder().name) / f"template-{level}.db"
-    surroundings = Surroundings(clock_ms=lambda: 1, random_bytes=Random(level).randbytes)
-    Node.open(path, workspace=WORKSPACE, migrations=app_migrations(level), surroundings=surroundings).close()
+    environment = Environment(clock_ms=lambda: 1, random_bytes=Random(level).randbytes)
+    Node.open(path, workspace=WORKSPACE, migrations=app_migrations(level), environment=environment).close()
     set_site_id(path, TEMPLATE_SITE)
     return path
 

@@ -1,8 +1,8 @@
 """The invariants as checkers, by their numbers, each against an oracle that shares no code with what it checks.
 
-The oracle reads the facts (`publications`, `reservations`) and applies `node.model.leases.decide`; what is checked are the
-tables that triggers derived, and what the stores did. "convergence" stands for the demand of the second phase: equal
-digests on all devices, nothing parked, nothing under way.
+The oracle reads the facts (`publications`, `reservations`) and applies `node.model.leases.decide`; what is checked are
+the tables that triggers derived, and what the stores did. "convergence" stands for the demand of the second phase:
+equal digests on all devices, nothing quarantined, nothing under way.
 """
 
 from __future__ import annotations
@@ -260,8 +260,8 @@ class Checks:
             differing = [name for name in sorted({*tables, *first}) if tables.get(name) != first.get(name)]
             self.demand("convergence", not differing, f"{app.device.name} differs in {differing}")
         for app in apps:
-            ((parked,),) = app.database.query("SELECT count(*) FROM parked")
-            self.demand("convergence", parked == 0, f"{app.device.name} has {parked} rows set aside")
+            ((quarantined,),) = app.database.query("SELECT count(*) FROM quarantined")
+            self.demand("convergence", quarantined == 0, f"{app.device.name} has {quarantined} rows set aside")
 
     def idle(self, before: list[int], after: list[int]) -> None:
         """Nobody did anything: no file may have a new version."""

@@ -33,7 +33,7 @@ CHEAPER = {
     # The pages of these files lie in memory.
     "leasemesh.node.database.file.check_pages": lambda path: None,
     # Nobody takes over from a device that has just spoken.
-    "leasemesh.sync.drivers.loop.HEARD_WRITTEN_EVERY_S": 2.0,
+    "leasemesh.sync.drivers.loop.HEARTBEATS_WRITTEN_EVERY_S": 2.0,
     # The same files, for each of a device's processes.
     "leasemesh.node.database.migrate.read_migrations": cache(read_migrations),
 }

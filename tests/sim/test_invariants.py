@@ -132,7 +132,7 @@ def test_S4_finds_that_a_run_begins_an_effect_for_events_that_it_has_lost(monkey
     assert first_violation("S4", preset="handlers")
 
 
-def test_S5_finds_that_work_is_begun_before_everybody_has_heard_of_the_claim(monkeypatch):
+def test_S5_finds_that_work_is_begun_before_everybody_has_received_the_claim(monkeypatch):
     async def begin_at_once(self):
         pass
 
@@ -324,14 +324,14 @@ def test_L4_finds_that_confirmed_work_does_not_go_on_when_the_authority_is_back(
 
 
 def test_L5_finds_that_presence_is_written_as_rows(monkeypatch):
-    record_heard = ChangeStorage.record_heard
+    record_heartbeats = ChangeStorage.record_heartbeats
 
-    def replicate(self, heard):
-        record_heard(self, heard)
+    def replicate(self, heartbeats):
+        record_heartbeats(self, heartbeats)
         with self._database.transaction() as transaction:
             transaction.execute("INSERT INTO notes (id, title) VALUES (randomblob(16), 'alive')")
 
-    monkeypatch.setattr(ChangeStorage, "record_heard", replicate)
+    monkeypatch.setattr(ChangeStorage, "record_heartbeats", replicate)
     assert first_violation("L5")
 
 

@@ -27,7 +27,7 @@ MUST_FIRE = sorted(
         *HANDLED_FAULT_KINDS,
         "cut mid-batch",
         *(f"crash {moment} {step}" for step in STEPS for moment in ("before", "after")),
-        "parked by an older schema",
+        "quarantined by an older schema",
         "new site id",
     }
 )

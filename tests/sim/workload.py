@@ -121,7 +121,7 @@ async def _start(app, topic: str, takes_s: float) -> None:
 def other_process(app, random: Random) -> str:
     """Do something in a second process on the same file, as the command line does."""
     topic = random.choice(TOPICS)
-    with Node.open(app.device.path, surroundings=app.process.surroundings()) as other:
+    with Node.open(app.device.path, environment=app.process.environment()) as other:
         other.publish(WORKFLOW, topic, random.choice(messages(app.world)))
         if random.random() < 0.5:
             with other.reserve(WORKFLOW, topic, limit=1) as work:
@@ -156,7 +156,7 @@ def settle(app, random: Random) -> str:
         return "nothing is held"
     run = random.choice(list(app.held))
     store = app.events
-    return settle_run(app, run, random.choice([store.consume, store.consume, store.skip, store.bury]))
+    return settle_run(app, run, random.choice([store.consume, store.consume, store.skip, store.dead_letter]))
 
 
 def settle_run(app, run: str, how) -> str:

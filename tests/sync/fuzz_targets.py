@@ -21,7 +21,7 @@ from helpers import World, keys
 
 from leasemesh import NewEvent, Node
 from leasemesh.node.database.derived import rebuild
-from leasemesh.node.machine.environment import Surroundings
+from leasemesh.node.machine.environment import Environment
 from leasemesh.node.model import ids
 from leasemesh.node.replication.storage import ChangeStorage
 from leasemesh.sync import wire
@@ -30,7 +30,7 @@ from leasemesh.sync.effects import Send
 from leasemesh.sync.errors import CloseCode, LocalProtocolError, RemoteProtocolError, SyncError
 from leasemesh.sync.messages import Barrier, BarrierReply, Digest, DigestRequest, Goodbye, Greeting, SealedHello
 from leasemesh.sync.ports import DatabaseDigest, Incoming, ReadRequest, TableDigest, TransferHeader
-from leasemesh.sync.version_vector import NO_ERA, Knowledge, Point, SiteId
+from leasemesh.sync.version_vector import NO_ERA, Entry, SiteId, VersionVector
 
 REBUILT_EVERY = 50
 """A rebuild takes as long as many merges."""
@@ -70,7 +70,7 @@ class DecodeTarget:
     def __init__(self):
         goodbye, request = Goodbye(4002, "another workspace", False), DigestRequest(1)
         digest = Digest(
-            1, DatabaseDigest(Knowledge({SiteId(b"s" * 16): Point(7, NO_ERA)}), {"t": TableDigest(4, b"D" * 16)})
+            1, DatabaseDigest(VersionVector({SiteId(b"s" * 16): Entry(7, NO_ERA)}), {"t": TableDigest(4, b"D" * 16)})
         )
         markers = Barrier(bytes(range(16))), BarrierReply(bytes(range(16)), whole=False)
         extra = [wire.encode(message) for message in (goodbye, request, digest, *markers)]
@@ -197,19 +197,23 @@ class MergeTarget:
     def _merge(self, rows):
         site = SiteId(b"the fuzzing peer")
         version = max((row[5] for row in rows), default=1)
-        point = Point(version, NO_ERA)
-        header = TransferHeader(point, Knowledge({site: point}), len(rows))
+        entry = Entry(version, NO_ERA)
+        header = TransferHeader(entry, VersionVector({site: entry}), len(rows))
         before = self._storage.state()
         try:
-            applied = self._storage.apply(Incoming(site, header, True, rows, point, True, True))
+            applied = self._storage.apply(Incoming(site, header, True, rows, entry, True, True))
         except SyncError as error:
             assert self._storage.state() == before, "what was refused was stored"
             return str(error)
         self._count += 1
         if self._count % REBUILT_EVERY == 0:
             assert rebuild(self._node.database).corrected == {}, "what is derived differs from what a rebuild derives"
-        reasons = self._node.query("SELECT DISTINCT reason FROM parked ORDER BY 1 LIMIT 1") if applied.parked else []
-        return f"merged into {sorted(applied.tables)}, parked because {reasons}"
+        reasons = (
+            self._node.query("SELECT DISTINCT reason FROM quarantined ORDER BY 1 LIMIT 1")
+            if applied.quarantined
+            else []
+        )
+        return f"merged into {sorted(applied.tables)}, quarantined because {reasons}"
 
 
 def open_node(path, *, seed):
@@ -219,7 +223,7 @@ def open_node(path, *, seed):
         path,
         workspace="w",
         name=path.stem,
-        surroundings=Surroundings(clock_ms=lambda: next(ticks), random_bytes=Random(seed).randbytes),
+        environment=Environment(clock_ms=lambda: next(ticks), random_bytes=Random(seed).randbytes),
     )
 
 
@@ -242,7 +246,7 @@ def fill(node):
 
 def read_all(node):
     with closing(ChangeStorage(node.database).open_reader()) as reader:
-        return [list(row) for row in reader.begin(ReadRequest(0, Knowledge(), 0), ALL_BYTES).rows]
+        return [list(row) for row in reader.begin(ReadRequest(0, VersionVector(), 0), ALL_BYTES).rows]
 
 
 TARGETS = {"decode": DecodeTarget, "session": SessionTarget, "merge": MergeTarget}

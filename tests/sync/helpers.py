@@ -18,14 +18,14 @@ from leasemesh.sync.effects import (
     ContinueRead,
     Effect,
     EndRead,
-    Hear,
     LinkId,
     LoadResume,
     LoadState,
+    RecordHeartbeats,
     Reidentify,
     Send,
     SetTimer,
-    Tell,
+    Notify,
 )
 from leasemesh.sync.engine import Engine, EngineConfig
 from leasemesh.sync.messages import Message, Purpose
@@ -45,10 +45,10 @@ from leasemesh.sync.version_vector import (
     START,
     Absorbed,
     Era,
-    Knowledge,
     Lineage,
     Resume,
     SiteId,
+    VersionVector,
     ranges_to_send,
 )
 
@@ -67,19 +67,19 @@ class MemoryStore:
         self.version = 0
         self.eras: list[tuple[int, Era]] = []
         self.cells: dict[tuple[str, bytes, str], Change] = {}
-        self.knowledge = Knowledge()
+        self.vector = VersionVector()
         self.absorbed: list[Absorbed] = []
         self.resumes: dict[SiteId, Resume] = {}
         self.staged: dict[SiteId, list[Change]] = {}
-        self.parked: list[Change] = []
+        self.quarantined: list[Change] = []
         self.unknown_tables: set[str] = set()
         self.piece_rows = 1000
         self.schema = {"leasemesh": 1}
 
     def state(self) -> LocalState:
         lineage = Lineage(tuple(self.eras))
-        own = {self.site: lineage.point(self.version)}
-        return LocalState(self.site, self.version, lineage, Knowledge({**self.knowledge, **own}), dict(self.schema))
+        own = {self.site: lineage.entry(self.version)}
+        return LocalState(self.site, self.version, lineage, VersionVector({**self.vector, **own}), dict(self.schema))
 
     def write(self, *keys: bytes, value: Any = "v", table: str = "t") -> None:
         """Write some cells in one transaction."""
@@ -99,20 +99,20 @@ class MemoryStore:
             after=request.after,
             upto=self.version,
             absorbed=self.absorbed,
-            peer_knowledge=request.peer_knowledge,
+            peer_vector=request.peer_vector,
         )
         rows = sorted(
             (row for row in self.cells.values() if any(low < row[5] <= high for low, high in ranges)),
             key=lambda row: (row[5], row[8], row[:3]),
         )
         state = self.state()
-        knowledge, parked_upto = state.knowledge, len(self.parked)
+        vector, quarantined_upto = state.vector, len(self.quarantined)
         if self.version:
-            rows += [(*row[:5], self.version, *row[6:]) for row in self.parked[request.parked_after :]]
+            rows += [(*row[:5], self.version, *row[6:]) for row in self.quarantined[request.quarantined_after :]]
         else:
-            knowledge, parked_upto = Knowledge({self.site: START}), request.parked_after
-        header = TransferHeader(state.lineage.point(self.version), knowledge, len(rows))
-        return MemoryReader(header, rows, self.piece_rows, state.lineage, parked_upto)
+            vector, quarantined_upto = VersionVector({self.site: START}), request.quarantined_after
+        header = TransferHeader(state.lineage.entry(self.version), vector, len(rows))
+        return MemoryReader(header, rows, self.piece_rows, state.lineage, quarantined_upto)
 
     def apply(self, incoming: Incoming) -> Applied:
         if incoming.first:
@@ -121,9 +121,9 @@ class MemoryStore:
         if not incoming.whole:
             self.staged[incoming.site] = rows
             return Applied(self.state(), 0, 0, frozenset())
-        parked = [row for row in rows if row[0] in self.unknown_tables]
-        self.parked += parked
-        changed = [row for row in rows if row not in parked and self._wins(row)]
+        quarantined = [row for row in rows if row[0] in self.unknown_tables]
+        self.quarantined += quarantined
+        changed = [row for row in rows if row not in quarantined and self._wins(row)]
         if changed:
             first = self.version + 1
             self.version = max(first, max(row[5] for row in changed))
@@ -131,13 +131,13 @@ class MemoryStore:
                 self.eras.append((1, Era(b"era" + self.site[:5])))
             for row in changed:
                 self.cells[row[:3]] = (*row[:5], self.version, *row[6:])
-            self.absorbed.append(Absorbed(first, self.version, incoming.header.knowledge))
+            self.absorbed.append(Absorbed(first, self.version, incoming.header.vector))
         if incoming.last:
-            self.knowledge = self.knowledge.merged(incoming.header.knowledge)
+            self.vector = self.vector.merged(incoming.header.vector)
             self.resumes.pop(incoming.site, None)
         else:
-            self.resumes[incoming.site] = Resume(incoming.upto.version, incoming.header.point)
-        return Applied(self.state(), len(rows), len(parked), frozenset(row[0] for row in changed))
+            self.resumes[incoming.site] = Resume(incoming.upto.version, incoming.header.entry)
+        return Applied(self.state(), len(rows), len(quarantined), frozenset(row[0] for row in changed))
 
     def _wins(self, row: Change) -> bool:
         mine = self.cells.get(row[:3])
@@ -145,12 +145,12 @@ class MemoryStore:
 
     def digest(self) -> DatabaseDigest:
         digest = TableDigest(len(self.cells), repr(self.content()).encode()[:16].ljust(16))
-        return DatabaseDigest(self.state().knowledge, {"t": digest})
+        return DatabaseDigest(self.state().vector, {"t": digest})
 
     def reidentify(self) -> LocalState:
-        old = self.state().knowledge
+        old = self.state().vector
         self.site = SiteId(bytes(255 - byte for byte in self.site))
-        self.knowledge = self.knowledge.merged(old)
+        self.vector = self.vector.merged(old)
         return self.state()
 
 
@@ -160,16 +160,16 @@ class MemoryReader:
     rows: list[Change]
     piece_rows: int
     lineage: Lineage
-    parked: int
+    quarantined: int
     first: bool = True
 
     def read(self) -> ReadResult:
         rows, self.rows = self.rows[: self.piece_rows], self.rows[self.piece_rows :]
         last = not self.rows
         whole = last or self.rows[0][5] != rows[-1][5]
-        upto = self.header.point if last else self.lineage.point(rows[-1][5])
+        upto = self.header.entry if last else self.lineage.entry(rows[-1][5])
         first, self.first = self.first, False
-        return ReadResult(self.header, first, rows, upto, whole, last, self.parked)
+        return ReadResult(self.header, first, rows, upto, whole, last, self.quarantined)
 
 
 @dataclass
@@ -181,8 +181,8 @@ class Node:
     engine: Engine
     readers: dict[LinkId, MemoryReader] = field(default_factory=dict)
     timers: dict[tuple[str, int], int] = field(default_factory=dict)
-    tells: list[Tell] = field(default_factory=list)
-    heard: dict[SiteId, tuple[Era, int]] = field(default_factory=dict)
+    tells: list[Notify] = field(default_factory=list)
+    heartbeats: dict[SiteId, tuple[Era, int]] = field(default_factory=dict)
     closed: dict[LinkId, Close] = field(default_factory=dict)
     effects: list[Effect] = field(default_factory=list)
     slow: set[type] = field(default_factory=set)
@@ -381,9 +381,9 @@ class World:
                 self._answer(node, effect, lambda: engine.reidentified(store.reidentify(), self.now_ms))
             case SetTimer():
                 node.timers[effect.key] = effect.at_ms
-            case Hear():
-                node.heard.update(effect.heard)
-            case Tell():
+            case RecordHeartbeats():
+                node.heartbeats.update(effect.heartbeats)
+            case Notify():
                 node.tells.append(effect)
 
     def _answer_read(self, node: Node, effect: BeginRead | ContinueRead) -> None:

@@ -235,7 +235,7 @@ def test_a_marker_waits_for_the_end_of_a_transfer_out_of_several_snapshots(
 
 def test_a_marker_waits_while_nothing_may_be_sent() -> None:
     effects: list[Effect] = []
-    sending = transfer.SendingHalf(ONE, effects, peer_knowledge=World().node(1).store.state().knowledge, compress=False)
+    sending = transfer.SendingHalf(ONE, effects, peer_vector=World().node(1).store.state().vector, compress=False)
     sending.mark(Barrier(FIRST), 0)
     assert effects == []
     sending.allow(True)

@@ -24,7 +24,7 @@ from leasemesh.sync.errors import CloseCode, LocalProtocolError, StorageLimit, i
 from leasemesh.sync.link import PeerStatus
 from leasemesh.sync.messages import Changes, Digest, DigestRequest, Goodbye, Greeting, Presence, SealedHello
 from leasemesh.sync.ports import DatabaseDigest
-from leasemesh.sync.version_vector import FROM_START, Era, Knowledge, Point, Resume
+from leasemesh.sync.version_vector import FROM_START, Entry, Era, Resume, VersionVector
 from tests.sync.helpers import WORKSPACE, MemoryStore, Node, World, keys, site_id
 
 
@@ -84,9 +84,9 @@ def test_an_older_reading_of_the_state_changes_nothing(world: World) -> None:
     world.call(one, lambda engine: engine.local_commit(older, world.now_ms))
     assert one.engine.state == one.store.state() and one.engine.state.version == 2
     world.advance(limits.CHECKPOINT_MS)
-    older = dataclasses.replace(one.store.state(), knowledge=older.knowledge)
+    older = dataclasses.replace(one.store.state(), vector=older.vector)
     world.call(one, lambda engine: engine.local_commit(older, world.now_ms))
-    assert other.site in one.engine.state.knowledge, "a checkpoint without rows moves no version"
+    assert other.site in one.engine.state.vector, "a checkpoint without rows moves no version"
 
 
 def test_changes_pass_through_a_hub_and_do_not_come_back(world: World) -> None:
@@ -120,7 +120,7 @@ def test_checkpoints_without_rows_are_sent_now_and_then_only(world: World) -> No
     assert len(other.messages(Changes)) == before
     world.advance(limits.CHECKPOINT_MS)
     assert len(other.messages(Changes)) == before + 1
-    assert one.store.knowledge[other.site].version == other.store.version
+    assert one.store.vector[other.site].version == other.store.version
 
 
 def test_a_checkpoint_that_became_due_after_a_snapshot_is_not_dropped_with_it(world: World) -> None:
@@ -133,7 +133,7 @@ def test_a_checkpoint_that_became_due_after_a_snapshot_is_not_dropped_with_it(wo
     other.slow.clear()
     world.advance(limits.CHECKPOINT_MS)
     assert other.store.version == 2
-    assert one.store.knowledge[other.site].version == 2
+    assert one.store.vector[other.site].version == 2
 
 
 def test_an_idle_mesh_comes_to_rest(world: World) -> None:
@@ -159,8 +159,8 @@ def test_a_cut_transfer_goes_on_where_it_was_cut(world: World) -> None:
         assert world.step()
     world.cut(link)
     applied = other.store.version
-    assert 4 <= applied < 10 and other.store.knowledge == {}, "no knowledge is claimed before the end"
-    assert other.store.resumes == {one.site: Resume(applied, Point(10, one.store.eras[0][1]))}
+    assert 4 <= applied < 10 and other.store.vector == {}, "no version vector is claimed before the end"
+    assert other.store.resumes == {one.site: Resume(applied, Entry(10, one.store.eras[0][1]))}
     sent = rows_sent(one)
     world.connect(one, other)
     assert other.store.content() == one.store.content()
@@ -179,11 +179,13 @@ def test_a_long_transfer_takes_several_snapshots(world: World, monkeypatch: pyte
     while other.store.version < 6:
         assert world.step()
     assert one.count(BeginRead) > 1
-    assert other.store.knowledge == {}, "the first snapshot's knowledge is never claimed: its stream was not sent whole"
+    assert other.store.vector == {}, (
+        "the first snapshot's version vector is never claimed: its stream was not sent whole"
+    )
     world.commit(one, *keys(1), run=False)  # what was sent already is overwritten
     world.run()
     assert other.store.content() == one.store.content()
-    assert other.store.knowledge == {one.site: one.store.state().knowledge[one.site]}
+    assert other.store.vector == {one.site: one.store.state().vector[one.site]}
     assert rows_sent(one) == 20 + 1
     assert one.told("sending")[-1].startswith("node-2: sending, 21 of about ")
     assert other.told("caught_up") and one.told("caught_up")
@@ -202,14 +204,14 @@ def test_a_transaction_larger_than_a_piece_arrives_as_a_whole(world: World) -> N
     assert other.told("receiving")[-1] == "node-1: receiving, 7 of about 7 rows"
 
 
-def test_parked_rows_are_passed_on_and_told_of(world: World) -> None:
+def test_quarantined_rows_are_passed_on_and_told_of(world: World) -> None:
     new, old, newer = world.node(1), world.node(2), world.node(3)
     old.store.unknown_tables = {"tomorrow"}
     world.connect(new, old)
     world.connect(newer, old)
     world.commit(new, b"k", table="tomorrow")
-    assert old.store.cells == {} and len(old.store.parked) == 1
-    assert old.told("parked") == ["node-1: 1 row set aside until this node can apply them"]
+    assert old.store.cells == {} and len(old.store.quarantined) == 1
+    assert old.told("quarantined") == ["node-1: 1 row set aside until this node can apply them"]
     assert newer.store.cells == {}, "a node without a version of its own has none to send them under"
     world.commit(old, b"own")
     assert ("tomorrow", b"k", "c") in newer.store.cells
@@ -230,7 +232,7 @@ def test_the_status_tells_what_either_side_lacks(world: World) -> None:
     other.slow = set()
     world.answer(other)
     assert one.engine.peers()[0].ahead == 0 and other.engine.peers()[0].behind == 0
-    assert one.engine.peers()[0].knowledge[one.site].version == 3
+    assert one.engine.peers()[0].vector[one.site].version == 3
     assert one.engine.peers()[0].schema == {"leasemesh": 1}
 
 
@@ -470,7 +472,7 @@ def test_a_copy_that_wrote_itself_past_the_known_version_is_found_by_its_era(wor
 
 def test_a_resume_point_of_a_lost_history_is_a_sign_too(world: World) -> None:
     hub, laptop = world.node(1), world.node(2)
-    hub.store.resumes[laptop.site] = Resume(3, Point(7, Era(b"lost")))
+    hub.store.resumes[laptop.site] = Resume(3, Entry(7, Era(b"lost")))
     world.connect(laptop, hub)
     assert laptop.count(Reidentify) == 1
 
@@ -497,17 +499,17 @@ def test_a_transfer_is_not_continued_out_of_an_older_copy(world: World) -> None:
     assert len(hub.store.cells) == 3
 
 
-def test_knowledge_that_comes_later_through_others_is_a_sign_too(world: World) -> None:
+def test_version_vector_that_comes_later_through_others_is_a_sign_too(world: World) -> None:
     hub, laptop = world.node(1), world.node(2)
     link, hub_link = world.connect(laptop, hub)
-    world.feed(laptop, link, Presence(5, 0, 0, {}, Knowledge({laptop.site: Point(3, Era(b"other"))})))
+    world.feed(laptop, link, Presence(5, 0, 0, {}, VersionVector({laptop.site: Entry(3, Era(b"other"))})))
     assert laptop.count(LoadState) == laptop.count(Reidentify) == 1
 
 
-def test_knowledge_that_comes_with_a_transfer_is_a_sign_too(world: World) -> None:
+def test_version_vector_that_comes_with_a_transfer_is_a_sign_too(world: World) -> None:
     hub, laptop = world.node(1), world.node(2)
     world.connect(laptop, hub)
-    hub.store.knowledge = Knowledge({laptop.site: Point(3, Era(b"other"))})
+    hub.store.vector = VersionVector({laptop.site: Entry(3, Era(b"other"))})
     world.commit(hub, b"k")
     assert laptop.count(Reidentify) == 1
 
@@ -517,8 +519,8 @@ def test_a_peer_that_knows_more_than_the_engine_was_told_yet_is_no_alarm(world: 
     link, _ = world.connect(one, other)
     one.slow = {LoadState}
     one.store.write(b"k")  # by another process; nobody has told the engine
-    point = one.store.state().knowledge[one.site]
-    world.feed(one, link, Presence(5, 0, 0, {}, Knowledge({one.site: point})))
+    entry = one.store.state().vector[one.site]
+    world.feed(one, link, Presence(5, 0, 0, {}, VersionVector({one.site: entry})))
     one.store.write(b"l")
     world.call(one, lambda engine: engine.local_commit(one.store.state(), world.now_ms))
     assert other.store.cells == {}, "nothing is sent while in doubt"
@@ -548,8 +550,8 @@ def test_a_state_that_was_read_before_the_claim_came_decides_nothing(world: Worl
     one.slow = {LoadState}
     for version in (1, 2):
         one.store.write(b"k%d" % version)
-        point = one.store.state().knowledge[one.site]
-        world.feed(one, link, Presence(version, 0, 0, {}, Knowledge({one.site: point})))
+        entry = one.store.state().vector[one.site]
+        world.feed(one, link, Presence(version, 0, 0, {}, VersionVector({one.site: entry})))
     before_second = copy.deepcopy(one.store)
     before_second.version = 1
     world.call(one, lambda engine: engine.state_loaded(before_second.state(), world.now_ms))
@@ -561,7 +563,7 @@ def test_a_state_that_was_read_before_the_claim_came_decides_nothing(world: Worl
 def test_while_a_new_site_id_is_taken_nobody_is_let_in(world: World) -> None:
     hub, laptop, third = world.node(1), world.node(2), world.node(3)
     laptop.slow = {Reidentify}
-    hub.store.resumes[laptop.site] = Resume(3, Point(7, Era(b"lost")))
+    hub.store.resumes[laptop.site] = Resume(3, Entry(7, Era(b"lost")))
     world.connect(laptop, hub)
     link, _ = world.connect(laptop, third)
     assert refusal(laptop, link) == CloseCode.IDENTITY
@@ -581,9 +583,9 @@ def test_nodes_are_heard_of_through_a_hub(world: World) -> None:
     world.connect(laptop, hub)
     world.connect(desktop, hub)
     world.advance(2 * limits.PRESENCE_MS)
-    incarnation, at_ms = desktop.heard[laptop.site]
+    incarnation, at_ms = desktop.heartbeats[laptop.site]
     assert incarnation == b"start000" and world.now_ms - at_ms <= limits.PRESENCE_MS
-    assert desktop.site not in desktop.heard
+    assert desktop.site not in desktop.heartbeats
 
 
 def test_a_dead_node_does_not_stay_young_by_being_talked_about(world: World) -> None:
@@ -591,14 +593,14 @@ def test_a_dead_node_does_not_stay_young_by_being_talked_about(world: World) -> 
     link, _ = world.connect(dead, hub)
     world.connect(desktop, hub)
     world.advance(limits.PRESENCE_MS)
-    last_heard = hub.heard[dead.site][1]
+    last_heartbeat = hub.heartbeats[dead.site][1]
     world.cut(link)
     world.advance(10 * limits.PRESENCE_MS)
-    assert hub.heard[dead.site][1] == last_heard
-    assert desktop.heard[dead.site][1] <= last_heard + limits.PRESENCE_MS
+    assert hub.heartbeats[dead.site][1] == last_heartbeat
+    assert desktop.heartbeats[dead.site][1] <= last_heartbeat + limits.PRESENCE_MS
     world.advance(limits.AGE_MS_MAX)
     presence = hub.messages(Presence)[-1]
-    assert isinstance(presence, Presence) and dead.site not in presence.heard
+    assert isinstance(presence, Presence) and dead.site not in presence.heartbeats
 
 
 def test_a_restarted_node_is_heard_of_as_another_incarnation(world: World) -> None:
@@ -609,7 +611,7 @@ def test_a_restarted_node_is_heard_of_as_another_incarnation(world: World) -> No
     world.cut(link)
     world.connect(world.node(4, store=laptop.store), hub)
     world.advance(limits.PRESENCE_MS)
-    assert desktop.heard[laptop.site][0] == b"start003"
+    assert desktop.heartbeats[laptop.site][0] == b"start003"
 
 
 def test_a_link_that_brings_nothing_is_closed(world: World) -> None:
@@ -686,12 +688,12 @@ def test_timers_of_links_that_are_gone_do_nothing(world: World) -> None:
 
 
 def test_the_board_of_heard_nodes_has_a_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "KNOWLEDGE_ENTRIES_MAX", 4)
+    monkeypatch.setattr(limits, "VECTOR_ENTRIES_MAX", 4)
     hub = world.node(1)
     for number in range(2, 8):
         world.connect(world.node(number), hub)
     world.advance(limits.PRESENCE_MS)
-    assert len(hub.heard) == 4 and len(open_links(hub)) == 6
+    assert len(hub.heartbeats) == 4 and len(open_links(hub)) == 6
 
 
 # --- How a link ends -------------------------------------------------------------------------------------------------
@@ -767,10 +769,10 @@ def test_a_storage_limit_ends_the_link_and_says_so_to_the_peer(world: World) -> 
     one, other = world.node(1), world.node(2)
     other.slow = {Apply}
     link, other_link = world.connect(one, other)
-    error = StorageLimit("200,000 rows are parked already", hint="upgrade this node")
+    error = StorageLimit("200,000 rows are quarantined already", hint="upgrade this node")
     world.call(other, lambda engine: engine.apply_failed(other_link, error, world.now_ms))
     assert refusal(other, other_link) == refusal(one, link) == CloseCode.LIMIT
-    assert one.closed[link].reason.endswith("200,000 rows are parked already; upgrade this node")
+    assert one.closed[link].reason.endswith("200,000 rows are quarantined already; upgrade this node")
 
 
 def test_a_failure_inside_is_told_here_and_not_to_the_peer(world: World) -> None:
@@ -807,7 +809,7 @@ def test_answers_that_come_when_the_link_is_gone_are_harmless(world: World) -> N
         lambda engine: engine.read_failed(link, error, 0),
         lambda engine: engine.apply_failed(link, error, 0),
         lambda engine: engine.digest_failed(link, 1, error, 0),
-        lambda engine: engine.digest_done(link, 1, DatabaseDigest(Knowledge(), {}), 0),
+        lambda engine: engine.digest_done(link, 1, DatabaseDigest(VersionVector(), {}), 0),
         lambda engine: engine.resume_loaded(link, FROM_START, 0),
         lambda engine: engine.received(link, b"late", 0),
     ):
@@ -853,8 +855,8 @@ def test_a_link_to_inspect_compares_and_moves_nothing(world: World) -> None:
     assert tell.digest == hub.store.digest()
     world.advance(2 * limits.SILENCE_MS)
     assert [peer.purpose for peer in open_links(hub)] == ["sync", "inspect"], "the same site id is no clone here"
-    assert inspector.messages(Changes) == [] and inspector.heard == {} and inspector.count(BeginRead) == 0
-    assert hub.heard[laptop.site][0] == b"start001", "the inspector is not taken for the node"
+    assert inspector.messages(Changes) == [] and inspector.heartbeats == {} and inspector.count(BeginRead) == 0
+    assert hub.heartbeats[laptop.site][0] == b"start001", "the inspector is not taken for the node"
 
 
 def test_a_link_to_sync_compares_as_well(world: World) -> None:
@@ -890,7 +892,7 @@ def test_a_digest_that_cannot_be_computed_ends_the_link(world: World) -> None:
 def test_a_digest_that_nobody_asked_for_is_refused(world: World) -> None:
     one, other = world.node(1), world.node(2)
     link, _ = world.connect(one, other)
-    world.feed(one, link, Digest(1, DatabaseDigest(Knowledge(), {})))
+    world.feed(one, link, Digest(1, DatabaseDigest(VersionVector(), {})))
     assert refusal(one, link) == CloseCode.PROTOCOL
 
 

@@ -10,9 +10,10 @@ import pytest
 
 from leasemesh import NewEvent
 from leasemesh.node.replication.storage import ChangeStorage
+from leasemesh.sync.drivers import loop as loop_module
 from leasemesh.sync.drivers.loop import OBSERVER_QUEUE_MAX, LinkEnd, Observer, SyncLoop
 from leasemesh.sync.drivers.workers import Worker
-from leasemesh.sync.effects import Hear, LinkId, LoadState, Reidentify, SetTimer, Tell
+from leasemesh.sync.effects import LinkId, LoadState, RecordHeartbeats, Reidentify, SetTimer, Notify
 from leasemesh.sync.engine import Engine, EngineConfig
 from leasemesh.sync.errors import LocalProtocolError, StorageLimit
 from leasemesh.sync.transport import TransportEnd
@@ -291,11 +292,11 @@ class TestStorageFaults:
     async def test_nodes_heard_of_are_written_down_together_and_at_the_end(self, device, within):
         a = device("a")
         for number in range(100):
-            a.loop._hear(Hear({SiteId(bytes([number % 10]) * 16): (Era(b"incarnat"), number)}))
+            a.loop._note_heartbeats(RecordHeartbeats({SiteId(bytes([number % 10]) * 16): (Era(b"incarnat"), number)}))
         async with within():
             await a.stop()
-        assert a.storage.calls.count("record_heard") == 1
-        assert len(a.node.query("SELECT 1 FROM heard")) == 10
+        assert a.storage.calls.count("record_heartbeats") == 1
+        assert len(a.node.query("SELECT 1 FROM heartbeats")) == 10
 
     async def test_commits_may_be_noticed_from_any_thread(self, device, within):
         a, b = device("a"), device("b")
@@ -378,7 +379,7 @@ class TestWaiting:
 
 class TestObservers:
     def tell(self, kind, number=0):
-        return Tell(kind, f"{kind} {number}", LinkId(1))
+        return Notify(kind, f"{kind} {number}", LinkId(1))
 
     async def test_a_slow_one_loses_progress_first_and_never_blocks(self):
         observer = Observer()
@@ -406,7 +407,7 @@ class TestObservers:
         a = device("a")
         observer = a.loop.observe()
         for kind in ("refused", "refused", "connected", "refused"):
-            a.loop.tell(Tell(kind, kind))
+            a.loop.tell(Notify(kind, kind))
         observer.end()
         assert [tell.kind async for tell in observer] == ["refused", "connected", "refused"]
 

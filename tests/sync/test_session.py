@@ -27,7 +27,7 @@ from leasemesh.sync.messages import (
 from leasemesh.sync.ports import Change, Incoming, LocalState, ReadResult, TransferHeader
 from leasemesh.sync.session import TRANSITIONS, Session
 from leasemesh.sync.transfer import ReceivingHalf, SendingHalf
-from leasemesh.sync.version_vector import FROM_START, START, Era, Knowledge, Lineage, Point, Resume, SiteId
+from leasemesh.sync.version_vector import FROM_START, START, Entry, Era, Lineage, Resume, SiteId, VersionVector
 from tests.sync.helpers import WORKSPACE, World, keys, site_id
 
 LINK = LinkId(1)
@@ -36,8 +36,8 @@ ERA = Era(b"era")
 
 
 def local_state(site: SiteId) -> LocalState:
-    point = Point(5, ERA)
-    return LocalState(site, 5, Lineage(((1, ERA),)), Knowledge({site: point}), {"leasemesh": 1})
+    entry = Entry(5, ERA)
+    return LocalState(site, 5, Lineage(((1, ERA),)), VersionVector({site: entry}), {"leasemesh": 1})
 
 
 class SessionPair:
@@ -134,15 +134,15 @@ def test_a_link_opens_by_greetings_then_the_diallers_hello_then_the_listeners() 
     pair.greet()
     assert (pair.dialer.state, pair.listener.state) == ("introducing", "hello")
     assert pair.dialer.peer_site == PEER and pair.dialer.peer is None and pair.dialer.name == PEER.hex()[:8]
-    pair.dialer.introduce(Resume(3, Point(4, ERA)))
+    pair.dialer.introduce(Resume(3, Entry(4, ERA)))
     (hello,) = pair.pass_on("dialer")
-    assert isinstance(hello, Hello) and hello.resume == Resume(3, Point(4, ERA))
+    assert isinstance(hello, Hello) and hello.resume == Resume(3, Entry(4, ERA))
     assert (pair.dialer.state, pair.listener.state) == ("hello", "answering")
     assert pair.listener.name == "dialer" and pair.listener.incarnation == b"dialer.."
     pair.listener.introduce(FROM_START)
     pair.pass_on("listener")
     assert (pair.dialer.state, pair.listener.state) == ("open", "open")
-    assert pair.dialer.peer is not None and pair.dialer.peer.knowledge == {PEER: Point(5, ERA)}
+    assert pair.dialer.peer is not None and pair.dialer.peer.vector == {PEER: Entry(5, ERA)}
 
 
 def test_a_listener_takes_over_the_purpose_of_the_dialler() -> None:
@@ -180,15 +180,15 @@ def test_both_sides_prove_that_they_hold_the_token() -> None:
         pair.pass_on("listener")
 
 
-def test_knowledge_is_told_again_only_when_it_has_changed() -> None:
+def test_version_vector_is_told_again_only_when_it_has_changed() -> None:
     pair = SessionPair()
     pair.open()
-    known = local_state(OWN).knowledge
+    known = local_state(OWN).vector
     pair.dialer.send_presence(Presence(1, 0, 0, {}, known))
-    grown = known.with_point(PEER, Point(1, ERA))
+    grown = known.with_entry(PEER, Entry(1, ERA))
     pair.dialer.send_presence(Presence(2, 0, 0, {}, grown))
     pair.dialer.send_presence(Presence(3, 0, 0, {}, grown))
-    told = [message.knowledge for message in pair.pass_on("dialer") if isinstance(message, Presence)]
+    told = [message.vector for message in pair.pass_on("dialer") if isinstance(message, Presence)]
     assert told == [None, grown, None]
 
 
@@ -220,12 +220,12 @@ def row(version: int, size: int = 10, table: str = "t") -> Change:
 
 
 def header(version: int) -> TransferHeader:
-    return TransferHeader(Point(version, ERA), Knowledge({OWN: Point(version, ERA)}), 1)
+    return TransferHeader(Entry(version, ERA), VersionVector({OWN: Entry(version, ERA)}), 1)
 
 
 def piece(version: int, *rows: Change, first: bool = True, last: bool = True, upto: int | None = None) -> ReadResult:
-    point = Point(version if upto is None else upto, ERA)
-    return ReadResult(header(version), first, list(rows), point, True, last, 7)
+    entry = Entry(version if upto is None else upto, ERA)
+    return ReadResult(header(version), first, list(rows), entry, True, last, 7)
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ def effects() -> list[Effect]:
 @pytest.fixture
 def sending(effects: list[Effect]) -> SendingHalf:
     """A sending half that has sent the checkpoint of its first transfer, at version 1, and has its ack."""
-    half = SendingHalf(LINK, effects, peer_knowledge=Knowledge(), compress=False)
+    half = SendingHalf(LINK, effects, peer_vector=VersionVector(), compress=False)
     half.allow(True)
     half.want_checkpoint()
     half.read_done(piece(1))
@@ -251,7 +251,7 @@ def sent_changes(effects: list[Effect]) -> list[Changes]:
 
 
 def test_the_first_transfer_ends_with_its_checkpoint_even_without_rows(effects: list[Effect]) -> None:
-    half = SendingHalf(LINK, effects, peer_knowledge=header(1).knowledge, compress=False)
+    half = SendingHalf(LINK, effects, peer_vector=header(1).vector, compress=False)
     half.allow(True)
     half.want_checkpoint()
     half.read_done(piece(1))
@@ -265,8 +265,8 @@ def test_nothing_is_read_for_a_version_that_was_read_already(sending: SendingHal
     sending.want(2)
     (begin,) = effects
     assert isinstance(begin, BeginRead)
-    assert begin.request.after == 1 and begin.request.parked_after == 7
-    assert begin.request.peer_knowledge == {OWN: Point(1, ERA)}, "the acknowledged checkpoint is known of the peer"
+    assert begin.request.after == 1 and begin.request.quarantined_after == 7
+    assert begin.request.peer_vector == {OWN: Entry(1, ERA)}, "the acknowledged checkpoint is known of the peer"
 
 
 def test_a_version_that_comes_while_reading_is_read_afterwards(sending: SendingHalf, effects: list[Effect]) -> None:
@@ -293,19 +293,19 @@ def test_a_sender_waits_when_the_window_is_full_and_goes_on_with_the_ack(
     assert isinstance(effects[-1], ContinueRead)
     sending.read_done(piece(9, row(4), first=False))
     assert sending.acknowledged(Ack(4)), "one ack may be for several messages"
-    assert sending.peer_knowledge == {OWN: Point(9, ERA)}
+    assert sending.peer_vector == {OWN: Entry(9, ERA)}
 
 
-def test_knowledge_of_the_peer_moves_only_with_the_ack_of_the_last_message(
+def test_version_vector_of_the_peer_moves_only_with_the_ack_of_the_last_message(
     sending: SendingHalf, effects: list[Effect]
 ) -> None:
     sending.want(9)
     sending.read_done(piece(9, row(2), last=False, upto=2))
     sending.acknowledged(Ack(2))
-    assert sending.peer_knowledge == {OWN: Point(1, ERA)}
+    assert sending.peer_vector == {OWN: Entry(1, ERA)}
     sending.read_done(piece(9, row(3), first=False))
     sending.acknowledged(Ack(3))
-    assert sending.peer_knowledge == {OWN: Point(9, ERA)}
+    assert sending.peer_vector == {OWN: Entry(9, ERA)}
 
 
 @pytest.mark.parametrize("messages", [1, 3])
@@ -322,7 +322,7 @@ def test_a_checkpoint_without_rows_waits_until_it_is_wanted(sending: SendingHalf
     assert sent_changes(effects) == [] and sending.checkpoint_due and sending.read_upto == 2
     sending.want_checkpoint()
     sending.read_done(piece(2))
-    assert [message.upto for message in sent_changes(effects)] == [Point(2, ERA)]
+    assert [message.upto for message in sent_changes(effects)] == [Entry(2, ERA)]
     assert not sending.checkpoint_due
 
 
@@ -340,8 +340,10 @@ def test_rows_take_a_checkpoint_along(sending: SendingHalf, effects: list[Effect
     assert not sending.checkpoint_due and len(sent_changes(effects)) == 1
 
 
-def test_parked_rows_are_read_although_no_version_tells_of_them(sending: SendingHalf, effects: list[Effect]) -> None:
-    sending.want_parked()
+def test_quarantined_rows_are_read_although_no_version_tells_of_them(
+    sending: SendingHalf, effects: list[Effect]
+) -> None:
+    sending.want_quarantined()
     assert isinstance(effects[-1], BeginRead)
 
 
@@ -375,16 +377,16 @@ def receiving(effects: list[Effect]) -> ReceivingHalf:
 def changes(
     *rows: Change, upto: int, head: int | None = None, whole: bool = True, last: bool = False, cost: int = 100
 ) -> Changes:
-    return Changes(header(head) if head else None, list(rows), Point(upto, ERA), whole, last, cost)
+    return Changes(header(head) if head else None, list(rows), Entry(upto, ERA), whole, last, cost)
 
 
-def test_pieces_are_applied_one_at_a_time_and_acknowledged_when_stored(
+def test_pieces_are_applied_one_at_a_time_and_acversion_vectord_when_stored(
     receiving: ReceivingHalf, effects: list[Effect]
 ) -> None:
     receiving.receive(changes(row(1), row(2), upto=2, head=4))
     receiving.receive(changes(row(3), row(4), upto=4, last=True))
     (apply,) = effects
-    assert apply == Apply(LINK, Incoming(OWN, header(4), True, [row(1), row(2)], Point(2, ERA), True, False))
+    assert apply == Apply(LINK, Incoming(OWN, header(4), True, [row(1), row(2)], Entry(2, ERA), True, False))
     assert receiving.applied(2).first
     assert effects[1] == Send(LINK, wire.encode(Ack(1)))
     assert isinstance(effects[2], Apply) and effects[2].incoming.header is not None and effects[2].incoming.last
@@ -393,7 +395,7 @@ def test_pieces_are_applied_one_at_a_time_and_acknowledged_when_stored(
     assert (receiving.rows, receiving.rows_total, receiving.transfers) == (4, 1, 1)
 
 
-def test_whole_pieces_that_have_queued_up_are_applied_and_acknowledged_as_one(
+def test_whole_pieces_that_have_queued_up_are_applied_and_acversion_vectord_as_one(
     receiving: ReceivingHalf, effects: list[Effect]
 ) -> None:
     receiving.receive(changes(row(1), upto=1, head=6))
@@ -404,7 +406,7 @@ def test_whole_pieces_that_have_queued_up_are_applied_and_acknowledged_as_one(
     receiving.receive(changes(row(7), upto=7, head=7, last=True))
     receiving.applied(1)
     _, ack, joined = effects
-    assert joined == Apply(LINK, Incoming(OWN, header(6), False, [row(2), row(3)], Point(3, ERA), True, False))
+    assert joined == Apply(LINK, Incoming(OWN, header(6), False, [row(2), row(3)], Entry(3, ERA), True, False))
     receiving.applied(2)
     *_, ack, part = effects
     assert ack == Send(LINK, wire.encode(Ack(3)))
@@ -459,13 +461,13 @@ def test_a_version_may_come_in_several_pieces(receiving: ReceivingHalf, effects:
     assert len(effects) == 1
 
 
-FORGED = TransferHeader(Point(9, ERA), Knowledge({OWN: Point(8, ERA)}), 0)
+FORGED = TransferHeader(Entry(9, ERA), VersionVector({OWN: Entry(8, ERA)}), 0)
 
 BAD_TRANSFERS: dict[str, list[Changes]] = {
     "does not begin with a header": [changes(row(1), upto=1)],
     "begins anew within a version": [changes(row(1), upto=0, head=9, whole=False), changes(row(1), upto=1, head=9)],
     "goes on after its end": [changes(upto=9, head=9, last=True), changes(row(2), upto=2)],
-    "contradicts its own header": [Changes(FORGED, [], FORGED.point, True, True)],
+    "contradicts its own header": [Changes(FORGED, [], FORGED.entry, True, True)],
     "is far ahead of this node": [changes(upto=2**41, head=2**41, last=True)],
     "has rows after its end": [changes(row(10), upto=9, head=9, last=True)],
     "has rows after its border": [changes(row(3), upto=2, head=9)],
@@ -473,7 +475,7 @@ BAD_TRANSFERS: dict[str, list[Changes]] = {
     "has a border that goes back": [changes(row(5), upto=5, head=9), changes(row(5), upto=4, whole=False)],
     "has a border after its end": [changes(row(5), upto=10, head=9)],
     "ends before its end": [changes(row(5), upto=8, head=9, last=True)],
-    "ends in another era": [Changes(header(9), [], Point(9, Era(b"other")), True, True)],
+    "ends in another era": [Changes(header(9), [], Entry(9, Era(b"other")), True, True)],
     "has a piece of a version without rows": [changes(upto=1, head=9, whole=False)],
 }
 
@@ -511,7 +513,7 @@ def test_whatever_was_written_arrives_in_whole_transactions(
     world.run()
     assert other.store.content() == one.store.content()
     assert len(other.store.cells) == written
-    assert other.store.knowledge.includes(one.site, Point(one.store.version, one.store.state().lineage.era_at(99)))
+    assert other.store.vector.includes(one.site, Entry(one.store.version, one.store.state().lineage.era_at(99)))
     assert not one.closed and not other.closed
 
 

@@ -21,24 +21,24 @@ from leasemesh.sync.messages import (
     DigestRequest,
     Goodbye,
     Greeting,
-    HeardNode,
     Hello,
     Message,
     Presence,
+    RelayedHeartbeat,
     SealedHello,
 )
 from leasemesh.sync.ports import Change, DatabaseDigest, TableDigest, TransferHeader
-from leasemesh.sync.version_vector import Era, Knowledge, Point, Resume, SiteId
+from leasemesh.sync.version_vector import Entry, Era, Resume, SiteId, VersionVector
 
 SITE_A = SiteId(b"A" * 16)
 SITE_B = SiteId(b"B" * 16)
 ERA = Era(b"era-0001")
-KNOWLEDGE = Knowledge({SITE_B: Point(7, ERA), SITE_A: Point(3, Era(b"era-0002"))})
+VECTOR = VersionVector({SITE_B: Entry(7, ERA), SITE_A: Entry(3, Era(b"era-0002"))})
 DIALER = Greeting(bytes(range(16)), SITE_A)
 LISTENER = Greeting(bytes(range(16, 32)), SITE_B)
 TOKEN = "open sesame"
 HELLO = Hello(
-    "5f" * 16, "laptop", Era(b"incarn01"), "sync", {"leasemesh": 2, "app": 1}, KNOWLEDGE, Resume(4, Point(5, ERA))
+    "5f" * 16, "laptop", Era(b"incarn01"), "sync", {"leasemesh": 2, "app": 1}, VECTOR, Resume(4, Entry(5, ERA))
 )
 ROWS: list[Change] = [
     ("publications", b"\x01\x0c\x02hi", "body", '{"a":1}', 1, 6, SITE_B, 1, 0),
@@ -75,7 +75,7 @@ GOLDEN: dict[str, tuple[Message, str]] = {
         ),
     ),
     "a whole transfer": (
-        Changes(TransferHeader(Point(7, ERA), KNOWLEDGE, 6), ROWS, Point(7, ERA), True, True),
+        Changes(TransferHeader(Entry(7, ERA), VECTOR, 6), ROWS, Entry(7, ERA), True, True),
         (
             "980203c4489407c4086572612d303030310696c4104141414141414141414141414141414103c4086572612d30303032c41042424242"
             "42424242424242424242424207c4086572612d3030303107c4086572612d303030310600c4ee9bc42b97ac7075626c69636174696f6e"
@@ -87,7 +87,7 @@ GOLDEN: dict[str, tuple[Message, str]] = {
         ),
     ),
     "a piece in the middle of a version": (
-        Changes(None, ROWS[:1], Point(5, ERA), False, False),
+        Changes(None, ROWS[:1], Entry(5, ERA), False, False),
         (
             "980200c005c4086572612d303030310100c45d9bc41392ac7075626c69636174696f6e73a4626f6479c41391c4104242424242424242"
             "4242424242424242c40100c40891c405010c026869c40101c40991a77b2261223a317dc40101c4059206c40100c40100c40101c40592"
@@ -96,7 +96,7 @@ GOLDEN: dict[str, tuple[Message, str]] = {
     ),
     "ack": (Ack(300), "9203cd012c"),
     "presence": (
-        Presence(9, 1, 0, {SITE_A: HeardNode(Era(b"incarn02"), 4, 1500)}, KNOWLEDGE),
+        Presence(9, 1, 0, {SITE_A: RelayedHeartbeat(Era(b"incarn02"), 4, 1500)}, VECTOR),
         (
             "960409010094c41041414141414141414141414141414141c408696e6361726e303204cd05dc96c41041414141414141414141414141"
             "41414103c4086572612d30303032c4104242424242424242424242424242424207c4086572612d30303031"
@@ -105,7 +105,7 @@ GOLDEN: dict[str, tuple[Message, str]] = {
     "the answer to a probe": (Presence(10, 0, 1, {}, None), "96040a000190c0"),
     "digest request": (DigestRequest(1), "920501"),
     "digest": (
-        Digest(1, DatabaseDigest(KNOWLEDGE, {"tasks": TableDigest(4, b"D" * 16)})),
+        Digest(1, DatabaseDigest(VECTOR, {"tasks": TableDigest(4, b"D" * 16)})),
         (
             "94060196c4104141414141414141414141414141414103c4086572612d30303032c4104242424242424242424242424242424207c408"
             "6572612d3030303193a57461736b7304c41044444444444444444444444444444444"
@@ -141,18 +141,18 @@ def test_golden_bytes_are_decoded_to_their_message(name: str) -> None:
 def test_compressed_golden_bytes_are_decoded_to_their_rows() -> None:
     # Only this direction: another zlib may compress to other bytes.
     message = wire.decode(bytes.fromhex(GOLDEN_COMPRESSED))
-    assert message == Changes(None, REPEATED_ROWS, Point(5, ERA), True, False)
+    assert message == Changes(None, REPEATED_ROWS, Entry(5, ERA), True, False)
     assert isinstance(message, Changes) and message.cost == limits.MESSAGE_COST_BYTES + len(encode_rows(REPEATED_ROWS))
 
 
 def test_rows_are_compressed_only_when_that_is_wanted_and_helps() -> None:
-    repeated = Changes(None, REPEATED_ROWS, Point(5, ERA), True, False)
+    repeated = Changes(None, REPEATED_ROWS, Entry(5, ERA), True, False)
     compressed, cost = wire.encode_changes(repeated, compress=True)
     plain, plain_cost = wire.encode_changes(repeated, compress=False)
     assert cost == plain_cost == limits.MESSAGE_COST_BYTES + len(encode_rows(REPEATED_ROWS))
     assert len(compressed) < len(plain)
     noise: list[Change] = [("t", b"k", "c", random.Random(1).randbytes(5000), 1, 5, SITE_A, 1, 0)]
-    incompressible = Changes(None, noise, Point(5, ERA), True, False)
+    incompressible = Changes(None, noise, Entry(5, ERA), True, False)
     assert wire.encode_changes(incompressible, compress=True) == wire.encode_changes(incompressible, compress=False)
 
 
@@ -255,7 +255,7 @@ def test_another_protocol_version_is_refused_by_name_of_who_must_upgrade() -> No
 
 def hello_body(**differently: Any) -> list[Any]:
     items = {
-        "workspace": "w", "name": "n", "incarnation": b"i" * 8, "purpose": "sync", "schema": [], "knowledge": [],
+        "workspace": "w", "name": "n", "incarnation": b"i" * 8, "purpose": "sync", "schema": [], "vector": [],
         "resume": 0, "version": 0, "era": b"",
     }  # fmt: skip
     return list((items | differently).values())
@@ -271,12 +271,12 @@ BAD_HELLOS: dict[str, list[Any]] = {
     "a purpose that cannot be compared": hello_body(purpose=[]),
     "a schema number that is a boolean": hello_body(schema=["app", True]),
     "half a schema entry": hello_body(schema=["app"]),
-    "knowledge that is no array": hello_body(knowledge=7),
-    "knowledge of a site twice": hello_body(knowledge=[SITE_A, 1, b"", SITE_A, 2, b""]),
-    "knowledge of something that is no site": hello_body(knowledge=[b"short", 1, b""]),
-    "knowledge by a list": hello_body(knowledge=[[], 1, b""]),
-    "a version that is too great": hello_body(knowledge=[SITE_A, 2**53 + 1, b""]),
-    "a version that is a float": hello_body(knowledge=[SITE_A, 1.0, b""]),
+    "version vector that is no array": hello_body(vector=7),
+    "version vector of a site twice": hello_body(vector=[SITE_A, 1, b"", SITE_A, 2, b""]),
+    "version vector of something that is no site": hello_body(vector=[b"short", 1, b""]),
+    "version vector by a list": hello_body(vector=[[], 1, b""]),
+    "a version that is too great": hello_body(vector=[SITE_A, 2**53 + 1, b""]),
+    "a version that is a float": hello_body(vector=[SITE_A, 1.0, b""]),
     "an era that is too long": hello_body(era=b"e" * 17),
     "a negative resume point": hello_body(resume=-1),
     "a negative snapshot": hello_body(version=-1),
@@ -322,7 +322,7 @@ BAD_MESSAGES: dict[str, Any] = {
     "flags that do not exist": changes_items(flags=4),
     "a last message that is not whole": changes_items(flags=2),
     "a header that is no blob": changes_items(header=[7, b"", 6, []]),
-    "a header without knowledge": changes_items(header=msgpack.packb([7, b"", 6])),
+    "a header without version vector": changes_items(header=msgpack.packb([7, b"", 6])),
     "a header with a map": changes_items(header=msgpack.packb([7, b"", 6, {}])),
     "fewer rows than announced": changes_items(count=len(ROWS) + 1),
     "more rows than announced": changes_items(count=len(ROWS) - 1),
@@ -338,7 +338,7 @@ BAD_MESSAGES: dict[str, Any] = {
     "an ack of nothing": [3, 0],
     "an ack of text": [3, "1"],
     "an ack of two things": [3, 1, 2],
-    "a presence of beat 0": [4, 0, 0, 0, [], None],
+    "a presence of count 0": [4, 0, 0, 0, [], None],
     "a presence that heard of half a node": [4, 1, 0, 0, [SITE_A, b"i" * 8, 1], None],
     "a presence from before the flood": [4, 1, 0, 0, [SITE_A, b"i" * 8, 1, limits.AGE_MS_MAX + 1], None],
     "a digest request without a number": [5],
@@ -469,7 +469,7 @@ def test_a_message_over_its_limit_is_refused_before_it_is_decoded() -> None:
 def test_what_peers_do_not_accept_is_this_sides_error_and_names_the_place(row: Change, sentence: str) -> None:
     short: Change = ("t", b"k", "c", 1, 1, 5, SITE_A, 1, 0)
     with pytest.raises(LocalProtocolError, match=sentence) as caught:
-        wire.encode(Changes(None, [short, row], Point(5, ERA), True, False))
+        wire.encode(Changes(None, [short, row], Entry(5, ERA), True, False))
     assert caught.value.close_code == CloseCode.LIMIT and not caught.value.retryable
     assert caught.value.hint == "make it shorter; what is larger belongs into a file"
 
@@ -477,14 +477,14 @@ def test_what_peers_do_not_accept_is_this_sides_error_and_names_the_place(row: C
 def test_the_longest_value_passes_together_with_a_full_piece() -> None:
     rows: list[Change] = [("t", b"k", "c", bytes(limits.ROWS_BYTES_MAX), 1, 5, SITE_A, 1, 0)]
     rows += [("t", b"k", "d", "x" * limits.VALUE_BYTES_MAX, 1, 5, SITE_A, 1, 1)]
-    message = Changes(None, rows, Point(5, ERA), True, False)
+    message = Changes(None, rows, Entry(5, ERA), True, False)
     assert wire.decode(wire.encode_changes(message, compress=False)[0]) == message
 
 
 def test_a_piece_that_was_read_too_large_is_this_sides_error() -> None:
     rows: list[Change] = [("t", b"k", "c", bytes(limits.VALUE_BYTES_MAX), 1, 5, SITE_A, 1, 0)] * 2
     with pytest.raises(LocalProtocolError, match="in 2 rows was read"):
-        wire.encode(Changes(None, rows, Point(5, ERA), True, False))
+        wire.encode(Changes(None, rows, Entry(5, ERA), True, False))
 
 
 def test_a_sentence_is_cut_to_what_may_be_sent() -> None:

@@ -102,7 +102,7 @@ def sessions(node):
 
 def recover(node, hands):
     """What another process of this device does when it starts."""
-    return Recovery(hands(node).manager, {}).look().tellings
+    return Recovery(hands(node).manager, {}).look().notifications
 
 
 # --- What a poll leaves -----------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def test_a_poll_whose_process_ended_is_a_crashed_run(node, begin, hands):
 
 def test_a_poll_under_way_is_not_taken_for_a_dead_one(node, begin):
     begun = begin()
-    assert Recovery(begun.manager, {}).look().tellings == ()
+    assert Recovery(begun.manager, {}).look().notifications == ()
     assert to_end(begun.steps).kind == "committed"
     assert (slow_runs(node), node.handler_runs.polls()) == ([("committed", "committed")], {})
 
@@ -263,8 +263,8 @@ def test_a_copy_of_the_file_knows_nothing_of_the_polls_of_its_original(node, beg
 def test_what_a_restored_copy_hears_that_its_lost_future_found_it_does_not_end(node, begin, hands):
     begin()
     ((run, _),) = node.handler_runs.polls().items()
-    heard = node.handler_runs.create("mail", "slow", "producer", run=run, phase="executing")
-    node.handler_runs.advance(heard.id, "committed")
+    heartbeats = node.handler_runs.create("mail", "slow", "producer", run=run, phase="executing")
+    node.handler_runs.advance(heartbeats.id, "committed")
     assert recover(node, hands) == ()
     assert (node.handler_runs.get(run).status, node.handler_runs.polls()) == ("committed", {})
 

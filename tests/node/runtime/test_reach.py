@@ -9,7 +9,7 @@ from handling import publish, runs, statuses
 
 from leasemesh import Node
 from leasemesh.node.database.connection import DatabaseDamaged
-from leasemesh.node.machine.environment import Surroundings
+from leasemesh.node.machine.environment import Environment
 from leasemesh.node.runtime import loops
 from leasemesh.sync.errors import LocalProtocolError
 
@@ -78,7 +78,7 @@ async def test_a_runner_outlives_that_sync_begins_and_fails_while_it_looks_for_o
         yield
 
     mail.consumer(inbox, name="count").next(lambda run: done.set())
-    async with Node.open(tmp_path / "a.db", workspace="team", surroundings=Surroundings(lock=lock)) as node:
+    async with Node.open(tmp_path / "a.db", workspace="team", environment=Environment(lock=lock)) as node:
         publish(node, "one")
         async with within(), node.running([mail]) as runner:
             await asyncio.to_thread(looking.wait)

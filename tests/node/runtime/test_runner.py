@@ -311,7 +311,7 @@ async def test_a_block_outlives_a_restart_and_so_does_the_count_of_failures(open
     assert len(tries) == 1
 
 
-async def test_an_event_that_a_handler_fails_on_three_times_is_buried_and_the_rest_goes_on(
+async def test_an_event_that_a_handler_fails_on_three_times_is_made_a_dead_letter_and_the_rest_goes_on(
     open_node, mail, inbox, quick, within
 ):
     node = open_node("a")

@@ -237,10 +237,10 @@ async def test_work_beyond_its_effect_whose_handler_is_gone_is_told_of_once(open
     other = Workflow("mail")
     other.consumer(other.topic("inbox"), name="other").next(lambda run: None)
     found = Recovery(Manager(node, RetryRule()), {(one.workflow, one.name): one for one in other.consumers})
-    ((kind, _, told_of_run, text),) = found.look().tellings
+    ((kind, _, told_of_run, text),) = found.look().notifications
     assert (kind, told_of_run) == ("trouble", perform.run)
     assert f"leasemesh consume {perform.run[:16]}" in text
-    assert found.look().tellings == ()
+    assert found.look().notifications == ()
     assert statuses(node) == {"one": "reserved"}
 
 

@@ -11,7 +11,7 @@ import apsw
 from leasemesh.node.database.file import Database
 from leasemesh.node.database.migrate import own_migrations, upgrade
 from leasemesh.node.model import ids
-from leasemesh.node.replication.version_vectors import StateReader, raise_knowledge
+from leasemesh.node.replication.version_vectors import StateReader, raise_vector
 from leasemesh.node.stores import (
     AuthorityStore,
     DeviceStore,
@@ -297,10 +297,10 @@ def merge(source, target):
 
 def absorb_all(source, target):
     """A whole transfer: afterwards `target` knows that it includes all that `source` had."""
-    knowledge = StateReader().read(source.query).knowledge
+    vector = StateReader().read(source.query).vector
     merge(source, target)
     with target.database.transaction(replicated=False) as transaction:
-        raise_knowledge(transaction.execute, knowledge, target.database.site_id)
+        raise_vector(transaction.execute, vector, target.database.site_id)
 
 
 def meet(*devices):

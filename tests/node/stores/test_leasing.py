@@ -140,7 +140,7 @@ def test_the_number_of_next_events_has_a_range(device, limit):
         device.events.reserve_next(device.runs.new_id(), "mail", "inbox", limit=limit)
 
 
-@pytest.mark.parametrize(("settle", "status"), [("consume", "consumed"), ("skip", "skipped"), ("bury", "dead")])
+@pytest.mark.parametrize(("settle", "status"), [("consume", "consumed"), ("skip", "skipped"), ("dead_letter", "dead")])
 def test_settling_ends_all_events_of_the_run_once(device, settle, status):
     device.publish("a", "b", "c")
     run = device.reserve("a", "b")
@@ -171,7 +171,7 @@ def test_what_has_ended_cannot_end_otherwise(device):
     run = device.reserve("a")
     device.events.consume(run)
     with device.unchanged():
-        for call in (device.events.skip, device.events.bury, device.events.release):
+        for call in (device.events.skip, device.events.dead_letter, device.events.release):
             with pytest.raises(IllegalState, match="consumed"):
                 call(run)
     assert device.status("a") == "consumed"
@@ -182,7 +182,7 @@ def test_what_was_released_cannot_be_settled(device):
     run = device.reserve("a")
     device.events.release(run)
     with device.unchanged():
-        for call in (device.events.consume, device.events.skip, device.events.bury):
+        for call in (device.events.consume, device.events.skip, device.events.dead_letter):
             with pytest.raises(IllegalState, match="released"):
                 call(run)
 
@@ -190,7 +190,7 @@ def test_what_was_released_cannot_be_settled(device):
 def test_settling_what_was_never_reserved_is_an_error_that_names_the_run(device):
     run = device.runs.new_id()
     with device.unchanged():
-        for call in (device.events.consume, device.events.skip, device.events.bury, device.events.release):
+        for call in (device.events.consume, device.events.skip, device.events.dead_letter, device.events.release):
             with pytest.raises(NotFound, match=f"no such reservation of run: {run}"):
                 call(run)
 
@@ -201,7 +201,7 @@ def test_another_node_s_run_is_for_that_node_alone(pair):
     run = one.reserve("a")
     merge(one, two)
     with two.unchanged():
-        for call in (two.events.consume, two.events.skip, two.events.bury, two.events.release):
+        for call in (two.events.consume, two.events.skip, two.events.dead_letter, two.events.release):
             with pytest.raises(NotOwner, match=f"run {run} belongs to node {one.node}"):
                 call(run)
     assert two.events.held_runs(own=False) == [run]
@@ -226,7 +226,7 @@ def test_of_two_reservations_the_earlier_wins_on_both_devices(pair):
     assert two.events.reserved_by(loser) == []
 
 
-@pytest.mark.parametrize("settle", ["consume", "skip", "bury"])
+@pytest.mark.parametrize("settle", ["consume", "skip", "dead_letter"])
 def test_settling_what_another_device_won_fails_whole_and_names_the_owner(pair, settle):
     one, two = pair
     winner, loser = both_reserve(one, two, "a", "b")
@@ -473,7 +473,7 @@ def test_processes_that_reserve_at_once_share_the_events(device):
 
 
 @pytest.mark.parametrize("word", ["released", "lost", "settled 1 dead"])
-@pytest.mark.parametrize(("settle", "outcome"), [("consume", "consumed"), ("skip", "skipped"), ("bury", "dead")])
+@pytest.mark.parametrize(("settle", "outcome"), [("consume", "consumed"), ("skip", "skipped"), ("dead_letter", "dead")])
 def test_an_outcome_outranks_what_a_copy_of_the_file_did_to_the_same_run(device, settle, outcome, word):
     """A restored backup ends a run before it has met anybody who knows that the run was settled."""
     device.publish("a")

@@ -255,7 +255,8 @@ def test_status_follows_from_the_facts_in_every_order_of_arrival(lasting_trio, d
 # What people and handlers do, through the stores, on devices that meet now and then.
 
 ACTIONS = [
-    "publish", "publish", "reserve", "reserve", "reserve next", "consume", "skip", "bury", "release", "take over",
+    "publish", "publish", "reserve", "reserve", "reserve next", "consume", "skip", "dead_letter", "release",
+    "take over",
     "take over run", "requeue", "requeue",
     "effect", "applied", "failed", "indeterminate", "verdict", "happened", "delete topic", "meet", "merge", "clock",
 ]  # fmt: skip
@@ -274,7 +275,7 @@ def act(devices, action, number, choose):
             device.reserve(*names, partial=choose(st.booleans()))
         case "reserve next":
             events.reserve_next(device.runs.new_id(), "mail", "inbox", limit=choose(st.integers(1, 3)))
-        case "consume" | "skip" | "bury" | "release":
+        case "consume" | "skip" | "dead_letter" | "release":
             getattr(events, action)(choose(held))
         case "happened":
             events.consume(choose(held), effect_happened=True)

@@ -40,7 +40,7 @@ def test_publishing_again_changes_nothing(device):
         assert again.event.title == "first"
 
 
-@pytest.mark.parametrize("settle", ["consume", "skip", "bury"])
+@pytest.mark.parametrize("settle", ["consume", "skip", "dead_letter"])
 def test_publishing_does_not_touch_what_is_settled(device, settle):
     device.publish("m1")
     getattr(device.events, settle)(device.reserve("m1"))

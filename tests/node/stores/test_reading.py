@@ -35,7 +35,7 @@ def test_peek_lists_events_of_any_status(device, status):
     device.effect(device.reserve("unknown"))
     device.events.consume(device.reserve("consumed"))
     device.events.skip(device.reserve("skipped"))
-    device.events.bury(device.reserve("dead"))
+    device.events.dead_letter(device.reserve("dead"))
     (event,) = device.events.peek("mail", "inbox", status=status)
     assert (event.message_id, event.status) == (status, status)
 

@@ -15,11 +15,11 @@ def generation_of(message_id, generation):
     return ids.event_id(INBOX, message_id, generation)
 
 
-def buried(device, *message_ids):
+def dead_lettered(device, *message_ids):
     """Publish events and give them up."""
     device.publish(*message_ids)
     for message_id in message_ids:
-        device.events.bury(device.reserve(message_id))
+        device.events.dead_letter(device.reserve(message_id))
 
 
 def requeue_body(message_id, generation, **fields):
@@ -33,7 +33,7 @@ def requeue_body(message_id, generation, **fields):
     }
 
 
-@pytest.mark.parametrize("settle", ["consume", "skip", "bury"])
+@pytest.mark.parametrize("settle", ["consume", "skip", "dead_letter"])
 def test_a_requeued_event_is_new_work_with_the_same_message_id_and_content(device, settle):
     device.publish("a", "b")
     getattr(device.events, settle)(device.reserve("a"))
@@ -48,7 +48,7 @@ def test_a_requeued_event_is_new_work_with_the_same_message_id_and_content(devic
 
 
 def test_a_message_id_means_the_newest_generation(device):
-    buried(device, "a")
+    dead_lettered(device, "a")
     device.publish("b")
     new = device.events.requeue(event_of("a"))
     assert device.event("a") == new
@@ -63,7 +63,7 @@ def test_a_message_id_means_the_newest_generation(device):
 
 
 def test_publishing_the_message_id_again_changes_nothing_whatever_the_newest_generation_came_to(device):
-    buried(device, "a")
+    dead_lettered(device, "a")
     new = device.events.requeue(event_of("a"))
     device.events.skip(device.reserve("a"))
     with device.unchanged():
@@ -73,7 +73,7 @@ def test_publishing_the_message_id_again_changes_nothing_whatever_the_newest_gen
 
 
 def test_a_requeued_event_is_counted_and_listed_beside_the_old_one(device):
-    buried(device, "a")
+    dead_lettered(device, "a")
     device.events.requeue(event_of("a"))
     assert device.events.counts("mail")[0].by_status == {"pending": 1, "dead": 1}
     assert [event.generation for event in device.events.peek("mail", "inbox", status="dead")] == [0]
@@ -92,11 +92,11 @@ def test_only_a_settled_event_is_requeued(device, status):
 
 
 def test_an_old_generation_is_not_requeued_again(device):
-    buried(device, "a")
+    dead_lettered(device, "a")
     first = device.events.requeue(event_of("a"))
     with device.unchanged(), pytest.raises(IllegalState, match=f"requeued already: .* is event {first.id}"):
         device.events.requeue(event_of("a"))
-    device.events.bury(device.reserve("a"))
+    device.events.dead_letter(device.reserve("a"))
     second = device.events.requeue(first.id)
     assert (second.id, second.generation, second.caused_by) == (generation_of("a", 2), 2, first.id)
 
@@ -109,14 +109,14 @@ def test_an_old_generation_is_not_requeued_again(device):
     ],
 )  # fmt: skip
 def test_what_cannot_be_requeued_changes_nothing(device, event, options, error):
-    buried(device, "a")
+    dead_lettered(device, "a")
     with device.unchanged(), pytest.raises(error):
         device.events.requeue(event, **options)
 
 
 def test_devices_that_requeue_the_same_event_apart_make_the_same_one(pair):
     one, two = pair
-    buried(one, "a")
+    dead_lettered(one, "a")
     merge(one, two)
     first = one.events.requeue(event_of("a"), by="Ann")
     two.now_ms += 1_000
@@ -137,7 +137,7 @@ def test_a_late_outcome_of_the_old_generation_leaves_the_new_one_alone(pair):
     one.publish("a")
     merge(one, two)
     late = two.reserve("a")
-    one.events.bury(one.reserve("a"))
+    one.events.dead_letter(one.reserve("a"))
     new = one.events.requeue(event_of("a"))
     two.events.consume(late)
     meet(one, two)
@@ -151,7 +151,7 @@ def test_a_late_outcome_of_the_old_generation_leaves_the_new_one_alone(pair):
 
 def test_one_device_requeues_and_another_that_has_not_heard_of_it_works_on_the_old_generation_only(pair):
     one, two = pair
-    buried(one, "a")
+    dead_lettered(one, "a")
     merge(one, two)
     new = one.events.requeue(event_of("a"))
     with two.unchanged(), pytest.raises(NotAvailable, match="dead"):
@@ -171,14 +171,14 @@ def test_a_newer_generation_counts_where_the_older_ones_are_not_here(device):
 
 
 def test_an_effect_for_a_new_generation_is_new_work(device):
-    buried(device, "a")
+    dead_lettered(device, "a")
     old, new = event_of("a"), device.events.requeue(event_of("a")).id
     handler = ids.handler_id("mail", "send")
     assert ids.work_id(handler, [old]) != ids.work_id(handler, [new])
 
 
 def test_a_deleted_topic_takes_all_generations_along(device):
-    buried(device, "a")
+    dead_lettered(device, "a")
     device.events.requeue(event_of("a"))
     device.events.delete_by_topic("mail", "inbox")
     assert device.event("a") is None
@@ -204,7 +204,7 @@ def test_dead_events_are_listed_over_all_topics_the_newest_first(device):
     for number, (workflow, topic) in enumerate([("mail", "inbox"), ("shop", "orders"), ("mail", "archive")]):
         device.now_ms = NOW_MS + number
         device.publish("x", "y", topic=topic, workflow=workflow)
-        device.events.bury(device.reserve("x", topic=topic, workflow=workflow))
+        device.events.dead_letter(device.reserve("x", topic=topic, workflow=workflow))
     assert [(event.workflow, event.topic) for event in device.events.dead()] == [
         ("mail", "archive"), ("shop", "orders"), ("mail", "inbox"),
     ]  # fmt: skip
@@ -215,18 +215,18 @@ def test_dead_events_are_listed_over_all_topics_the_newest_first(device):
 
 
 def test_what_was_requeued_is_not_listed_any_more_until_it_dies_again(device):
-    buried(device, "a", "b")
+    dead_lettered(device, "a", "b")
     new = device.events.requeue(event_of("a"))
     for found in (device.events.dead(), device.events.dead("mail")):
         assert [event.id for event in found] == [event_of("b")]
-    device.events.bury(device.reserve("a"))
+    device.events.dead_letter(device.reserve("a"))
     for found in (device.events.dead(), device.events.dead("mail")):
         assert [event.id for event in found] == [new.id, event_of("b")]
 
 
 def test_dead_events_of_the_runtimes_own_topics_are_not_listed(device):
     device.publish("token", topic="~state")
-    device.events.bury(device.reserve("token", topic="~state"))
+    device.events.dead_letter(device.reserve("token", topic="~state"))
     assert device.events.dead() == device.events.dead("mail") == []
 
 

@@ -1,4 +1,4 @@
-"""What a command tells while it runs on: tellings of sync, warnings, and the end by Ctrl-C."""
+"""What a command tells while it runs on: notifications of sync, warnings, and the end by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from leasemesh.node.cli.app import Session
 from leasemesh.node.cli.output import ExitCode, Screen, clean
-from leasemesh.sync.effects import Tell
+from leasemesh.sync.effects import Notify
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -28,7 +28,7 @@ TELL_STYLES = {
     "caught_up": "green",
     "disconnected": "yellow",
     "refused": "bold red",
-    "parked": "yellow",
+    "quarantined": "yellow",
     "identity": "bold yellow",
 }
 TOLD_TOO = "_tell"
@@ -95,10 +95,10 @@ class WholeLines(io.TextIOBase):
         return self._out.isatty()
 
 
-async def tell_all(teller: Teller, observer: Any) -> None:
+async def print_all(printer: Printer, observer: Any) -> None:
     """Pass on what is told until nothing more comes."""
     async for tell in observer:
-        teller.tell(tell)
+        printer.tell(tell)
 
 
 @contextmanager
@@ -131,7 +131,7 @@ def stopping_on_signals(stop: asyncio.Event, at_once: Callable[[], None] = lambd
             signal.signal(number, handler)
 
 
-class Teller:
+class Printer:
     """Prints what sync tells: a line for each thing that happened, a bar for each transfer that is under way.
 
     Attributes:
@@ -148,7 +148,7 @@ class Teller:
         self._tasks: dict[tuple[str, str], TaskID] = {}
         self._stack = ExitStack()
 
-    def __enter__(self) -> Teller:
+    def __enter__(self) -> Printer:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -173,7 +173,7 @@ class Teller:
         """Sync was stopped."""
         self._screen.event({"event": "stopped", "at": now_ms()}, "stopped", "bold")
 
-    def tell(self, tell: Tell) -> None:
+    def tell(self, tell: Notify) -> None:
         """Something happened."""
         if self._screen.as_json:
             if tell.rows or tell.kind not in ("sent", "received", "digest"):
@@ -183,7 +183,7 @@ class Teller:
         if self._is_news(tell):
             self._screen.event({}, f"{time.strftime('%H:%M:%S')}  {tell.text}", TELL_STYLES.get(tell.kind, ""))
 
-    def _is_news(self, tell: Tell) -> bool:
+    def _is_news(self, tell: Notify) -> bool:
         """Transfers are told when they brought something, "caught up" once for each connection."""
         if tell.kind in PROGRESS_KINDS or tell.kind == "digest" or (self.stopping and tell.kind == "disconnected"):
             return False
@@ -197,7 +197,7 @@ class Teller:
             self._level.add(tell.name)
         return True
 
-    def _show_progress(self, tell: Tell) -> None:
+    def _show_progress(self, tell: Notify) -> None:
         if not self._transfers or not self._screen.console().is_terminal:
             return
         if tell.kind in PROGRESS_KINDS:
@@ -229,7 +229,7 @@ class Teller:
         return self._bars
 
 
-def _document(tell: Tell) -> dict[str, Any]:
+def _document(tell: Notify) -> dict[str, Any]:
     return {
         "event": tell.kind,
         "at": now_ms(),
