@@ -1,1 +1,1 @@
-"""The numbered SQL files that make and change the schema."""
+"""The schema, as numbered SQL files. Code does not belong here."""

@@ -24,45 +24,29 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from leasemesh.node.database import derived, migrate
-from leasemesh.node.database.connection import DatabaseError
 from leasemesh.node.database.file import Database, Row, Transaction, Value
 from leasemesh.node.doctor import Finding, examine
+from leasemesh.node.host import Host, SyncArguments
 from leasemesh.node.machine.environment import Environment
-from leasemesh.node.machine.watch import ChangeWatch, Subscription
 from leasemesh.node.model import ids
 from leasemesh.node.model.errors import IllegalState, InvalidInput, LeasemeshError, NotFound, TooEarly
 from leasemesh.node.model.ids import RunId
 from leasemesh.node.model.jsonvalue import Json, check_text
-from leasemesh.node.replication.peers import Peer, PeerStore
 from leasemesh.node.replication.storage import ChangeStorage
 from leasemesh.node.stores import (
-    AuthorityStore,
-    DeviceStore,
     Event,
-    EventStore,
     Explanation,
-    HandlerBlockStore,
-    HandlerRunStore,
-    HandlerStateStore,
-    ModeStore,
-    MutationStore,
     NewEvent,
     Permit,
-    PermitStore,
     PublishCounts,
     Published,
-    ScriptRunStore,
-    TopicStore,
-    WorkflowStore,
 )
 from leasemesh.node.stores.reading import StatusName
 from leasemesh.node.stores.settings import SettingStore
-from leasemesh.node.work.authority import AWAITED_TABLES, OWN_TABLES, Arbiter, Authority
 from leasemesh.node.work.reservation import Reservation
-from leasemesh.node.work.staleness import StalenessWatch
 from leasemesh.node.work.starting import keep_owned, require_owned
 from leasemesh.sync.limits import NAME_BYTES_MAX
 from leasemesh.sync.ports import DatabaseDigest
@@ -72,7 +56,6 @@ if TYPE_CHECKING:
     from leasemesh.node.authoring.workflow import Workflow
     from leasemesh.node.replication.syncing import Comparison, Syncing
     from leasemesh.node.runtime.runner import Runner
-    from leasemesh.sync.engine import EngineConfig
 
 # Sync, with the network below it, is imported when it is first used: a command that reads ten events does without.
 
@@ -99,50 +82,15 @@ class WorkspaceMismatch(LeasemeshError):
         self.wanted = wanted
 
 
-class Node:
-    """One device's file, open. Made by `Node.open`; a context manager, plain or async.
-
-    Attributes:
-        database: the file, for whoever needs transactions that span stores.
-        environment: what the node was lent of the machine that it runs on.
-        workflows, topics, events, script_runs, handler_runs, mutations, handler_states, permits, authorities,
-            modes, handler_blocks, devices: the stores.
-        authority: whoever decides on permits.
-        staleness: since when other nodes' claims are watched, for take-over.
-        calls_going_on: the runs whose effect is being called in this process, perhaps by a thread whose time is over.
-        workspace_id: the workspace that the file belongs to.
-        name: this node's name for people.
+class Node(Host):
+    """One device's file, open, with everything that an app does with it. Made by `Node.open`; a context manager, plain
+    or async. What it is made of is described at `Host`.
     """
 
     def __init__(self, database: Database, *, workspace_id: str, name: str, environment: Environment) -> None:
         """Use `Node.open`."""
-        self.database = database
-        self.environment = environment
-        self.workspace_id = workspace_id
-        self.name = name
-        self.workflows = WorkflowStore(database)
-        self.topics = TopicStore(database)
-        self.events = EventStore(database)
-        self.script_runs = ScriptRunStore(database)
-        self.handler_runs = HandlerRunStore(database)
-        self.mutations = MutationStore(database)
-        self.handler_states = HandlerStateStore(database)
-        self.permits = PermitStore(database)
-        self.authorities = AuthorityStore(database)
-        self.modes = ModeStore(database)
-        self.handler_blocks = HandlerBlockStore(database)
-        self.devices = DeviceStore(database)
-        self.authority: Authority = Arbiter(database)
-        self.staleness = StalenessWatch(
-            database, rule=environment.staleness, now_ms=environment.monotonic_ms, boot=environment.boot
-        )
-        self._storage = ChangeStorage(database, boot=environment.boot)
-        self._watch = ChangeWatch(database, processes_looked_for_every_s=environment.processes_looked_for_every_s)
-        self._sync: Syncing | None = None
-        self._sync_begins = False
+        super().__init__(database, workspace_id=workspace_id, name=name, environment=environment)
         self._runner: Runner | None = None
-        self.calls_going_on: set[RunId] = set()
-        self._tending: asyncio.Task[None] | None = None
 
     @classmethod
     def open(
@@ -196,23 +144,6 @@ class Node:
         except BaseException:
             database.close()
             raise
-
-    # --- Who it is ----------------------------------------------------------------------------------------------------
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self.database.path
-
-    @property
-    def site_id(self) -> str:
-        """This node's id, 32 hexadecimal characters. Changes only when the file is re-identified."""
-        return self.database.site_id.hex()
-
-    @property
-    def incarnation(self) -> str:
-        """The random token of this opening of the file, as text."""
-        return self.database.incarnation.hex()
 
     # --- Work ---------------------------------------------------------------------------------------------------------
 
@@ -309,27 +240,6 @@ class Node:
             claimed.narrow_to(run, kept)
             yield claimed
 
-    async def barrier(self) -> None:
-        """Wait until every node within reach has what is committed here now, and this node what they had before that.
-
-        Returns at once when nobody is within reach. See `start`, which is what it is for; `sync.barrier` has the
-        argument. Use `asyncio.timeout` to bound it.
-
-        Raises:
-            SyncRefused: another process syncs this file; only that one knows who is within reach.
-            LocalProtocolError: sync was stopped meanwhile.
-        """
-        if self._sync is None and not self._sync_begins:
-            from leasemesh.node.replication.syncing import SyncRefused, refuse_when_synced_elsewhere
-
-            try:
-                await asyncio.to_thread(refuse_when_synced_elsewhere, self.path, lock=self.environment.lock)
-            except SyncRefused:
-                if self._sync is None and not self._sync_begins:  # otherwise this process has begun to sync meanwhile
-                    raise
-        if self._sync is not None:  # when it only begins, nobody is within reach yet
-            await self._sync.loop.barrier()
-
     def take_over(self, events: Sequence[str], *, handler: str = "manual", force: bool = False) -> Reservation:
         """Reserve events, by id, that another node holds and has been silent about for long enough.
 
@@ -373,7 +283,7 @@ class Node:
             NotFound, NotOwner, IllegalState, LeaseLost: see `PermitStore.request`.
         """
         async with self.changes() as changes:
-            permit = await asyncio.to_thread(self.authority.ask, run, work=work)
+            permit = await asyncio.to_thread(self.permits.request, run, work=work)
             await asyncio.to_thread(self.authority.tend)
             while (permit := self.permits.get(run) or permit).state == "waiting":
                 async for _ in changes:
@@ -417,93 +327,10 @@ class Node:
 
     # --- Sync ---------------------------------------------------------------------------------------------------------
 
-    @property
-    def sync(self) -> Syncing | None:
-        """The sync that is running in this process, None when none is."""
-        return self._sync
-
-    async def start_sync(
-        self,
-        *,
-        listen: tuple[str, int] | None = None,
-        peers: Sequence[str] = (),
-        token: str | None = None,
-        listen_ssl: ssl_module.SSLContext | None = None,
-        dial_ssl: ssl_module.SSLContext | None = None,
-    ) -> Syncing:
-        """Begin to exchange changes with other nodes, until `stop_sync`.
-
-        Args:
-            listen: host and port to listen on; port 0 takes a free one (`Syncing.url` tells it).
-            peers: addresses to keep a link to: ws://…, wss://… or host:port. Who is away is dialled again and again.
-            token: the workspace's shared secret; needed to listen on more than this machine.
-            listen_ssl: serve wss:// with this.
-            dial_ssl: for wss:// peers with other than the system's certificates.
-
-        Raises:
-            SyncRefused: another process syncs this file.
-            AddressError: an address is wrong, in use, or not to be opened without a token.
-            IllegalState: this node is syncing.
-        """
-        from leasemesh.node.replication.syncing import Syncing, SyncOptions
-
-        if self._sync is not None or self._sync_begins:
-            raise IllegalState(f"node {self.name}", "syncing", "stop_sync comes before the next start_sync")
-        options = SyncOptions(listen, tuple(peers), token, listen_ssl, dial_ssl)
-        sync = Syncing(self.database, self._storage, self._watch, self._config(token), options, self.environment)
-        self._sync_begins = True
-        try:
-            await sync.start(every_few_seconds=self._keep_house)
-        finally:
-            self._sync_begins = False
-        self._sync = sync
-        changes = self.changes()
-        self._tending = asyncio.create_task(self._tend(changes), name="leasemesh authority")
-        self._tending.add_done_callback(lambda _: changes.close())  # also when it is stopped before it has begun
-        return sync
-
-    def _keep_house(self) -> None:
-        self.devices.announce(self.name)  # Again: a file that turns out to be a copy gets a new id.
-        self.staleness.observe()
-        # Most of what the authority waits for is a change; that this file includes more than before is not.
-        self.authority.tend()
-
-    async def _tend(self, changes: Subscription) -> None:
-        async for change in changes:
-            try:
-                awaited = not change.tables.isdisjoint(AWAITED_TABLES) and self.permits.anyone_waits()
-                if not change.tables.isdisjoint(OWN_TABLES) or awaited:
-                    await asyncio.to_thread(self.authority.tend)
-            except DatabaseError as error:
-                log.warning("decisions on permits are put off: %s", error)
-            except Exception:  # As in housekeeping, which tries again.
-                log.exception("decisions on permits have failed")
-
-    async def stop_sync(self) -> None:
-        """Take leave of the peers and stop syncing. No effect when this node is not syncing."""
-        sync = self._sync
-        tending, self._tending = self._tending, None
-        if tending is not None:
-            tending.cancel()
-        if sync is not None:
-            await sync.stop()
-            self._sync = None
-        if tending is not None:
-            await asyncio.gather(tending, return_exceptions=True)
-
     @asynccontextmanager
-    async def syncing(
-        self,
-        *,
-        listen: tuple[str, int] | None = None,
-        peers: Sequence[str] = (),
-        token: str | None = None,
-        listen_ssl: ssl_module.SSLContext | None = None,
-        dial_ssl: ssl_module.SSLContext | None = None,
-    ) -> AsyncIterator[Syncing]:
-        """Sync during a block; arguments and errors as of `start_sync`. Raises what sync failed with, should it
-        fail."""
-        sync = await self.start_sync(listen=listen, peers=peers, token=token, listen_ssl=listen_ssl, dial_ssl=dial_ssl)
+    async def syncing(self, **arguments: Unpack[SyncArguments]) -> AsyncIterator[Syncing]:
+        """Sync during a block; see `start_sync` for arguments and errors. Raises what sync failed with, should it."""
+        sync = await self.start_sync(**arguments)
         try:
             yield sync
         finally:
@@ -570,14 +397,6 @@ class Node:
         """Wait until this node and its peers are level; see `Syncing.caught_up`. Use `asyncio.timeout` to bound it."""
         await self._running_sync().caught_up(peer)
 
-    def peers(self) -> list[Peer]:
-        """Return the peers of the process that syncs this file, this one or another; none when nobody does."""
-        return self._sync.peers() if self._sync is not None else PeerStore(self.database).list()
-
-    def changes(self) -> Subscription:
-        """Return an async iterator of what is committed from now on: by this process, by peers, by other processes."""
-        return self._watch.subscribe()
-
     async def compare(
         self, peer: str, *, token: str | None = None, dial_ssl: ssl_module.SSLContext | None = None
     ) -> Comparison:
@@ -591,11 +410,6 @@ class Node:
 
         options = SyncOptions(token=token, dial_ssl=dial_ssl)
         return await compare(self.database, self._storage, self._config(token), peer, options, self.environment)
-
-    def _config(self, token: str | None) -> EngineConfig:
-        from leasemesh.sync.engine import EngineConfig
-
-        return EngineConfig(self.workspace_id, self.name, self.database.incarnation, token)
 
     def _running_sync(self) -> Syncing:
         if self._sync is None:

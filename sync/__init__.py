@@ -1,1 +1,4 @@
-"""Replication: what two nodes say to each other. Knows no SQL and nothing of `node`."""
+"""The protocol and the engine: what nodes say to each other, decided without sockets, SQL, clock or chance.
+
+What carries it out belongs in `drivers`.
+"""

@@ -1,56 +1,56 @@
-"""How long to wait before dialling again.
+"""How long to wait after failures: the one rule of exponential backoff, and the dialler's use of it.
 
-Exponential, so that a peer that is away for long is not bothered; with full jitter, so that all devices of a team do
-not come back in the same millisecond after their hub was restarted; capped, so that a peer that is back is found soon.
-
-The rule for `reset`: only after a link that was established and stayed so for a while. A peer that accepts every link
-and drops it at once would otherwise be dialled without pause.
+Exponential, so that what is away for long is not bothered. With jitter, so that all devices of a team do not come back
+in the same millisecond after their hub was restarted. Capped, so that what is back is found soon.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-BASE_MS = 250
-"""Greatest delay after the first failure. Most failures are a restart, or a moment without network."""
+FIRST_S = 0.25
+"""Greatest delay after the first failure to dial. Most failures are a restart, or a moment without network."""
 
-CAP_MS = 30_000
+MOST_S = 30.0
 """Greatest delay of all: whoever switches a network on waits this long at most, half of it on average."""
 
-_DOUBLINGS_MAX = 32  # 2**attempt of a peer that is away for a month would be a number of a thousand digits.
+_DOUBLINGS_MAX = 32  # 2**failures of a peer that is away for a month would be a number of a thousand digits.
 
 
-def delay_ms(attempt: int, random_unit: float, *, base_ms: int = BASE_MS, cap_ms: int = CAP_MS) -> int:
-    """Return the milliseconds to wait, below min(cap_ms, base_ms * 2**attempt).
+def delay(failures: int, *, first: float, most: float, jitter: float = 0.0, chance: float = 0.0) -> float:
+    """Return how long to wait after so many failures in a row, in the unit of `first`; 0 after none.
 
     Args:
-        attempt: failures in a row before the one that just happened, from 0.
-        random_unit: a random number of [0, 1).
-        base_ms: greatest delay of attempt 0.
-        cap_ms: greatest delay of all.
+        failures: how many.
+        first: the wait after one failure; it doubles with each further one.
+        most: the longest wait.
+        jitter: up to this share of a wait is left out, 0 to 1.
+        chance: how much of the jitter is left out, 0 to 1.
     """
-    return int(min(cap_ms, base_ms * 2 ** min(attempt, _DOUBLINGS_MAX)) * random_unit)
+    if failures < 1:
+        return 0
+    return min(first * 2.0 ** min(failures - 1, _DOUBLINGS_MAX), most) * (1 - jitter * chance)
 
 
 class Backoff:
     """Counts the failures of one address.
 
-    Args:
-        random: numbers in [0, 1).
+    Call `reset` only after a link that was established and stayed so for a while. A peer that accepts every link and
+    drops it at once would otherwise be dialled without pause.
     """
 
-    delay_max_s = CAP_MS / 1000
+    delay_max_s = MOST_S
 
     def __init__(self, random: Callable[[], float]) -> None:
+        """Args: numbers in [0, 1)."""
         self._random = random
-        self._attempt = 0
+        self._failures = 0
 
     def next_delay_s(self) -> float:
         """Count one more failure and return the seconds to wait after it."""
-        delay = delay_ms(self._attempt, self._random())
-        self._attempt += 1
-        return delay / 1000
+        self._failures += 1
+        return delay(self._failures, first=FIRST_S, most=MOST_S, jitter=1.0, chance=self._random())
 
     def reset(self) -> None:
         """The address worked: the next failure is a first one."""
-        self._attempt = 0
+        self._failures = 0

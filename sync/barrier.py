@@ -37,7 +37,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from leasemesh.sync import limits
-from leasemesh.sync.effects import LinkId
+from leasemesh.sync.actions import LinkId
 from leasemesh.sync.errors import RemoteProtocolError
 from leasemesh.sync.messages import Barrier, BarrierReply, Marker
 

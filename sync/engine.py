@@ -1,7 +1,7 @@
 """The engine of one node: every decision about every link, with no socket, no clock, no SQL and no chance of its own.
 
-Inputs are method calls, each with the monotonic time; outputs are the effects that `take_effects` returns
-(sync/effects.py). Given the same inputs it gives the same outputs, in the same order: nothing here is iterated in the
+Inputs are method calls, each with the monotonic time; outputs are the actions that `take_actions` returns
+(sync/actions.py). Given the same inputs it gives the same outputs, in the same order: nothing here is iterated in the
 order of a set.
 
 What holds at any time (cited as E1 to E6 below):
@@ -20,21 +20,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from leasemesh.sync import limits
-from leasemesh.sync.barrier import Barriers
-from leasemesh.sync.effects import (
+from leasemesh.sync.actions import (
+    Action,
     BarrierDone,
     Close,
     ComputeDigest,
-    Effect,
     EndRead,
     LinkId,
     LoadResume,
     LoadState,
+    Notify,
     RecordHeartbeats,
     Reidentify,
     SetTimer,
-    Notify,
 )
+from leasemesh.sync.barrier import Barriers
 from leasemesh.sync.errors import (
     BusyRefused,
     CloneRefused,
@@ -85,13 +85,13 @@ class Engine:
         self._state = state
         self._config = config
         self._random_bytes = random_bytes
-        self._effects: list[Effect] = []
+        self._actions: list[Action] = []
         self._links: dict[LinkId, Link] = {}
         self._board = PresenceBoard()
         self._barriers = Barriers(
             links=self._syncing_links,
             send=self._send_marker,
-            done=lambda token: self._effects.append(BarrierDone(token)),
+            done=lambda token: self._actions.append(BarrierDone(token)),
             random_bytes=random_bytes,
         )
         self._heartbeats_sent = 0
@@ -107,12 +107,12 @@ class Engine:
         """This node as last heard from the database."""
         return self._state
 
-    def take_effects(self) -> list[Effect]:
-        """Return the effects asked for since the last call, in order, and forget them."""
+    def take_actions(self) -> list[Action]:
+        """Return the actions asked for since the last call, in order, and forget them."""
         # The sessions hold the same list, so it is emptied and not replaced.
-        effects = self._effects.copy()
-        self._effects.clear()
-        return effects
+        actions = self._actions.copy()
+        self._actions.clear()
+        return actions
 
     # --- Links -------------------------------------------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ class Engine:
         """
         session = Session(
             link,
-            self._effects,
+            self._actions,
             role="dialer" if dialed else "listener",
             purpose=purpose,
             compress=compress,
@@ -139,85 +139,87 @@ class Engine:
             nonce=self._random_bytes(limits.NONCE_BYTES),
             now_ms=now_ms,
         )
-        entry = self._links[link] = Link(session, self._effects)
+        connection = self._links[link] = Link(session, self._actions)
         if self._reidentifying:
-            self._end(entry, _identity_changes(), now_ms)
+            self._end(connection, _identity_changes(), now_ms)
             return
         session.greet()
-        self._effects.append(SetTimer(("handshake", link), now_ms + limits.HANDSHAKE_MS))
+        self._actions.append(SetTimer(("handshake", link), now_ms + limits.HANDSHAKE_MS))
         self._time_presence(now_ms)
 
     def received(self, link: LinkId, data: bytes, now_ms: int) -> None:
         """One whole binary message arrived."""
-        entry = self._links.get(link)
-        if entry is None:
+        connection = self._links.get(link)
+        if connection is None:
             return
         try:
-            self._take(entry, entry.session.receive(data, now_ms), now_ms)
+            self._take(connection, connection.session.receive(data, now_ms), now_ms)
         except SyncError as error:
-            self._end(entry, error, now_ms)
+            self._end(connection, error, now_ms)
 
     def note_traffic(self, link: LinkId, now_ms: int) -> None:
         """A part of a message has arrived: the link is alive, however long the whole takes."""
-        entry = self._links.get(link)
-        if entry is not None:
-            entry.session.received_at_ms = now_ms
+        connection = self._links.get(link)
+        if connection is not None:
+            connection.session.received_at_ms = now_ms
 
     def disconnected(self, link: LinkId, now_ms: int, reason: str = CONNECTION_ENDED) -> None:
-        """The link is gone, by whomever. Also expected after a Close effect (and harmless then).
+        """The link is gone, by whomever. Also expected after a Close action (and harmless then).
 
         Args:
             link: the link.
             now_ms: see `connected`.
             reason: one sentence, where the transport knows more.
         """
-        entry = self._links.get(link)
-        if entry is not None:
-            self._drop(entry, reason, now_ms)
+        connection = self._links.get(link)
+        if connection is not None:
+            self._drop(connection, reason, now_ms)
 
     def close_all(self, now_ms: int) -> None:
         """Take leave of every peer (the node is stopping): a Goodbye and a Close for each link."""
-        for entry in list(self._links.values()):
-            self._end(entry, SyncError(f"{self._config.name} is being stopped", close_code=CloseCode.STOPPING), now_ms)
+        for connection in list(self._links.values()):
+            self._end(
+                connection, SyncError(f"{self._config.name} is being stopped", close_code=CloseCode.STOPPING), now_ms
+            )
 
-    def _take(self, entry: Link, message: object, now_ms: int) -> None:
-        session = entry.session
+    def _take(self, connection: Link, message: object, now_ms: int) -> None:
+        session = connection.session
         match message:
             case Greeting():
-                self._meet(entry, message, now_ms)
+                self._meet(connection, message, now_ms)
             case Hello():
-                self._admit(entry, message, now_ms)
+                self._admit(connection, message, now_ms)
             case Changes():
-                self._take_changes(entry, message)
+                self._take_changes(connection, message)
             case Ack():
                 assert session.sending is not None
                 if session.sending.acknowledged(message):
-                    entry.sent()
+                    connection.sent()
             case Barrier() | BarrierReply():
                 assert session.receiving is not None
                 session.receiving.mark(message)
-                self._take_markers(entry, now_ms)
+                self._take_markers(connection, now_ms)
             case Presence():
-                self._take_presence(entry, message, now_ms)
+                self._take_presence(connection, message, now_ms)
             case DigestRequest():
-                entry.digest_requested(message)
-                self._effects.append(ComputeDigest(entry.id, message.number))
+                connection.digest_requested(message)
+                self._actions.append(ComputeDigest(connection.id, message.number))
             case Digest():
-                entry.digest_came(message)
+                connection.digest_came(message)
             case Goodbye():
                 reason = f"closed by the peer: {message.sentence}"
-                self._effects.append(Close(session.link, message.code, reason, message.retry))
-                self._drop(entry, reason, now_ms)
+                self._actions.append(Close(session.link, message.code, reason, message.retry))
+                self._drop(connection, reason, now_ms)
 
     # --- Who may join ------------------------------------------------------------------------------------------------
 
-    def _meet(self, entry: Link, greeting: Greeting, now_ms: int) -> None:
+    def _meet(self, connection: Link, greeting: Greeting, now_ms: int) -> None:
         """The peer's Greeting came: it claims a site, no more."""
-        session = entry.session
+        session = connection.session
         if greeting.site == self._state.site:
             for other in list(self._links.values()):
                 if other.session.nonce == greeting.nonce:
-                    if other is not entry:
+                    if other is not connection:
                         self._end(other, SelfRefused("this node reached itself"), now_ms)
                     raise SelfRefused("this node reached itself")
             raise CloneRefused(f"the peer has this node's own site id {greeting.site.hex()}")
@@ -228,13 +230,18 @@ class Engine:
             return
         for other in self._links.values():
             rival = other.session
-            if other is not entry and rival.dialed and rival.purpose == "sync" and rival.peer_site == greeting.site:
+            if (
+                other is not connection
+                and rival.dialed
+                and rival.purpose == "sync"
+                and rival.peer_site == greeting.site
+            ):
                 # Said before the peer hears our Hello: it would take the newer link for the better one.
                 self._probe(other, now_ms)
                 raise DuplicateRefused(f"this node has dialled {rival.name} under another address already")
-        self._effects.append(LoadResume(session.link, session.peer_site))
+        self._actions.append(LoadResume(session.link, session.peer_site))
 
-    def _admit(self, entry: Link, hello: Hello, now_ms: int) -> None:
+    def _admit(self, connection: Link, hello: Hello, now_ms: int) -> None:
         """The peer's Hello came, and its proof was right."""
         if hello.workspace != self._config.workspace:
             raise WorkspaceRefused(
@@ -242,14 +249,16 @@ class Engine:
                 f"{self._config.name} to {self._config.workspace}"
             )
         if hello.purpose == "sync":
-            self._settle_rivals(entry, now_ms)
-            self._doubt(entry, [hello.vector.entry(self._state.site), hello.resume.snapshot])
-        self._proceed(entry, now_ms)
+            self._settle_rivals(connection, now_ms)
+            self._doubt(connection, [hello.vector.entry(self._state.site), hello.resume.snapshot])
+        self._proceed(connection, now_ms)
 
-    def _settle_rivals(self, entry: Link, now_ms: int) -> None:
+    def _settle_rivals(self, connection: Link, now_ms: int) -> None:
         """Keep E3: of two links to one site keep one, and have the older one probed when they are two processes."""
-        newcomer = entry.session
-        known = [other for other in self._links.values() if other is not entry and other.session.sending is not None]
+        newcomer = connection.session
+        known = [
+            other for other in self._links.values() if other is not connection and other.session.sending is not None
+        ]
         rivals = [other for other in known if other.session.peer_site == newcomer.peer_site]
         if not rivals:
             if len(known) >= limits.PEERS_MAX:
@@ -261,105 +270,107 @@ class Engine:
                 self._end(rivals[0], DuplicateRefused(f"a newer link to {newcomer.name} takes its place"), now_ms)
                 return
         elif len(rivals) == 1 and older.started:
-            entry.waits_for = older.link
+            connection.waits_for = older.link
             self._probe(rivals[0], now_ms)
             return
         self._probe(rivals[0], now_ms)
         raise DuplicateRefused(f"{self._config.name} has another link to {newcomer.name}")
 
-    def _probe(self, entry: Link, now_ms: int) -> None:
+    def _probe(self, connection: Link, now_ms: int) -> None:
         """Make sure that a link is alive, within PROBE_MS."""
-        if entry.session.started and not entry.probe:
+        if connection.session.started and not connection.probe:
             self._probes += 1
-            entry.probe = self._probes
-            self._send_presence(entry, now_ms, probe=entry.probe)
-            self._effects.append(SetTimer(("probe", entry.id), now_ms + limits.PROBE_MS))
+            connection.probe = self._probes
+            self._send_presence(connection, now_ms, probe=connection.probe)
+            self._actions.append(SetTimer(("probe", connection.id), now_ms + limits.PROBE_MS))
 
-    def _probe_answered(self, entry: Link, now_ms: int) -> None:
-        entry.probe = 0
+    def _probe_answered(self, connection: Link, now_ms: int) -> None:
+        connection.probe = 0
         for other in list(self._links.values()):
-            if other.waits_for == entry.id:
-                site = entry.session.peer_site.hex()
+            if other.waits_for == connection.id:
+                site = connection.session.peer_site.hex()
                 self._end(
                     other,
-                    CloneRefused(f"{entry.session.name} and {other.session.name} both run with the site id {site}"),
+                    CloneRefused(
+                        f"{connection.session.name} and {other.session.name} both run with the site id {site}"
+                    ),
                     now_ms,
                 )
 
-    def _doubt(self, entry: Link, claims: list[Entry]) -> None:
+    def _doubt(self, connection: Link, claims: list[Entry]) -> None:
         """Keep E4: compare what a peer says of this node's history with it; when in doubt, ask the database again."""
         doubtful = self._not_owned(claims)
         if not doubtful:
             return
-        entry.claims += doubtful
+        connection.claims += doubtful
         self._states_asked += 1
-        entry.doubt_number = self._states_asked
-        if entry.session.started and entry.session.sending is not None:
-            entry.session.sending.allow(False)
-        self._effects.append(LoadState())
+        connection.doubt_number = self._states_asked
+        if connection.session.started and connection.session.sending is not None:
+            connection.session.sending.allow(False)
+        self._actions.append(LoadState())
 
     def _not_owned(self, claims: list[Entry]) -> list[Entry]:
         state = self._state
         return [claim for claim in claims if not state.lineage.owns(claim, state.version)]
 
-    def _proceed(self, entry: Link, now_ms: int) -> None:
+    def _proceed(self, connection: Link, now_ms: int) -> None:
         """Go on with the opening, unless something still stands against the peer."""
-        session = entry.session
-        if entry.claims or entry.waits_for is not None:
+        session = connection.session
+        if connection.claims or connection.waits_for is not None:
             return
         if session.state != "answering":
-            self._start(entry, now_ms)
+            self._start(connection, now_ms)
         elif session.purpose == "sync":
-            self._effects.append(LoadResume(session.link, session.peer_site))
+            self._actions.append(LoadResume(session.link, session.peer_site))
         else:
             session.introduce(FROM_START)
-            self._start(entry, now_ms)
+            self._start(connection, now_ms)
 
-    def _start(self, entry: Link, now_ms: int) -> None:
-        session = entry.session
+    def _start(self, connection: Link, now_ms: int) -> None:
+        session = connection.session
         session.start()
-        entry.tell_connected(self._state.schema)
+        connection.tell_connected(self._state.schema)
         if session.purpose == "sync":
             self._note_heartbeats(session.peer_site, Heartbeat(session.incarnation, 0, now_ms), {})
-            self._take_markers(entry, now_ms)
+            self._take_markers(connection, now_ms)
 
-    # --- Answers to effects ------------------------------------------------------------------------------------------
+    # --- Answers to actions ------------------------------------------------------------------------------------------
 
     def resume_loaded(self, link: LinkId, resume: Resume, now_ms: int) -> None:
         """Answers LoadResume."""
-        entry = self._links.get(link)
-        if entry is None:
+        connection = self._links.get(link)
+        if connection is None:
             return
-        answering = entry.session.state == "answering"
-        entry.session.introduce(resume)
+        answering = connection.session.state == "answering"
+        connection.session.introduce(resume)
         if answering:
-            self._start(entry, now_ms)
+            self._start(connection, now_ms)
 
     def state_loaded(self, state: LocalState, now_ms: int) -> None:
         """Answers LoadState."""
         self._refresh(state)
         self._states_loaded += 1
-        for entry in list(self._links.values()):
-            if not entry.claims or entry.doubt_number > self._states_loaded:
+        for connection in list(self._links.values()):
+            if not connection.claims or connection.doubt_number > self._states_loaded:
                 continue
-            claims = self._not_owned(entry.claims)
+            claims = self._not_owned(connection.claims)
             if claims:
-                self._reidentify(entry, claims[0], now_ms)
+                self._reidentify(connection, claims[0], now_ms)
                 return
-            entry.claims.clear()
-            if entry.session.started:
-                self._send(entry, lambda sending: sending.allow(True), now_ms)
+            connection.claims.clear()
+            if connection.session.started:
+                self._send(connection, lambda sending: sending.allow(True), now_ms)
             else:
-                self._proceed(entry, now_ms)
+                self._proceed(connection, now_ms)
         self._poke()
 
     def read_done(self, link: LinkId, result: ReadResult, now_ms: int) -> None:
         """Answers BeginRead and ContinueRead."""
-        entry = self._links.get(link)
-        if entry is None:
+        connection = self._links.get(link)
+        if connection is None:
             return
-        if self._send(entry, lambda sending: sending.read_done(result), now_ms):
-            entry.read(result.first, result.last)
+        if self._send(connection, lambda sending: sending.read_done(result), now_ms):
+            connection.read(result.first, result.last)
 
     def read_failed(self, link: LinkId, error: Exception, now_ms: int) -> None:
         """Answers BeginRead and ContinueRead; ends the link."""
@@ -368,10 +379,10 @@ class Engine:
     def applied(self, link: LinkId, applied: Applied, now_ms: int) -> None:
         """Answers Apply."""
         self._refresh(applied.state)
-        entry = self._links.get(link)
-        if entry is not None:
-            entry.stored(applied, now_ms)
-            self._take_markers(entry, now_ms)
+        connection = self._links.get(link)
+        if connection is not None:
+            connection.stored(applied, now_ms)
+            self._take_markers(connection, now_ms)
         # The peer that the rows came from has them (E5): its own session only owes it a checkpoint some time.
         self._poke(but=link, quarantined=applied.quarantined > 0)
 
@@ -381,10 +392,10 @@ class Engine:
 
     def digest_done(self, link: LinkId, request: int, digest: DatabaseDigest, now_ms: int) -> None:
         """Answers ComputeDigest."""
-        entry = self._links.get(link)
-        if entry is not None:
-            entry.digest_owed = 0
-            entry.session.send(Digest(request, digest))
+        connection = self._links.get(link)
+        if connection is not None:
+            connection.digest_owed = 0
+            connection.session.send(Digest(request, digest))
 
     def digest_failed(self, link: LinkId, request: int, error: Exception, now_ms: int) -> None:
         """Answers ComputeDigest; ends the link."""
@@ -394,17 +405,17 @@ class Engine:
         """Answers Reidentify. (When it fails the node cannot go on: the caller stops the engine.)"""
         self._reidentifying = False
         self._state = state
-        self._effects.append(Notify("identity", f"this node has the new site id {state.site.hex()}"))
+        self._actions.append(Notify("identity", f"this node has the new site id {state.site.hex()}"))
 
     def _failed(self, link: LinkId, error: Exception, now_ms: int, what: str) -> None:
-        entry = self._links.get(link)
-        if entry is None:
+        connection = self._links.get(link)
+        if connection is None:
             return
         # What went wrong inside is for this node's log; the peer learns no more than that something did.
         if not isinstance(error, SyncError):
-            entry.tell("refused", f"{what}: {error}")
+            connection.tell("refused", f"{what}: {error}")
             error = SyncError(f"{self._config.name} {what}")
-        self._end(entry, error, now_ms)
+        self._end(connection, error, now_ms)
 
     # --- Everything else ---------------------------------------------------------------------------------------------
 
@@ -433,19 +444,19 @@ class Engine:
         if kind == "presence":
             self._send_heartbeat(now_ms)
             return
-        entry = self._links.get(LinkId(number))
-        if entry is None:
+        connection = self._links.get(LinkId(number))
+        if connection is None:
             return
-        session = entry.session
-        if kind == "probe" and entry.probe:
-            self._end(entry, TimedOut(f"no answer within {limits.PROBE_MS} ms"), now_ms)
+        session = connection.session
+        if kind == "probe" and connection.probe:
+            self._end(connection, TimedOut(f"no answer within {limits.PROBE_MS} ms"), now_ms)
         elif kind == "handshake" and not session.started:
             if session.peer is not None or session.state == "introducing":  # It is this node that takes its time.
-                self._effects.append(SetTimer(key, now_ms + limits.HANDSHAKE_MS))
+                self._actions.append(SetTimer(key, now_ms + limits.HANDSHAKE_MS))
             else:
-                self._end(entry, TimedOut(f"no valid Hello within {limits.HANDSHAKE_MS} ms"), now_ms)
+                self._end(connection, TimedOut(f"no valid Hello within {limits.HANDSHAKE_MS} ms"), now_ms)
         elif kind == "checkpoint":
-            entry.checkpoint_timer_fired()
+            connection.checkpoint_timer_fired()
 
     def request_digest(self, link: LinkId, now_ms: int) -> None:
         """Ask the peer for its digest; the answer comes as a Tell of kind "digest". The link must be open.
@@ -453,65 +464,69 @@ class Engine:
         Raises:
             LocalProtocolError: the link is not open, or an earlier request is not answered yet.
         """
-        entry = self._links.get(link)
-        if entry is None or not entry.session.started:
+        connection = self._links.get(link)
+        if connection is None or not connection.session.started:
             raise LocalProtocolError(f"link {link} is not open")
-        if entry.digest_asked:
-            raise LocalProtocolError(f"{entry.session.name} was asked for its digest and has not answered yet")
+        if connection.digest_asked:
+            raise LocalProtocolError(f"{connection.session.name} was asked for its digest and has not answered yet")
         self._digests += 1
-        entry.digest_asked = self._digests
-        entry.session.send(DigestRequest(self._digests))
+        connection.digest_asked = self._digests
+        connection.session.send(DigestRequest(self._digests))
 
     def peers(self) -> list[PeerStatus]:
         """Return all links, in the order they were opened."""
-        return [entry.status() for entry in self._links.values()]
+        return [connection.status() for connection in self._links.values()]
 
     # --- Changes -----------------------------------------------------------------------------------------------------
 
-    def _take_changes(self, entry: Link, changes: Changes) -> None:
-        session = entry.session
+    def _take_changes(self, connection: Link, changes: Changes) -> None:
+        session = connection.session
         assert session.receiving is not None
         session.receiving.receive(changes)
         if changes.header is not None:
             session.learn(changes.header.vector)
-            self._doubt(entry, [changes.header.vector.entry(self._state.site)])
+            self._doubt(connection, [changes.header.vector.entry(self._state.site)])
 
     def _syncing_links(self) -> list[LinkId]:
-        return [entry.id for entry in self._links.values() if entry.session.started and entry.session.sending]
+        return [
+            connection.id
+            for connection in self._links.values()
+            if connection.session.started and connection.session.sending
+        ]
 
     def _send_marker(self, link: LinkId, marker: Marker) -> None:
         sending = self._links[link].session.sending
         assert sending is not None
         sending.mark(marker, self._state.version)
 
-    def _take_markers(self, entry: Link, now_ms: int) -> None:
+    def _take_markers(self, connection: Link, now_ms: int) -> None:
         """Handle the markers before which everything is stored; end the link when one may not be (E1)."""
-        receiving, sending = entry.session.receiving, entry.session.sending
+        receiving, sending = connection.session.receiving, connection.session.sending
         assert receiving is not None and sending is not None
         try:
             for marker in receiving.take_markers():
                 if isinstance(marker, Barrier):
                     sending.check_replies()
-                self._barriers.take(entry.id, marker)
+                self._barriers.take(connection.id, marker)
         except SyncError as error:
-            self._end(entry, error, now_ms)
+            self._end(connection, error, now_ms)
 
     def _poke(self, *, but: LinkId | None = None, quarantined: bool = False) -> None:
         """Keep E5: have what is new read for every link but the one that brought it."""
-        for entry in self._links.values():
-            sending = entry.session.sending
-            if sending is None or not entry.session.started or entry.id == but:
+        for connection in self._links.values():
+            sending = connection.session.sending
+            if sending is None or not connection.session.started or connection.id == but:
                 continue
             if quarantined:
                 sending.want_quarantined()
             sending.want(self._state.version)
 
-    def _send(self, entry: Link, action: Callable[[SendingHalf], None], now_ms: int) -> bool:
+    def _send(self, connection: Link, action: Callable[[SendingHalf], None], now_ms: int) -> bool:
         """Let the sending half do something; end the link and return False when that fails (E1)."""
         try:
-            entry.send(action, now_ms)
+            connection.send(action, now_ms)
         except SyncError as error:
-            self._end(entry, error, now_ms)
+            self._end(connection, error, now_ms)
             return False
         return True
 
@@ -523,44 +538,44 @@ class Engine:
         vector = self._state.vector.merged(state.vector)
         self._state = LocalState(state.site, newest.version, newest.lineage, vector, newest.schema)
 
-    def _reidentify(self, entry: Link, claim: Entry, now_ms: int) -> None:
+    def _reidentify(self, connection: Link, claim: Entry, now_ms: int) -> None:
         """Keep E4: this file is an older copy of one that has written on."""
         own = self._state
         text = (
-            f"{entry.session.name} knows this node at version {claim.version}, which is not in this file's history "
-            f"up to version {own.version}: the file is an older copy, and takes a new site id"
+            f"{connection.session.name} knows this node at version {claim.version}, which is not in this file's "
+            f"history up to version {own.version}: the file is an older copy, and takes a new site id"
         )
         self._reidentifying = True
         for other in list(self._links.values()):
             self._end(other, _identity_changes(), now_ms)
-        self._effects.append(Notify("identity", text))
-        self._effects.append(Reidentify(text))
+        self._actions.append(Notify("identity", text))
+        self._actions.append(Reidentify(text))
 
     # --- Presence ----------------------------------------------------------------------------------------------------
 
     def _time_presence(self, now_ms: int) -> None:
         if not self._presence_timed:
             self._presence_timed = True
-            self._effects.append(SetTimer(("presence", 0), now_ms + limits.PRESENCE_MS))
+            self._actions.append(SetTimer(("presence", 0), now_ms + limits.PRESENCE_MS))
 
     def _send_heartbeat(self, now_ms: int) -> None:
         """Keep E6, and tell every peer who is alive."""
         self._presence_timed = False
         self._board.forget_old(now_ms)
-        for entry in list(self._links.values()):
-            if not entry.session.started:
+        for connection in list(self._links.values()):
+            if not connection.session.started:
                 continue
-            if now_ms - entry.session.received_at_ms >= limits.SILENCE_MS:
-                self._end(entry, TimedOut(f"nothing came for {limits.SILENCE_MS // 1000} s"), now_ms)
-            elif entry.is_stuck(now_ms):
-                self._end(entry, TimedOut(f"stored nothing for {limits.ACK_MS // 60_000} minutes"), now_ms)
+            if now_ms - connection.session.received_at_ms >= limits.SILENCE_MS:
+                self._end(connection, TimedOut(f"nothing came for {limits.SILENCE_MS // 1000} s"), now_ms)
+            elif connection.is_stuck(now_ms):
+                self._end(connection, TimedOut(f"stored nothing for {limits.ACK_MS // 60_000} minutes"), now_ms)
             else:
-                self._send_presence(entry, now_ms)
+                self._send_presence(connection, now_ms)
         if self._links:
             self._time_presence(now_ms)
 
-    def _send_presence(self, entry: Link, now_ms: int, *, probe: int = 0, answer: int = 0) -> None:
-        session = entry.session
+    def _send_presence(self, connection: Link, now_ms: int, *, probe: int = 0, answer: int = 0) -> None:
+        session = connection.session
         self._heartbeats_sent += 1
         if session.purpose == "sync":
             heartbeats = self._board.tell(but=session.peer_site, now_ms=now_ms)
@@ -568,12 +583,12 @@ class Engine:
         else:
             session.send_presence(Presence(self._heartbeats_sent, probe, answer, {}, None))
 
-    def _take_presence(self, entry: Link, presence: Presence, now_ms: int) -> None:
-        session = entry.session
+    def _take_presence(self, connection: Link, presence: Presence, now_ms: int) -> None:
+        session = connection.session
         if presence.probe:
-            self._send_presence(entry, now_ms, answer=presence.probe)
-        if presence.answer and presence.answer == entry.probe:
-            self._probe_answered(entry, now_ms)
+            self._send_presence(connection, now_ms, answer=presence.probe)
+        if presence.answer and presence.answer == connection.probe:
+            self._probe_answered(connection, now_ms)
         if session.purpose != "sync" or not session.started:
             return
         own = self._state.site
@@ -581,14 +596,14 @@ class Engine:
         self._note_heartbeats(session.peer_site, Heartbeat(session.incarnation, presence.count, now_ms), news)
         if presence.vector is not None:
             session.learn(presence.vector)
-            self._doubt(entry, [presence.vector.entry(own)])
+            self._doubt(connection, [presence.vector.entry(own)])
 
     def _note_heartbeats(self, site: SiteId, direct: Heartbeat, news: dict[SiteId, Heartbeat]) -> None:
         """Take in news that a peer brought of itself, and pass on all news that came with them."""
         if self._board.note(site, direct):
             news[site] = direct
         if news:
-            self._effects.append(
+            self._actions.append(
                 RecordHeartbeats(
                     {site: (heartbeats.incarnation, heartbeats.at_ms) for site, heartbeats in news.items()}
                 )
@@ -596,22 +611,22 @@ class Engine:
 
     # --- Ends --------------------------------------------------------------------------------------------------------
 
-    def _end(self, entry: Link, error: SyncError, now_ms: int) -> None:
+    def _end(self, connection: Link, error: SyncError, now_ms: int) -> None:
         """Keep E1: say why, close the link and forget it."""
-        session = entry.session
+        session = connection.session
         session.say_goodbye(Goodbye(error.close_code, str(error), error.retryable))
-        self._effects.append(Close(session.link, error.close_code, str(error), error.retryable))
+        self._actions.append(Close(session.link, error.close_code, str(error), error.retryable))
         if session.started and (error.close_code == CloseCode.PROTOCOL or not error.retryable):
-            entry.tell("refused", str(error))
-        self._drop(entry, str(error), now_ms)
+            connection.tell("refused", str(error))
+        self._drop(connection, str(error), now_ms)
 
-    def _drop(self, entry: Link, reason: str, now_ms: int) -> None:
-        session = entry.session
+    def _drop(self, connection: Link, reason: str, now_ms: int) -> None:
+        session = connection.session
         del self._links[session.link]
         session.state = "closed"
         if session.sending is not None:
-            self._effects.append(EndRead(session.link))
-        entry.tell("disconnected" if session.started else "refused", reason)
+            self._actions.append(EndRead(session.link))
+        connection.tell("disconnected" if session.started else "refused", reason)
         self._barriers.closed(session.link)
         for other in list(self._links.values()):
             if other.waits_for == session.link:

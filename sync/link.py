@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from leasemesh.sync import limits
-from leasemesh.sync.effects import Effect, LinkId, NotificationKind, SetTimer, Notify
+from leasemesh.sync.actions import Action, LinkId, NotificationKind, Notify, SetTimer
 from leasemesh.sync.errors import RemoteProtocolError
 from leasemesh.sync.messages import Digest, DigestRequest, Purpose
 from leasemesh.sync.ports import Applied, DatabaseDigest
@@ -56,7 +56,7 @@ class Link:
         digest_asked, digest_owed: number of the digest request not answered yet, to and from the peer, or 0.
     """
 
-    def __init__(self, session: Session, effects: list[Effect]) -> None:
+    def __init__(self, session: Session, actions: list[Action]) -> None:
         self.session = session
         self.claims: list[Entry] = []
         self.doubt_number = 0
@@ -64,7 +64,7 @@ class Link:
         self.probe = 0
         self.digest_asked = 0
         self.digest_owed = 0
-        self._effects = effects
+        self._actions = actions
         self._checkpoint_timed = False
         self._acknowledged = -1  # how many messages, when that last grew, and when that was
         self._acknowledged_at_ms = 0
@@ -183,7 +183,7 @@ class Link:
         session = self.session
         site = session.peer_site or None
         sentence = f"{session.name}: {text}"
-        self._effects.append(Notify(kind, sentence, session.link, site, session.name, rows, rows_total, vector, digest))
+        self._actions.append(Notify(kind, sentence, session.link, site, session.name, rows, rows_total, vector, digest))
 
     def status(self) -> PeerStatus:
         """Return the link as people see it."""
@@ -214,7 +214,7 @@ class Link:
         assert sending is not None
         if sending.checkpoint_due and not self._checkpoint_timed:
             self._checkpoint_timed = True
-            self._effects.append(SetTimer(("checkpoint", self.id), now_ms + limits.CHECKPOINT_MS))
+            self._actions.append(SetTimer(("checkpoint", self.id), now_ms + limits.CHECKPOINT_MS))
 
 
 def _schema_note(own: dict[str, int], peer: dict[str, int]) -> str:

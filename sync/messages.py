@@ -86,7 +86,7 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class RelayedHeartbeat:
-    """A heartbeat of a node, passed on by another: `count` orders them, so that an old one is not taken for a new one."""
+    """A heartbeat of a node, passed on by another. `count` orders them: an old one is not taken for a new one."""
 
     incarnation: Era
     count: int

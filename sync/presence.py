@@ -1,8 +1,8 @@
 """Who was heard of, directly or through others: liveness travels as frames, never as rows.
 
-Every node counts its own presence frames (its heartbeats). News of a node is only what has a higher count than what is known,
-so that two nodes that tell each other of a third, dead one do not keep it alive by doing so: an old count never gets
-younger.
+Every node counts its own presence frames (its heartbeats). News of a node is only what has a higher count than what is
+known, so that two nodes that tell each other of a third, dead one do not keep it alive by doing so: an old count never
+gets younger.
 """
 
 from __future__ import annotations

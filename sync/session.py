@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from leasemesh.sync import limits, wire
-from leasemesh.sync.effects import Effect, LinkId, Send
+from leasemesh.sync.actions import Action, LinkId, Send
 from leasemesh.sync.errors import RemoteProtocolError
 from leasemesh.sync.messages import Goodbye, Greeting, Hello, Message, Presence, Purpose, Role, SealedHello
 from leasemesh.sync.ports import LocalState
@@ -111,7 +111,7 @@ class Session:
     def __init__(
         self,
         link: LinkId,
-        effects: list[Effect],
+        actions: list[Action],
         *,
         role: Role,
         purpose: Purpose,
@@ -134,7 +134,7 @@ class Session:
         self.peer_version = 0
         self.received_at_ms = now_ms
         self.nonce = nonce
-        self._effects = effects
+        self._actions = actions
         self._config = config
         self._local = local
         self._greeting = Greeting(nonce, local().site)
@@ -226,9 +226,9 @@ class Session:
         self.purpose = hello.purpose
         self.learn(hello.vector)
         if hello.purpose == "sync":
-            self.sending = SendingHalf(self.link, self._effects, peer_vector=hello.vector, compress=self.compress)
+            self.sending = SendingHalf(self.link, self._actions, peer_vector=hello.vector, compress=self.compress)
             self.receiving = ReceivingHalf(
-                self.link, self._effects, site=self.peer_site, own_version=lambda: self._local().version
+                self.link, self._actions, site=self.peer_site, own_version=lambda: self._local().version
             )
 
     def _greetings(self) -> tuple[Greeting, Greeting]:
@@ -247,7 +247,7 @@ class Session:
 
     def send(self, message: Message) -> None:
         """Send a message other than Changes."""
-        self._effects.append(Send(self.link, wire.encode(message)))
+        self._actions.append(Send(self.link, wire.encode(message)))
 
     def say_goodbye(self, goodbye: Goodbye) -> None:
         """Send the last message."""

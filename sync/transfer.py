@@ -1,9 +1,9 @@
 """The two halves of an open session: what goes to the peer, and what comes from it.
 
-Both move the version vector only at a checkpoint, the end of a transfer. Before it, "the peer has everything of mine up to
-version v" would be wrong in both directions: a cell that was overwritten after v is not in the stream at v any more,
-it comes later, with its newest value. Until the last piece is stored there is only a resume position, which is good
-for continuing with the same sender and says nothing to a third node.
+Both move the version vector only at a checkpoint, the end of a transfer. Before it, "the peer has everything of mine up
+to version v" would be wrong in both directions: a cell that was overwritten after v is not in the stream at v any more,
+it comes later, with its newest value. Until the last piece is stored there is only a resume position, which is good for
+continuing with the same sender and says nothing to a third node.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import islice
 
 from leasemesh.sync import limits, wire
-from leasemesh.sync.effects import Apply, BeginRead, ContinueRead, Effect, LinkId, Send
+from leasemesh.sync.actions import Action, Apply, BeginRead, ContinueRead, LinkId, Send
 from leasemesh.sync.errors import RemoteProtocolError
 from leasemesh.sync.messages import Ack, Barrier, BarrierReply, Changes, Marker
 from leasemesh.sync.ports import Incoming, ReadRequest, ReadResult, TransferHeader
@@ -39,7 +39,7 @@ class SendingHalf:
         messages_acknowledged: how many messages the peer has stored.
     """
 
-    def __init__(self, link: LinkId, effects: list[Effect], *, peer_vector: VersionVector, compress: bool) -> None:
+    def __init__(self, link: LinkId, actions: list[Action], *, peer_vector: VersionVector, compress: bool) -> None:
         self.peer_vector = peer_vector
         self.read_upto = 0
         self.allowed = False
@@ -48,7 +48,7 @@ class SendingHalf:
         self.rows_total = 0
         self.transfers = 0
         self._link = link
-        self._effects = effects
+        self._actions = actions
         self._compress = compress
         self._wanted_version = 0
         self._read_wanted = False
@@ -110,7 +110,7 @@ class SendingHalf:
                 return
             self._markers.popleft()
             self._replies_waiting -= isinstance(marker, BarrierReply)
-            self._effects.append(Send(self._link, wire.encode(marker)))
+            self._actions.append(Send(self._link, wire.encode(marker)))
 
     def allow(self, allowed: bool) -> None:
         """Let messages go, or hold them back."""
@@ -127,14 +127,14 @@ class SendingHalf:
         if self._awaiting_read or not self.allowed or self._unacknowledged_bytes >= limits.WINDOW_BYTES:
             return
         if self._in_transfer:
-            self._effects.append(ContinueRead(self._link, limits.ROWS_BYTES_MAX))
+            self._actions.append(ContinueRead(self._link, limits.ROWS_BYTES_MAX))
         elif self._read_wanted or self._wanted_version > self.read_upto:
             # What becomes due from here on may not be in the snapshot any more.
             self._read_wanted = self.checkpoint_due = False
             self._in_transfer = True
             self._reads_begun += 1
             request = ReadRequest(self.read_upto, self.peer_vector, self._quarantined_upto)
-            self._effects.append(BeginRead(self._link, request, limits.ROWS_BYTES_MAX))
+            self._actions.append(BeginRead(self._link, request, limits.ROWS_BYTES_MAX))
         else:
             return
         self._awaiting_read = True
@@ -187,7 +187,7 @@ class SendingHalf:
         self._unacknowledged.append((cost, result.header if result.last else None))
         self._unacknowledged_bytes += cost
         self._messages_sent += 1
-        self._effects.append(Send(self._link, data))
+        self._actions.append(Send(self._link, data))
 
     @property
     def waits_for_ack(self) -> bool:
@@ -227,13 +227,13 @@ class ReceivingHalf:
         allowed: False: apply nothing yet.
     """
 
-    def __init__(self, link: LinkId, effects: list[Effect], *, site: SiteId, own_version: Callable[[], int]) -> None:
+    def __init__(self, link: LinkId, actions: list[Action], *, site: SiteId, own_version: Callable[[], int]) -> None:
         self.rows = 0
         self.rows_total = 0
         self.transfers = 0
         self.allowed = False
         self._link = link
-        self._effects = effects
+        self._actions = actions
         self._site = site
         self._own_version = own_version
         self._header: TransferHeader | None = None  # of the transfer that has begun to come and has not ended
@@ -338,7 +338,7 @@ class ReceivingHalf:
             pieces.append(following)
         self._under_way = _joined(pieces)
         self._pieces_under_way = len(pieces)
-        self._effects.append(Apply(self._link, self._under_way))
+        self._actions.append(Apply(self._link, self._under_way))
 
     def allow(self, allowed: bool) -> None:
         """Let pieces be applied, or hold them back."""
@@ -353,7 +353,7 @@ class ReceivingHalf:
             self._queued_bytes -= self._queue.popleft()[1]
         self._under_way = None
         self._messages_applied += self._pieces_under_way
-        self._effects.append(Send(self._link, wire.encode(Ack(self._messages_applied))))
+        self._actions.append(Send(self._link, wire.encode(Ack(self._messages_applied))))
         if incoming.first:
             self.rows = self.rows if self._applied_in_part else 0
             self.rows_total = self.rows + incoming.header.rows_estimate

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from leasemesh.node.model.errors import InvalidInput
 from leasemesh.node.model.jsonvalue import check_whole
 from leasemesh.node.stores import HandlerRun
+from leasemesh.sync.backoff import delay
 
 CLAIMS_THAT_FAIL_MAX = 3
 """An event on which a handler's code has failed so often is made a dead letter: it is the event, not the service."""
@@ -43,10 +44,7 @@ class RetryRule:
             failures: how many.
             chance: 0 to 1; how much of the jitter is left out.
         """
-        if failures < 1:
-            return 0
-        doublings = min(failures - 1, self.most_ms.bit_length())  # 2 ** (a million) would take a while
-        return round(min(self.first_ms << doublings, self.most_ms) * (1 - self.jitter * chance))
+        return round(delay(failures, first=self.first_ms, most=self.most_ms, jitter=self.jitter, chance=chance))
 
 
 @dataclass(frozen=True, slots=True)

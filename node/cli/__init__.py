@@ -1,4 +1,7 @@
-"""The command line. `main` is what the command `leasemesh` calls."""
+"""The command line. `main` is what the command `leasemesh` calls.
+
+Rules about events, runs and sync do not belong here: a command asks a node, and says what it answered.
+"""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class CommandError(LeasemeshError):
         self.code = code
 
 
-class Session:
+class Context:
     """What a command works with.
 
     Attributes:
@@ -180,8 +180,8 @@ def device_name(names: dict[str, str], node: str) -> str:
 
 def command(
     group: typer.Typer, name: str, *, panel: str, examples: Sequence[str]
-) -> Callable[[Callable[Concatenate[Session, Arguments], None]], Callable[..., None]]:
-    """Register a function as a command. It gets a `Session` and its own options; --db, --json and --debug come with it.
+) -> Callable[[Callable[Concatenate[Context, Arguments], None]], Callable[..., None]]:
+    """Register a function as a command. It gets a `Context` and its own options; --db, --json and --debug come with it.
 
     Args:
         group: the app or a group of commands.
@@ -190,9 +190,9 @@ def command(
         examples: whole command lines, shown by --help and run by the tests.
     """
 
-    def register(function: Callable[Concatenate[Session, Arguments], None]) -> Callable[..., None]:
+    def register(function: Callable[Concatenate[Context, Arguments], None]) -> Callable[..., None]:
         hints = get_type_hints(function, include_extras=True)
-        session, *own = inspect.signature(function).parameters.values()
+        context, *own = inspect.signature(function).parameters.values()
         common = {
             "db": (DatabaseOption, DEFAULT_DATABASE),
             "as_json": (JsonOption, False),
@@ -207,8 +207,8 @@ def command(
 
         def run_command(*, db: Path, as_json: bool, debug: bool, **options: Any) -> None:
             with ExitStack() as resources:
-                session = Session(db, Screen(as_json=as_json), resources, debug=debug)
-                call(session, **options)
+                context = Context(db, Screen(as_json=as_json), resources, debug=debug)
+                call(context, **options)
 
         vars(run_command)["__signature__"] = inspect.Signature(parameters)
         run_command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

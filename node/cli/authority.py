@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leasemesh.node.cli.app import Session, app, command
+from leasemesh.node.cli.app import Context, app, command
 from leasemesh.node.cli.helping import Group
 from leasemesh.node.cli.naming import find_node, person
 from leasemesh.node.cli.output import ago, clock, count_of, joined, styled
@@ -29,17 +29,17 @@ DeviceArgument = Annotated[
 
 
 @command(authority, "set", panel="Devices", examples=["leasemesh authority set"])
-def set_authority(session: Session, device: DeviceArgument = None) -> None:
+def set_authority(context: Context, device: DeviceArgument = None) -> None:
     """Appoint the first authority of the workspace. Do this once, best on the hub, before devices work apart."""
-    node = session.node
-    node.authorities.appoint(find_node(session, device) if device else node.site_id, by=person())
-    _tend_and_show(session)
+    node = context.node
+    node.authorities.appoint(find_node(context, device) if device else node.site_id, by=person())
+    _tend_and_show(context)
 
 
 @command(authority, "show", panel="Devices", examples=["leasemesh authority show", "leasemesh authority show --json"])
-def show(session: Session) -> None:
+def show(context: Context) -> None:
     """Show who grants permits, who follows, and which runs wait."""
-    _show(session)
+    _show(context)
 
 
 @command(
@@ -49,7 +49,7 @@ def show(session: Session) -> None:
     examples=["leasemesh authority move desktop", "leasemesh authority move desktop --gone 3f2a91c07b --yes"],
 )
 def move(
-    session: Session,
+    context: Context,
     device: DeviceArgument = None,
     gone: Annotated[
         list[str] | None,
@@ -66,61 +66,61 @@ def move(
     When that one is gone for good, say so with --gone. Then every other device must come by once and show its permits;
     `leasemesh authority show` lists those that have not.
     """
-    node = session.node
-    target = find_node(session, device) if device else node.site_id
-    lost = [find_node(session, text) for text in gone or []]
+    node = context.node
+    target = find_node(context, device) if device else node.site_id
+    lost = [find_node(context, text) for text in gone or []]
     if lost and not yes:
-        names = ", ".join(session.device_name(one) for one in lost)
-        session.ask(f"{names}: gone for good, and nothing that only they knew matters?")
+        names = ", ".join(context.device_name(one) for one in lost)
+        context.ask(f"{names}: gone for good, and nothing that only they knew matters?")
     node.authorities.move(target, by=person(), gone=lost)
-    _tend_and_show(session)
+    _tend_and_show(context)
 
 
-def authority_document(session: Session) -> dict[str, Any]:
+def authority_document(context: Context) -> dict[str, Any]:
     """Return who grants permits, for programs."""
-    info = session.node.authority.info()
+    info = context.node.authorities.info()
     return {
         "generation": info.generation,
         "node": info.authority,
-        "device": session.device_name(info.authority) if info.authority else None,
+        "device": context.device_name(info.authority) if info.authority else None,
         "contested": info.contested,
         "since_at": info.since_at,
         "next": {
             "generation": info.next.generation,
             "node": info.next.authority,
-            "device": session.device_name(info.next.authority),
+            "device": context.device_name(info.next.authority),
             "by": info.next.by,
             "at": info.next.at,
-            "waiting_for": [{"node": node, "device": session.device_name(node)} for node in info.waiting_for],
+            "waiting_for": [{"node": node, "device": context.device_name(node)} for node in info.waiting_for],
         }
         if info.next
         else None,
     }
 
 
-def waiting_documents(session: Session, limit: int) -> list[dict[str, Any]]:
+def waiting_documents(context: Context, limit: int) -> list[dict[str, Any]]:
     """Return the runs that wait for a permit, for programs."""
     return [
         {
             "run": permit.run,
-            "device": session.device_name(permit.node),
+            "device": context.device_name(permit.node),
             "workflow": permit.workflow,
             "handler": permit.handler,
             "events": len(permit.events),
             "asked_at": permit.asked_at,
-            "text": waiting_text(session, permit),
+            "text": waiting_text(context, permit),
         }
-        for permit in session.node.permits.waiting(limit=limit)
+        for permit in context.node.permits.waiting(limit=limit)
     ]
 
 
-def waiting_text(session: Session, permit: Permit) -> str:
+def waiting_text(context: Context, permit: Permit) -> str:
     """Return for whom a run waits and since when."""
-    whom = _decider(session, session.node.authority.info())
+    whom = _decider(context, context.node.authorities.info())
     return f"waiting for confirmation by {whom} since {clock(permit.asked_at)}"
 
 
-def authority_text(session: Session, document: dict[str, Any]) -> str:
+def authority_text(context: Context, document: dict[str, Any]) -> str:
     """Return in one line who grants permits."""
     if document["contested"]:
         text = "contested: several devices began; nobody grants until `leasemesh authority move`"
@@ -137,29 +137,29 @@ def authority_text(session: Session, document: dict[str, Any]) -> str:
     return text
 
 
-def _decider(session: Session, info: AuthorityInfo) -> str:
+def _decider(context: Context, info: AuthorityInfo) -> str:
     if info.next is not None:
-        return session.device_name(info.next.authority)
+        return context.device_name(info.next.authority)
     if info.authority is not None:
-        return session.device_name(info.authority)
+        return context.device_name(info.authority)
     return "an authority (`leasemesh authority " + ("move" if info.contested else "set") + "` names one)"
 
 
-def _tend_and_show(session: Session) -> None:
-    session.node.authority.tend()
-    _show(session)
+def _tend_and_show(context: Context) -> None:
+    context.node.authority.tend()
+    _show(context)
 
 
-def _show(session: Session) -> None:
-    document = authority_document(session)
-    document["waiting"] = waiting_documents(session, 1_000)
-    session.screen.show(document, lambda: _draw(session, document))
+def _show(context: Context) -> None:
+    document = authority_document(context)
+    document["waiting"] = waiting_documents(context, 1_000)
+    context.screen.show(document, lambda: _draw(context, document))
 
 
-def _draw(session: Session, document: dict[str, Any]) -> list[RenderableType]:
-    lines: list[RenderableType] = [joined(styled("authority: ", "bold"), authority_text(session, document))]
+def _draw(context: Context, document: dict[str, Any]) -> list[RenderableType]:
+    lines: list[RenderableType] = [joined(styled("authority: ", "bold"), authority_text(context, document))]
     if document["node"]:
-        lines.append(styled(f"device {short(document['node'])}, {ago(document['since_at'], session.now_ms)}", "dim"))
+        lines.append(styled(f"device {short(document['node'])}, {ago(document['since_at'], context.now_ms)}", "dim"))
     return [*lines, *draw_waiting(document["waiting"])]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leasemesh.node.cli.app import CommandError, Session, app, command
+from leasemesh.node.cli.app import CommandError, Context, app, command
 from leasemesh.node.cli.helping import Group
 from leasemesh.node.cli.naming import person
 from leasemesh.node.cli.output import ExitCode, count_of, joined, styled
@@ -32,7 +32,7 @@ app.add_typer(identity, name="identity", rich_help_panel="Devices")
     ],
 )
 def init(
-    session: Session,
+    context: Context,
     name: Annotated[str | None, typer.Option(help="What to call this device; by default the machine's name.")] = None,
     workspace: Annotated[
         str | None, typer.Option(help="The workspace to join, as `leasemesh status` shows it elsewhere.")
@@ -45,11 +45,11 @@ def init(
     """
     from leasemesh.node.node import Node
 
-    if session.path.exists():
-        raise CommandError(f"{session.path} exists; nothing was changed", ExitCode.NOT_AVAILABLE)
-    if not session.path.absolute().parent.is_dir():
-        raise CommandError(f"there is no folder {session.path.absolute().parent}", ExitCode.NOT_FOUND)
-    with Node.open(session.path, name=name, workspace=workspace) as node:
+    if context.path.exists():
+        raise CommandError(f"{context.path} exists; nothing was changed", ExitCode.NOT_AVAILABLE)
+    if not context.path.absolute().parent.is_dir():
+        raise CommandError(f"there is no folder {context.path.absolute().parent}", ExitCode.NOT_FOUND)
+    with Node.open(context.path, name=name, workspace=workspace) as node:
         if workspace is None:
             node.authorities.appoint(node.site_id, by=person())
             node.authority.tend()
@@ -58,12 +58,12 @@ def init(
             "name": node.name,
             "workspace": node.workspace_id,
             "node": node.site_id,
-            "authority": node.authority.info().authority,
+            "authority": node.authorities.info().authority,
         }
-    begun = f"device {document['name']} of workspace {document['workspace']} in {session.path}"
+    begun = f"device {document['name']} of workspace {document['workspace']} in {context.path}"
     permits = _PERMITS_BEGIN if workspace is None else _PERMITS_JOIN
     others = f"on another device: leasemesh init --workspace {document['workspace']}"
-    session.screen.show(document, lambda: [styled(begun, "bold"), styled(others), styled(permits, "dim")])
+    context.screen.show(document, lambda: [styled(begun, "bold"), styled(others), styled(permits, "dim")])
 
 
 _PERMITS_BEGIN = (
@@ -78,7 +78,7 @@ _PERMITS_JOIN = (
 
 @command(app, "doctor", panel="Devices", examples=["leasemesh doctor", "leasemesh doctor --rebuild"])
 def doctor(
-    session: Session,
+    context: Context,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Make status and claims anew from the facts, which are never touched.")
     ] = False,
@@ -87,14 +87,14 @@ def doctor(
     from leasemesh.node.database.derived import rebuild as rebuild_derived
     from leasemesh.node.doctor import combined, examine
 
-    database = session.node.database
+    database = context.node.database
     corrected: dict[str, int] | None = None
     if rebuild:
-        with session.screen.progress("making status and claims anew", 100) as show:
+        with context.screen.progress("making status and claims anew", 100) as show:
             corrected = rebuild_derived(database, lambda _, done, total: show(100 * done // total)).corrected
-    with session.screen.progress("examining", 100) as show:
+    with context.screen.progress("examining", 100) as show:
         findings = examine(database, progress=lambda _, done, total: show(100 * done // total))
-    digest = session.node.digest()
+    digest = context.node.digest()
     healthy = all(finding.healthy for finding in findings)
     document = {
         "healthy": healthy,
@@ -117,15 +117,15 @@ def doctor(
             )
         yield joined(styled("digest ", "dim"), combined(digest))
 
-    session.screen.show(document, draw)
+    context.screen.show(document, draw)
     if not healthy:
         bad = ", ".join(one.name for one in findings if not one.healthy)
-        raise CommandError(f"not all is well with {session.path}: {bad}", ExitCode.DIFFERENT)
+        raise CommandError(f"not all is well with {context.path}: {bad}", ExitCode.DIFFERENT)
 
 
 @command(identity, "reset", panel="Devices", examples=["leasemesh identity reset --yes"])
 def identity_reset(
-    session: Session,
+    context: Context,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Give a copied database file an identity of its own, so that the copy and the original can both sync.
@@ -134,21 +134,21 @@ def identity_reset(
     """
     from leasemesh.node.replication.syncing import SyncRefused
 
-    node = session.node
+    node = context.node
     before = node.site_id
     if not yes:
-        session.ask(f"Give {session.path} a new identity?")
+        context.ask(f"Give {context.path} a new identity?")
     try:
         after = node.reset_identity()
     except SyncRefused as error:
-        text = f"a process syncs {session.path} now; stop it first"
+        text = f"a process syncs {context.path} now; stop it first"
         raise CommandError(text, ExitCode.NOT_AVAILABLE) from error
-    text = f"{session.path} was {short(before)} and is {short(after)} from now on"
-    session.screen.show({"before": before, "after": after}, lambda: [styled(text)])
+    text = f"{context.path} was {short(before)} and is {short(after)} from now on"
+    context.screen.show({"before": before, "after": after}, lambda: [styled(text)])
 
 
 @command(app, "version", panel="Devices", examples=["leasemesh version"])
-def version(session: Session) -> None:
+def version(context: Context) -> None:
     """Show the versions of leasemesh and of what it stands on."""
     import apsw
 
@@ -160,4 +160,4 @@ def version(session: Session) -> None:
         "sqlite": apsw.sqlite_lib_version(),
         "cr-sqlite": crsqlite.VERSION,
     }
-    session.screen.show(document, lambda: [styled(f"{name} {number}") for name, number in document.items()])
+    context.screen.show(document, lambda: [styled(f"{name} {number}") for name, number in document.items()])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from leasemesh.node.cli.app import Session
+from leasemesh.node.cli.app import Context
 from leasemesh.node.cli.output import ago, brief, count_of
 from leasemesh.node.model.ids import short
 from leasemesh.node.stores import Mutation, VerdictInfo
@@ -19,9 +19,9 @@ VERDICT_SENTENCES = {
 }
 
 
-def effect_document(session: Session, entry: Mutation) -> dict[str, Any]:
+def effect_document(context: Context, entry: Mutation) -> dict[str, Any]:
     """Return a ledger entry with what all runs and verdicts on its work come to, for programs."""
-    mutations = session.node.mutations
+    mutations = context.node.mutations
     happened = entry.status == "applied"
     return {
         "work": entry.work,
@@ -29,7 +29,7 @@ def effect_document(session: Session, entry: Mutation) -> dict[str, Any]:
         "params": entry.params,
         "run": entry.run,
         "node": entry.node,
-        "device": session.device_name(entry.node),
+        "device": context.device_name(entry.node),
         "status": entry.status,
         "outcome": mutations.outcome(entry.work),
         "result": entry.result if happened else None,
@@ -38,17 +38,17 @@ def effect_document(session: Session, entry: Mutation) -> dict[str, Any]:
         "updated_at": entry.updated_at,
         "reconcile_attempts": entry.reconcile_attempts,
         "next_reconcile_at": entry.next_reconcile_at,
-        "verdicts": [verdict_document(session, one) for one in mutations.verdicts(entry.work)],
+        "verdicts": [verdict_document(context, one) for one in mutations.verdicts(entry.work)],
     }
 
 
-def verdict_document(session: Session, verdict: VerdictInfo) -> dict[str, Any]:
+def verdict_document(context: Context, verdict: VerdictInfo) -> dict[str, Any]:
     """Return a person's verdict, for programs."""
     return {
         "verdict": VERDICT_WORDS[verdict.verdict],
         "by": verdict.by,
         "node": verdict.node,
-        "device": session.device_name(verdict.node),
+        "device": context.device_name(verdict.node),
         "at": verdict.at,
         "result": verdict.result,
     }

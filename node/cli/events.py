@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from leasemesh.node.cli.app import Session, app, command
+from leasemesh.node.cli.app import Context, app, command
 from leasemesh.node.cli.naming import existing_topic
 from leasemesh.node.cli.output import Column, ago, status_text, styled
 from leasemesh.node.model.errors import NotFound
@@ -39,7 +39,7 @@ def event_document(event: Event) -> dict[str, Any]:
     }
 
 
-def event_table(session: Session, events: Iterable[Event]) -> RenderableType:
+def event_table(context: Context, events: Iterable[Event]) -> RenderableType:
     """Return a list of events for people."""
     columns = [
         Column("id"), Column("message", flexible=True), Column("title", flexible=True), Column("published"),
@@ -50,23 +50,23 @@ def event_table(session: Session, events: Iterable[Event]) -> RenderableType:
             styled(short(event.id), "dim"),
             event.message_id,
             event.title,
-            ago(event.created_at, session.now_ms),
+            ago(event.created_at, context.now_ms),
             status_text(event.status),
         ]
         for event in events
     )
-    return session.screen.table(columns, rows)
+    return context.screen.table(columns, rows)
 
 
 @command(app, "topics", panel="Events", examples=["leasemesh topics", "leasemesh topics shop"])
 def topics(
-    session: Session,
+    context: Context,
     workflow: Annotated[
         str | None, typer.Argument(metavar="WORKFLOW", help="Only the topics of this workflow.")
     ] = None,
 ) -> None:
     """List topics, and how many of their events are pending, reserved, done or dead."""
-    node = session.node
+    node = context.node
     known = [one.id for one in node.workflows.list()]
     if workflow is not None and workflow not in known:
         raise NotFound("workflow", [workflow], "`leasemesh topics` lists all")
@@ -96,9 +96,9 @@ def topics(
             rows.append([f"{name}/{counts.topic}", *cells])
         if not rows:
             return [styled("no topics yet; the first event that is published makes one")]
-        return [session.screen.table(columns, rows)]
+        return [context.screen.table(columns, rows)]
 
-    session.screen.show(document, draw)
+    context.screen.show(document, draw)
 
 
 @command(
@@ -112,20 +112,20 @@ def topics(
     ],
 )
 def peek(
-    session: Session,
+    context: Context,
     topic: TopicArgument,
     limit: Annotated[int, typer.Option(help="How many at most.")] = 20,
     status: Annotated[str, typer.Option(help="pending, reserved, unknown, consumed, skipped or dead.")] = "pending",
 ) -> None:
     """Show the oldest events of a topic. Changes nothing."""
-    workflow, name = existing_topic(session.node, topic)
-    events = session.node.peek(workflow, name, limit=limit, status=cast(StatusName, status))
+    workflow, name = existing_topic(context.node, topic)
+    events = context.node.peek(workflow, name, limit=limit, status=cast(StatusName, status))
     document = {"events": [event_document(event) for event in events]}
 
     def draw() -> Iterable[RenderableType]:
         if not events:
             return [styled(f"no {status} events in {topic}")]
         more = [styled(f"the oldest {limit:,} are shown; --limit shows more", "dim")] if len(events) == limit else []
-        return [event_table(session, events), *more]
+        return [event_table(context, events), *more]
 
-    session.screen.show(document, draw)
+    context.screen.show(document, draw)

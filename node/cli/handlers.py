@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leasemesh.node.cli.app import CommandError, Session, app, command
+from leasemesh.node.cli.app import CommandError, Context, app, command
 from leasemesh.node.cli.events import event_document
 from leasemesh.node.cli.naming import find_event, person, split_handler, warn_when_unknown
 from leasemesh.node.cli.output import Column, ExitCode, ago, styled
@@ -33,26 +33,26 @@ HereOption = Annotated[bool, typer.Option("--here", help="On this device only; w
     ],
 )
 def block(
-    session: Session,
+    context: Context,
     handler: HandlerArgument,
     here: HereOption = False,
     reason: Annotated[str, typer.Option(help="Why, one sentence for people.")] = "",
 ) -> None:
     """Keep a handler from running. A run that is under way ends as it would; `leasemesh unblock` lets it run again."""
     workflow, name = split_handler(handler)
-    node = session.node
+    node = context.node
     where = node.site_id if here else EVERYWHERE
     said = node.handler_blocks.block(workflow, name, reason=reason, by=person(), node=where)
-    warn_when_unknown(session, workflow, name)
-    text = f"{handler} does not run {_where(session, said)} any more"
-    session.screen.show(_block_document(session, said), lambda: [styled(text)])
+    warn_when_unknown(context, workflow, name)
+    text = f"{handler} does not run {_where(context, said)} any more"
+    context.screen.show(_block_document(context, said), lambda: [styled(text)])
 
 
 @command(
     app, "unblock", panel="Handlers", examples=["leasemesh unblock shop/pack", "leasemesh unblock shop/pack --here"]
 )
 def unblock(
-    session: Session,
+    context: Context,
     handler: HandlerArgument,
     here: Annotated[
         bool, typer.Option("--here", help="Take back the block of this device only; without it, every block.")
@@ -61,24 +61,24 @@ def unblock(
 ) -> None:
     """Let a handler run again that a person or a device has blocked. Its failures are counted anew."""
     workflow, name = split_handler(handler)
-    node = session.node
+    node = context.node
     blocks = [one for one in node.handler_blocks.list(workflow) if one.handler == name]
     chosen = [one for one in blocks if not here or one.node == node.site_id]
     for one in chosen:
         node.handler_blocks.unblock(workflow, name, reason=reason, by=person(), node=one.node)
     left = [one for one in blocks if one not in chosen]
-    document = {"unblocked": [_block_document(session, one) for one in chosen], "blocked": len(left)}
-    places = " and ".join(_where(session, one) for one in chosen)
+    document = {"unblocked": [_block_document(context, one) for one in chosen], "blocked": len(left)}
+    places = " and ".join(_where(context, one) for one in chosen)
     text = f"{handler} may run again {places}" if chosen else f"{handler} is not blocked" + (" here" if here else "")
-    still = [styled(f"it stays blocked {' and '.join(_where(session, one) for one in left)}", "yellow")] if left else []
-    session.screen.show(document, lambda: [styled(text), *still])
+    still = [styled(f"it stays blocked {' and '.join(_where(context, one) for one in left)}", "yellow")] if left else []
+    context.screen.show(document, lambda: [styled(text), *still])
 
 
 @command(app, "blocked", panel="Handlers", examples=["leasemesh blocked", "leasemesh blocked --json"])
-def blocked(session: Session) -> None:
+def blocked(context: Context) -> None:
     """List the handlers that do not run, where, and why."""
-    blocks = session.node.handler_blocks.list()
-    documents = [_block_document(session, one) for one in blocks]
+    blocks = context.node.handler_blocks.list()
+    documents = [_block_document(context, one) for one in blocks]
 
     def draw() -> Iterable[RenderableType]:
         if not blocks:
@@ -91,38 +91,38 @@ def blocked(session: Session) -> None:
             [
                 styled(f"{one['workflow']}/{one['handler']}", "bold red"),
                 one["device"] or "everywhere",
-                ago(one["at"], session.now_ms),
+                ago(one["at"], context.now_ms),
                 one["by"],
                 one["reason"] + (f" (run {short_run(one['run'])})" if one["run"] else ""),
             ]
             for one in documents
         ]
-        return [session.screen.table(columns, rows), styled("leasemesh unblock WORKFLOW/HANDLER lets it run", "dim")]
+        return [context.screen.table(columns, rows), styled("leasemesh unblock WORKFLOW/HANDLER lets it run", "dim")]
 
-    session.screen.show({"blocked": documents}, draw)
+    context.screen.show({"blocked": documents}, draw)
 
 
-def _block_document(session: Session, block: HandlerBlock) -> dict[str, Any]:
+def _block_document(context: Context, block: HandlerBlock) -> dict[str, Any]:
     return {
         "workflow": block.workflow,
         "handler": block.handler,
         "node": block.node or None,
-        "device": session.device_name(block.node) if block.node else None,
+        "device": context.device_name(block.node) if block.node else None,
         "blocked": block.blocked,
         "reason": block.reason,
-        "by": _by(session, block.by),
+        "by": _by(context, block.by),
         "run": block.run,
         "at": block.at,
     }
 
 
-def _by(session: Session, by: str) -> str:
+def _by(context: Context, by: str) -> str:
     """Return who said so: a person as named, a device by its name."""
-    return session.device_name(by) if by in session.names() else by
+    return context.device_name(by) if by in context.names() else by
 
 
-def _where(session: Session, block: HandlerBlock) -> str:
-    return f"on {session.device_name(block.node)}" if block.node else "on any device"
+def _where(context: Context, block: HandlerBlock) -> str:
+    return f"on {context.device_name(block.node)}" if block.node else "on any device"
 
 
 # --- Dead events ------------------------------------------------------------------------------------------------------
@@ -130,13 +130,13 @@ def _where(session: Session, block: HandlerBlock) -> str:
 
 @command(app, "dead", panel="Handlers", examples=["leasemesh dead", "leasemesh dead shop", "leasemesh dead --json"])
 def dead(
-    session: Session,
+    context: Context,
     workflow: Annotated[str | None, typer.Argument(metavar="WORKFLOW", help="Only those of this workflow.")] = None,
     limit: Annotated[int, typer.Option(help="How many at most.")] = 20,
 ) -> None:
     """List the events that were given up after too many failures, and the last failure of each."""
-    events = session.node.events.dead(workflow, limit=limit)
-    documents = [_dead_document(session, event) for event in events]
+    events = context.node.events.dead(workflow, limit=limit)
+    documents = [_dead_document(context, event) for event in events]
 
     def draw() -> Iterable[RenderableType]:
         if not events:
@@ -156,20 +156,20 @@ def dead(
         ]
         more = [styled(f"the newest {limit:,} are shown; --limit shows more", "dim")] if len(events) == limit else []
         after = styled("leasemesh requeue EVENT has it done again, leasemesh why EVENT tells its story", "dim")
-        return [session.screen.table(columns, rows), *more, after]
+        return [context.screen.table(columns, rows), *more, after]
 
-    session.screen.show({"dead": documents}, draw)
+    context.screen.show({"dead": documents}, draw)
 
 
-def _dead_document(session: Session, event: Event) -> dict[str, Any]:
-    node = session.node
+def _dead_document(context: Context, event: Event) -> dict[str, Any]:
+    node = context.node
     reservation = node.events.reservation(event.run) if event.run else None
     run = node.handler_runs.get(event.run) if event.run else None
     return {
         "event": event_document(event),
         "handler": reservation.handler if reservation else None,
         "node": reservation.node if reservation else None,
-        "device": session.device_name(reservation.node) if reservation else None,
+        "device": context.device_name(reservation.node) if reservation else None,
         "error": error_of(run) if run else None,
     }
 
@@ -181,7 +181,7 @@ def _dead_document(session: Session, event: Event) -> dict[str, Any]:
     examples=["leasemesh requeue shop/orders/order-17", "leasemesh requeue 3f2a91c07b --by ann"],
 )
 def requeue(
-    session: Session,
+    context: Context,
     event: Annotated[str, typer.Argument(metavar="EVENT", help="An id, its beginning, or WORKFLOW/TOPIC/MESSAGE_ID.")],
     by: Annotated[str | None, typer.Option(metavar="NAME", help="Who wants it; by default the user's name.")] = None,
 ) -> None:
@@ -189,11 +189,11 @@ def requeue(
 
     Its effects happen again, under new idempotency keys: look with `leasemesh why` what had been done already.
     """
-    found = find_event(session.node, event)
+    found = find_event(context.node, event)
     if is_internal(found.topic):
         raise CommandError(f"{found.topic} is a topic of leasemesh itself; nobody requeues there", ExitCode.USAGE)
-    following = session.node.events.requeue(found.id, by=person() if by is None else by)
+    following = context.node.events.requeue(found.id, by=person() if by is None else by)
     document = {"requeued": found.id, "event": event_document(following)}
     name = f"{found.workflow}/{found.topic}/{found.message_id}"
     text = f"{name} is pending again as event {short(following.id)}, generation {following.generation}"
-    session.screen.show(document, lambda: [styled(text)])
+    context.screen.show(document, lambda: [styled(text)])

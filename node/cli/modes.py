@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from leasemesh.node.cli.app import CommandError, Session, app, command
+from leasemesh.node.cli.app import CommandError, Context, app, command
 from leasemesh.node.cli.naming import existing_topic, find_node, warn_when_unknown
 from leasemesh.node.cli.output import ExitCode, joined, styled
 from leasemesh.node.stores.modes import Mode, ModeSetting
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     ],
 )
 def mode(
-    session: Session,
+    context: Context,
     about: Annotated[str, typer.Argument(metavar="WORKFLOW/TOPIC", help="A topic; or a workflow, with --handler.")],
     wanted: Annotated[
         str | None, typer.Argument(metavar="MODE", help="soft, confirmed or home; without it, show what it is.")
@@ -45,20 +45,20 @@ def mode(
     authority. home: one device alone claims. What is claimed already ends as it began. Where nothing is set, the app's
     code says how.
     """
-    modes = session.node.modes
-    workflow, topic = (about, None) if handler is not None else existing_topic(session.node, about)
+    modes = context.node.modes
+    workflow, topic = (about, None) if handler is not None else existing_topic(context.node, about)
     if wanted is None:
         if home is not None or gone:
             raise CommandError("--home and --gone need a MODE", ExitCode.USAGE)
         setting = modes.get(workflow, topic=topic, handler=handler)
     else:
         chosen = _mode(wanted)
-        node = find_node(session, home) if home is not None else None
+        node = find_node(context, home) if home is not None else None
         setting = modes.set(workflow, chosen, topic=topic, handler=handler, home=node, gone=gone)
     if handler is not None:
-        warn_when_unknown(session, workflow, handler)
-    document = {"workflow": workflow, "topic": topic, "handler": handler, **_document(session, setting)}
-    session.screen.show(document, lambda: _draw(about, document))
+        warn_when_unknown(context, workflow, handler)
+    document = {"workflow": workflow, "topic": topic, "handler": handler, **_document(context, setting)}
+    context.screen.show(document, lambda: _draw(about, document))
 
 
 def _mode(text: str) -> Mode:
@@ -69,10 +69,10 @@ def _mode(text: str) -> Mode:
     raise CommandError(f"{text!r} is not one of {', '.join(get_args(Mode))}", ExitCode.USAGE)
 
 
-def _document(session: Session, setting: ModeSetting | None) -> dict[str, Any]:
+def _document(context: Context, setting: ModeSetting | None) -> dict[str, Any]:
     if setting is None:
         return {"mode": None, "home": None, "device": None}
-    device = session.device_name(setting.home) if setting.home else None
+    device = context.device_name(setting.home) if setting.home else None
     return {"mode": setting.mode, "home": setting.home, "device": device}
 
 

@@ -11,7 +11,7 @@ from leasemesh.node.model.errors import Ambiguous, InvalidInput, NotFound
 from leasemesh.node.model.ids import ID_BYTES, NodeId, WorkId
 
 if TYPE_CHECKING:
-    from leasemesh.node.cli.app import Session
+    from leasemesh.node.cli.app import Context
     from leasemesh.node.model.ids import RunId
     from leasemesh.node.node import Node
     from leasemesh.node.stores import Event
@@ -66,15 +66,15 @@ def find_run(node: Node, text: str) -> RunId:
     return found
 
 
-def find_node(session: Session, text: str) -> NodeId:
+def find_node(context: Context, text: str) -> NodeId:
     """Return the id of the device that `text` names: its name, its id or the beginning of that.
 
     Raises:
         NotFound, Ambiguous: it names no device that is known here, or several.
     """
-    names = session.names()
-    known = sorted(session.node.authorities.known_nodes() | names.keys())
-    named = [one for one in known if text in (names.get(one), session.device_name(one))]
+    names = context.names()
+    known = sorted(context.node.authorities.known_nodes() | names.keys())
+    named = [one for one in known if text in (names.get(one), context.device_name(one))]
     found = named or [one for one in known if text and one.startswith(text)]
     if not found:
         raise NotFound("device", [text], "`leasemesh status` lists those that this one knows, by id")
@@ -92,13 +92,13 @@ def split_handler(text: str) -> tuple[str, str]:
     return _sides("handler", "shop/pack", text, *text.rpartition("/")[::2])
 
 
-def warn_when_unknown(session: Session, workflow: str, handler: str) -> None:
+def warn_when_unknown(context: Context, workflow: str, handler: str) -> None:
     """Say so when no run of a handler is known here.
 
     What is said of it counts all the same: it may run only on devices that were not met yet. But people mistype names.
     """
-    if not session.node.handler_runs.recent(workflow, handler, limit=1):
-        session.screen.warn(f"no run of {workflow}/{handler} is known here: is that its name?")
+    if not context.node.handler_runs.recent(workflow, handler, limit=1):
+        context.screen.warn(f"no run of {workflow}/{handler} is known here: is that its name?")
 
 
 def find_work(text: str, known: set[WorkId]) -> WorkId:

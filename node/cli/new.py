@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from leasemesh.node.cli.app import CommandError, Session, app, command
+from leasemesh.node.cli.app import CommandError, Context, app, command
 from leasemesh.node.cli.output import ExitCode, styled
 
 TEMPLATE = "app_template"
@@ -22,7 +22,7 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
 @command(app, "new", panel="Handlers", examples=["leasemesh new letters", "leasemesh new letters --path work/letters"])
 def new(
-    session: Session,
+    context: Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to call the app and its workflow.")],
     path: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where to write it; by default a folder of that name.")
@@ -49,4 +49,4 @@ def new(
         styled(f"wrote {', '.join(file.name for file, _ in written)} in {folder}", "bold"),
         styled(f"next: cd {folder}, leasemesh init, leasemesh run app.py; {folder / 'README.md'} says more", "dim"),
     ]
-    session.screen.show(document, lambda: lines)
+    context.screen.show(document, lambda: lines)

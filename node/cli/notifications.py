@@ -14,9 +14,9 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from leasemesh.node.cli.app import Session
+from leasemesh.node.cli.app import Context
 from leasemesh.node.cli.output import ExitCode, Screen, clean
-from leasemesh.sync.effects import Notify
+from leasemesh.sync.actions import Notify
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -31,21 +31,21 @@ TELL_STYLES = {
     "quarantined": "yellow",
     "identity": "bold yellow",
 }
-TOLD_TOO = "_tell"
-"""The function of the runner whose warnings its observers are told, too."""
+TOLD_TOO = ("leasemesh.sync", "leasemesh.runtime.progress")
+"""Loggers whose warnings are told as well."""
 
 PROGRESS_KINDS = frozenset({"sending", "receiving"})
 
 
 @contextmanager
-def printing_warnings(session: Session) -> Iterator[None]:
+def printing_warnings(context: Context) -> Iterator[None]:
     """In a block, have warnings printed that are not told as well: connections that were turned away, for example."""
-    if session.debug:
+    if context.debug:
         logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(message)s")
         yield
         return
-    handler = _PrintWarnings(session.screen)
-    handler.addFilter(lambda record: not (record.name.startswith("leasemesh.sync") or record.funcName == TOLD_TOO))
+    handler = _PrintWarnings(context.screen)
+    handler.addFilter(lambda record: not record.name.startswith(TOLD_TOO))
     logger = logging.getLogger("leasemesh")
     logger.addHandler(handler)
     try:

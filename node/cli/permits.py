@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from leasemesh.node.cli.app import CommandError, Session, app, command
+from leasemesh.node.cli.app import CommandError, Context, app, command
 from leasemesh.node.cli.authority import waiting_text
 from leasemesh.node.cli.naming import find_run
 from leasemesh.node.cli.output import ExitCode, styled
@@ -21,7 +21,7 @@ from leasemesh.node.stores import Permit
     app, "permit", panel="Work", examples=["leasemesh permit 019a2b3c4d5e", "leasemesh permit 019a2b3c4d5e --wait"]
 )
 def permit(
-    session: Session,
+    context: Context,
     run: RunArgument,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the authority has decided.")] = False,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="With --wait: no longer than this.")] = None,
@@ -33,31 +33,31 @@ def permit(
     """
     if timeout is not None and (not wait or timeout <= 0):
         raise CommandError("--timeout goes with --wait and is more than 0", ExitCode.USAGE)
-    found = find_run(session.node, run)
-    node = session.node
-    granted = node.authority.ask(found)
+    found = find_run(context.node, run)
+    node = context.node
+    granted = node.permits.request(found)
     node.authority.tend()
     granted = node.permits.get(found) or granted
     if wait and granted.state == "waiting":
-        session.screen.warn(f"run {short_run(found)}: {_waiting(session, granted)}")
-        granted = asyncio.run(_wait(session, found, timeout))
+        context.screen.warn(f"run {short_run(found)}: {_waiting(context, granted)}")
+        granted = asyncio.run(_wait(context, found, timeout))
     if granted.state == "waiting":
         raise CommandError(
-            f"run {short_run(found)}: {_waiting(session, granted)}; the request stays, --wait waits",
+            f"run {short_run(found)}: {_waiting(context, granted)}; the request stays, --wait waits",
             ExitCode.NOT_AVAILABLE,
         )
     granted = node.permits.require(found)
-    decided = session.device_name(granted.authority) if granted.authority else "the authority"
+    decided = context.device_name(granted.authority) if granted.authority else "the authority"
     lines = [
         styled(f"run {short_run(found)} has the permit of {decided}, work {granted.work}", "bold"),
         styled(f"when the work is done: leasemesh consume {short_run(found)}", "dim"),
     ]
-    session.screen.show({"run": found, "permit": permit_document(session, granted)}, lambda: lines)
+    context.screen.show({"run": found, "permit": permit_document(context, granted)}, lambda: lines)
 
 
-async def _wait(session: Session, run: str, timeout_s: float | None) -> Permit:
+async def _wait(context: Context, run: str, timeout_s: float | None) -> Permit:
     """Wait for a decision; returns the request as it stands when the time is over."""
-    node = session.node
+    node = context.node
     try:
         async with asyncio.timeout(timeout_s):
             return await node.permit(run)
@@ -67,8 +67,8 @@ async def _wait(session: Session, run: str, timeout_s: float | None) -> Permit:
         return found
 
 
-def _waiting(session: Session, request: Permit) -> str:
-    text = waiting_text(session, request)
-    if not session.node.peers():
+def _waiting(context: Context, request: Permit) -> str:
+    text = waiting_text(context, request)
+    if not context.node.peers():
         text += "; no process here has a peer now (`leasemesh serve --peer URL` does)"
     return text

@@ -12,7 +12,7 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from leasemesh.node.cli.app import CommandError, Session, app, command
+from leasemesh.node.cli.app import CommandError, Context, app, command
 from leasemesh.node.cli.events import TopicArgument, event_document
 from leasemesh.node.cli.naming import split_topic
 from leasemesh.node.cli.output import count_of, styled
@@ -54,7 +54,7 @@ STANDARD_INPUT = "-"
     ],
 )
 def publish(
-    session: Session,
+    context: Context,
     topic: TopicArgument,
     file: Annotated[
         str | None,
@@ -80,19 +80,19 @@ def publish(
     if (file is None) == (message_id is None):
         raise InvalidInput("publish", "give either --id for one event or a FILE of events")
     if message_id is not None:
-        _publish_one(session, workflow, name, NewEvent(message_id, title, _parse_payload(payload)))
+        _publish_one(context, workflow, name, NewEvent(message_id, title, _parse_payload(payload)))
         return
     if title or payload is not None:
         raise InvalidInput("publish", "--title and --payload go with --id; a FILE brings its own")
     assert file is not None
     fields = Fields(id_field, title_field)
-    with _checked_file(session, file, _format_named(source_format), fields, keep_going) as checked:
-        created = _publish_all(session, workflow, name, checked)
-        _report_file(session, topic, file, checked, created)
+    with _checked_file(context, file, _format_named(source_format), fields, keep_going) as checked:
+        created = _publish_all(context, workflow, name, checked)
+        _report_file(context, topic, file, checked, created)
 
 
-def _publish_one(session: Session, workflow: str, topic: str, event: NewEvent) -> None:
-    published = session.node.publish(workflow, topic, event.message_id, title=event.title, payload=event.payload)
+def _publish_one(context: Context, workflow: str, topic: str, event: NewEvent) -> None:
+    published = context.node.publish(workflow, topic, event.message_id, title=event.title, payload=event.payload)
     document = {"created": published.created, "event": event_document(published.event)}
     if published.created:
         text = f"published {workflow}/{topic}/{event.message_id} as event {short(published.event.id)}"
@@ -101,21 +101,21 @@ def _publish_one(session: Session, workflow: str, topic: str, event: NewEvent) -
             f"{workflow}/{topic} has {event.message_id} already (event {short(published.event.id)}, "
             f"{published.event.status}); nothing was changed"
         )
-    session.screen.show(document, lambda: [styled(text)])
+    context.screen.show(document, lambda: [styled(text)])
 
 
-def _publish_all(session: Session, workflow: str, topic: str, checked: Checked) -> int:
+def _publish_all(context: Context, workflow: str, topic: str, checked: Checked) -> int:
     events = checked.events()
     created = done = 0
-    with session.screen.progress("publishing", checked.count) as show:
+    with context.screen.progress("publishing", checked.count) as show:
         while chunk := list(islice(events, PUBLISH_TRANSACTION_EVENTS)):
-            created += session.node.publish_many(workflow, topic, chunk).created
+            created += context.node.publish_many(workflow, topic, chunk).created
             done += len(chunk)
             show(done)
     return created
 
 
-def _report_file(session: Session, topic: str, file: str, checked: Checked, created: int) -> None:
+def _report_file(context: Context, topic: str, file: str, checked: Checked, created: int) -> None:
     existing = checked.count - created
     document = {
         "created": created,
@@ -131,7 +131,7 @@ def _report_file(session: Session, topic: str, file: str, checked: Checked, crea
     listed = [styled(f"  {problem}", "yellow") for problem in checked.problems]
     unlisted = checked.problem_count - len(checked.problems)
     more = [styled(f"  and {unlisted:,} more", "yellow")] if unlisted else []
-    session.screen.show(document, lambda: [styled(text), *listed, *more])
+    context.screen.show(document, lambda: [styled(text), *listed, *more])
 
 
 def _parse_payload(text: str | None) -> Json:
@@ -151,18 +151,18 @@ def _format_named(name: str | None) -> Format | None:
 
 @contextmanager
 def _checked_file(
-    session: Session, file: str, source_format: Format | None, fields: Fields, keep_going: bool
+    context: Context, file: str, source_format: Format | None, fields: Fields, keep_going: bool
 ) -> Iterator[Checked]:
     """Read a file to its end before anything is published; gives what it holds."""
     name = "standard input" if file == STANDARD_INPUT else file
-    with _opened(file) as (stream, size), session.screen.progress(f"reading {Path(file).name}", size) as show:
+    with _opened(file) as (stream, size), context.screen.progress(f"reading {Path(file).name}", size) as show:
         head = stream.peek(HEAD_BYTES) if hasattr(stream, "peek") else b""
         chosen = source_format or guess_format(file, head)
         if chosen is None:
             raise InvalidInput("FILE", f"cannot tell the format of {name}; say --format {', '.join(FORMATS)}")
         records = _watched(read(stream, chosen, name, fields), stream if size else None, show)
         try:
-            checked = check(records, keep_going=keep_going, folder=session.node.path.parent)
+            checked = check(records, keep_going=keep_going, folder=context.node.path.parent)
         except ImportFailed as error:
             raise CommandError(f"{error}; --keep-going leaves out what is bad") from error
     try:

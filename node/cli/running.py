@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from leasemesh.node.authoring.errors import RunRefused
-from leasemesh.node.cli.app import CommandError, Session, app, command
+from leasemesh.node.cli.app import CommandError, Context, app, command
 from leasemesh.node.cli.apps import load_workflows
 from leasemesh.node.cli.notifications import Printer, WholeLines, print_all, printing_warnings, stopping_on_signals
 from leasemesh.node.cli.output import ExitCode
@@ -75,7 +75,7 @@ class Options:
     ],
 )
 def run(
-    session: Session,
+    context: Context,
     file: Annotated[Path, typer.Argument(metavar="APP", help="A Python file that declares workflows.")],
     listen: ListenOption = None,
     peers: PeersOption = None,
@@ -110,11 +110,11 @@ def run(
         drain_s=drain,
         until_idle=until_idle,
     )
-    node = session.open(migrations)  # first of all: without a file nothing of the app needs to be imported
-    printed = WholeLines(sys.stderr if session.screen.as_json else sys.stdout)
-    with printing_warnings(session), node, redirect_stdout(printed):
+    node = context.open(migrations)  # first of all: without a file nothing of the app needs to be imported
+    printed = WholeLines(sys.stderr if context.screen.as_json else sys.stdout)
+    with printing_warnings(context), node, redirect_stdout(printed):
         try:
-            asyncio.run(_run(session, load_workflows(file), options))
+            asyncio.run(_run(context, load_workflows(file), options))
             printed.flush()
         except AddressError as error:
             raise CommandError(str(error), ExitCode.USAGE) from error
@@ -122,12 +122,12 @@ def run(
             raise CommandError(str(error), ExitCode.NOT_AVAILABLE) from error
 
 
-async def _run(session: Session, workflows: list[Workflow], options: Options) -> None:
-    node, stop = session.node, asyncio.Event()
+async def _run(context: Context, workflows: list[Workflow], options: Options) -> None:
+    node, stop = context.node, asyncio.Event()
     async with AsyncExitStack() as stack:
-        screen = stack.enter_context(RunScreen(session.screen, drain_s=options.drain_s))
+        screen = stack.enter_context(RunScreen(context.screen, drain_s=options.drain_s))
         stack.enter_context(stopping_on_signals(stop, screen.at_once))
-        printer = stack.enter_context(Printer(session.screen, transfers=False))
+        printer = stack.enter_context(Printer(context.screen, transfers=False))
         sync, observer = None, None
         if options.listen is not None or options.peers:
             sync = await stack.enter_async_context(
@@ -140,7 +140,7 @@ async def _run(session: Session, workflows: list[Workflow], options: Options) ->
         runner = await stack.enter_async_context(
             node.running(workflows, concurrency=options.concurrency, drain_s=options.drain_s)
         )
-        screen.began(session, workflows, runner, sync.url if sync is not None else None)
+        screen.began(context, workflows, runner, sync.url if sync is not None else None)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(screen.print_all(runner.observe()))
             drawing = tasks.create_task(screen.keep_drawing())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leasemesh.node.cli.app import Session, app, command
+from leasemesh.node.cli.app import Context, app, command
 from leasemesh.node.cli.effects import effect_document, resolve_sentence, state_sentence, verdict_text
 from leasemesh.node.cli.output import Column, ago, brief, clock, count_of, joined, lasting, status_text, styled
 from leasemesh.node.model.errors import InvalidInput, NotFound
@@ -41,7 +41,7 @@ ShownRunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's 
     ],
 )
 def runs(
-    session: Session,
+    context: Context,
     workflow: Annotated[str | None, typer.Option(help="Only those of this workflow.")] = None,
     handler: Annotated[str | None, typer.Option(help="Only those of this handler.")] = None,
     status: Annotated[str | None, typer.Option(help="Only those with this status, such as committed.")] = None,
@@ -53,30 +53,30 @@ def runs(
     """
     if status is not None and status not in STATUSES:
         raise InvalidInput("status", f"{status!r} is not one of {', '.join(STATUSES)}")
-    found = session.node.handler_runs.list(workflow, handler, status, limit=limit)
-    documents = [run_document(session, run) for run in found]
-    polls = _polls(session, workflow, handler) if status in (None, "committed") else []
+    found = context.node.handler_runs.list(workflow, handler, status, limit=limit)
+    documents = [run_document(context, run) for run in found]
+    polls = _polls(context, workflow, handler) if status in (None, "committed") else []
 
     def draw() -> Iterable[RenderableType]:
         if not found:
             fitting = " that fit" if workflow or handler or status else "; `leasemesh run APP` runs an app's handlers"
             return [styled(f"no runs of handlers{fitting}")]
         more = [styled(f"the newest {limit:,} are shown; --limit shows more", "dim")] if len(found) == limit else []
-        return [_run_table(session, documents), *more, *(_poll_sentence(session, one) for one in polls)]
+        return [_run_table(context, documents), *more, *(_poll_sentence(context, one) for one in polls)]
 
-    session.screen.show({"runs": documents, "polls": polls}, draw)
+    context.screen.show({"runs": documents, "polls": polls}, draw)
 
 
-def _polls(session: Session, workflow: str | None, handler: str | None) -> list[dict[str, Any]]:
+def _polls(context: Context, workflow: str | None, handler: str | None) -> list[dict[str, Any]]:
     """Return the producers that found nothing when they looked last; of that no run is kept."""
-    node = session.node
+    node = context.node
     workflows = [one.id for one in node.workflows.list()] if workflow is None else [workflow]
     return [
         {
             "workflow": state.workflow,
             "handler": state.handler,
             "node": state.node,
-            "device": session.device_name(state.node),
+            "device": context.device_name(state.node),
             "at": state.at,
         }
         for name in workflows
@@ -85,12 +85,12 @@ def _polls(session: Session, workflow: str | None, handler: str | None) -> list[
     ]
 
 
-def _poll_sentence(session: Session, poll: dict[str, Any]) -> Text:
-    when = ago(poll["at"], session.now_ms)
+def _poll_sentence(context: Context, poll: dict[str, Any]) -> Text:
+    when = ago(poll["at"], context.now_ms)
     return styled(f"{poll['workflow']}/{poll['handler']} looked {when} on {poll['device']}, and found nothing", "dim")
 
 
-def run_document(session: Session, run: HandlerRun) -> dict[str, Any]:
+def run_document(context: Context, run: HandlerRun) -> dict[str, Any]:
     """Return a run, without what it worked with, for programs."""
     return {
         "run": run.id,
@@ -98,7 +98,7 @@ def run_document(session: Session, run: HandlerRun) -> dict[str, Any]:
         "handler": run.handler,
         "kind": run.kind,
         "node": run.node,
-        "device": session.device_name(run.node),
+        "device": context.device_name(run.node),
         "phase": run.phase,
         "status": run.status,
         "started_at": run.started_at,
@@ -121,12 +121,12 @@ def state_of(run: HandlerRun | dict[str, Any]) -> Text:
     return styled(phase, "cyan") if status == "active" else status_text(status)
 
 
-def _run_table(session: Session, documents: Sequence[dict[str, Any]]) -> RenderableType:
+def _run_table(context: Context, documents: Sequence[dict[str, Any]]) -> RenderableType:
     columns = [
         Column("run"), Column("handler", flexible=True), Column("device", flexible=True), Column("state"),
         Column("started"),
     ]  # fmt: skip
-    errors = session.screen.console().width >= WIDE_COLUMNS and any(one["error"] for one in documents)
+    errors = context.screen.console().width >= WIDE_COLUMNS and any(one["error"] for one in documents)
     if errors:
         columns.append(Column("error", flexible=True))
     rows: list[Sequence[str | Text]] = [
@@ -135,12 +135,12 @@ def _run_table(session: Session, documents: Sequence[dict[str, Any]]) -> Rendera
             f"{one['workflow']}/{one['handler']}",
             one["device"],
             state_of(one),
-            ago(one["started_at"], session.now_ms),
+            ago(one["started_at"], context.now_ms),
             *([one["error"] or ""] if errors else []),
         ]
         for one in documents
     ]
-    return session.screen.table(columns, rows)
+    return context.screen.table(columns, rows)
 
 
 # --- One run ----------------------------------------------------------------------------------------------------------
@@ -152,42 +152,42 @@ def _run_table(session: Session, documents: Sequence[dict[str, Any]]) -> Rendera
     panel="Handlers",
     examples=["leasemesh show 019a2b3c4d5e", "leasemesh run show 019a2b3c4d5e", "leasemesh show 019a2b3c4d5e --json"],
 )
-def show(session: Session, run: ShownRunArgument) -> None:
+def show(context: Context, run: ShownRunArgument) -> None:
     """Show one run: how far it got and when, what it worked with, its effect, its logs, and the runs before and after.
 
     A run that a person has reserved with `leasemesh reserve` is shown, too.
     """
-    node = session.node
+    node = context.node
     found = node.handler_runs.find(run)
     identifier = found.id if found is not None else node.events.find_run(run)
     if identifier is None:
         raise NotFound("run", [run], "`leasemesh runs` lists the newest, `leasemesh status` those that hold events")
     with node.database.snapshot():
-        document = _show_document(session, identifier, found)
-    session.screen.show(document, lambda: _draw_run(session, document))
+        document = _show_document(context, identifier, found)
+    context.screen.show(document, lambda: _draw_run(context, document))
 
 
-def _show_document(session: Session, identifier: str, run: HandlerRun | None) -> dict[str, Any]:
-    node = session.node
+def _show_document(context: Context, identifier: str, run: HandlerRun | None) -> dict[str, Any]:
+    node = context.node
     reservation = node.events.reservation(identifier)
     holder = holder_of(run) if run is not None else None
     entry = node.mutations.get(identifier) or (node.mutations.get(holder) if holder else None)
-    effect = effect_document(session, entry) if entry is not None else None
+    effect = effect_document(context, entry) if entry is not None else None
     permit = node.permits.get(identifier)
     claims = reservation or (node.events.reservation(holder) if holder else None)
     events = [node.events.get(event) for event in claims.claims] if claims is not None else []
     document: dict[str, Any] = {
         "run": identifier,
-        "handler_run": run_document(session, run) if run is not None else None,
+        "handler_run": run_document(context, run) if run is not None else None,
         "session": run.session if run is not None else None,
         "prepared": run.details.get("prepared") if run is not None else None,
         "goes_on_with": holder,
         "logs": run.details.get("logs", []) if run is not None else [],
-        "reservation": reservation_document(session, reservation) if reservation is not None else None,
+        "reservation": reservation_document(context, reservation) if reservation is not None else None,
         "events": [_event(event) for event in events if event is not None],
-        "permit": permit_document(session, permit) if permit is not None else None,
+        "permit": permit_document(context, permit) if permit is not None else None,
         "effect": effect,
-        "chain": [run_document(session, one) for one in node.handler_runs.retry_chain(identifier)],
+        "chain": [run_document(context, one) for one in node.handler_runs.retry_chain(identifier)],
     }
     document["phases"] = _phases(document)
     return document
@@ -199,11 +199,11 @@ def holder_of(run: HandlerRun) -> str | None:
     return holder if isinstance(holder, str) else None
 
 
-def reservation_document(session: Session, reservation: ReservationInfo) -> dict[str, Any]:
+def reservation_document(context: Context, reservation: ReservationInfo) -> dict[str, Any]:
     """Return a reservation, for programs."""
     return {
         "node": reservation.node,
-        "device": session.device_name(reservation.node),
+        "device": context.device_name(reservation.node),
         "workflow": reservation.workflow,
         "handler": reservation.handler,
         "mode": reservation.mode,
@@ -213,13 +213,13 @@ def reservation_document(session: Session, reservation: ReservationInfo) -> dict
     }
 
 
-def permit_document(session: Session, permit: Permit) -> dict[str, Any]:
+def permit_document(context: Context, permit: Permit) -> dict[str, Any]:
     """Return a permit, for programs."""
     return {
         "state": permit.state,
         "work": permit.work,
         "authority": permit.authority,
-        "device": session.device_name(permit.authority) if permit.authority else None,
+        "device": context.device_name(permit.authority) if permit.authority else None,
         "asked_at": permit.asked_at,
         "decided_at": permit.decided_at,
         "reason": permit.reason,
@@ -270,13 +270,13 @@ def _phases(document: dict[str, Any]) -> list[dict[str, Any]]:
 OUTCOMES = {"applied": "happened", "failed": "did not happen"}
 
 
-def _draw_run(session: Session, document: dict[str, Any]) -> Iterable[RenderableType]:
-    run, now_ms = document["handler_run"], session.now_ms
+def _draw_run(context: Context, document: dict[str, Any]) -> Iterable[RenderableType]:
+    run, now_ms = document["handler_run"], context.now_ms
     yield joined(styled(f"run {document['run']}", "bold"), "  ", *([state_of(run)] if run else []))
-    yield from _draw_heading(session, document)
+    yield from _draw_heading(context, document)
     yield ""
     columns = [Column("when"), Column("phase"), Column("what", flexible=True, wraps=True)]
-    yield session.screen.table(columns, [[clock(one["at"]), one["phase"], one["text"]] for one in document["phases"]])
+    yield context.screen.table(columns, [[clock(one["at"]), one["phase"], one["text"]] for one in document["phases"]])
     facts: list[tuple[str, str]] = []
     if run and run["error"]:
         facts.append(("error" if run["status"] != "superseded" else "ended", run["error"]))
@@ -298,33 +298,33 @@ def _draw_run(session: Session, document: dict[str, Any]) -> Iterable[Renderable
             facts.append(("decide", resolve_sentence(effect["work"])))
     if facts:
         yield ""
-        yield session.screen.facts(facts)
-    yield from _draw_events(session, document["events"])
+        yield context.screen.facts(facts)
+    yield from _draw_events(context, document["events"])
     if document["logs"]:
         yield ""
         yield styled("log", "bold")
         yield from (styled(f"  {line}") for line in document["logs"])
-    yield from _draw_chain(session, document)
+    yield from _draw_chain(context, document)
 
 
-def _draw_heading(session: Session, document: dict[str, Any]) -> Iterable[RenderableType]:
+def _draw_heading(context: Context, document: dict[str, Any]) -> Iterable[RenderableType]:
     run, reservation = document["handler_run"], document["reservation"]
     if run is None:
-        since = f", {ago(reservation['at'], session.now_ms)}" if reservation["state"] == "held" else ""
+        since = f", {ago(reservation['at'], context.now_ms)}" if reservation["state"] == "held" else ""
         by_hand = f"by hand on {reservation['device']}, {reservation['state']}{since}"
         yield styled(f"{reservation['workflow']}: {reservation['handler']}, {by_hand}")
         return
     took = f", took {lasting(run['ended_at'] - run['started_at'])}" if run["ended_at"] is not None else ""
-    started = f"began {ago(run['started_at'], session.now_ms)}{took}"
+    started = f"began {ago(run['started_at'], context.now_ms)}{took}"
     yield styled(f"{run['kind']} {run['workflow']}/{run['handler']} on {run['device']}, {started}")
 
 
-def _draw_events(session: Session, events: Sequence[dict[str, Any]]) -> Iterable[RenderableType]:
+def _draw_events(context: Context, events: Sequence[dict[str, Any]]) -> Iterable[RenderableType]:
     if not events:
         return
     yield ""
     columns = [Column("event"), Column("message", flexible=True), Column("title", flexible=True), Column("status")]
-    yield session.screen.table(
+    yield context.screen.table(
         columns,
         (
             [
@@ -340,13 +340,13 @@ def _draw_events(session: Session, events: Sequence[dict[str, Any]]) -> Iterable
         yield styled(f"and {len(events) - SHOWN_EVENTS_MAX:,} more; --json lists them", "dim")
 
 
-def _draw_chain(session: Session, document: dict[str, Any]) -> Iterable[RenderableType]:
+def _draw_chain(context: Context, document: dict[str, Any]) -> Iterable[RenderableType]:
     if len(document["chain"]) < 2:
         return
     yield ""
     yield styled("tries, the first one first", "bold")
     columns = [Column(""), Column("run"), Column("device", flexible=True), Column("state"), Column("began")]
-    yield session.screen.table(
+    yield context.screen.table(
         columns,
         (
             [
@@ -354,7 +354,7 @@ def _draw_chain(session: Session, document: dict[str, Any]) -> Iterable[Renderab
                 short_run(one["run"]),
                 one["device"],
                 state_of(one),
-                ago(one["started_at"], session.now_ms),
+                ago(one["started_at"], context.now_ms),
             ]
             for one in document["chain"]
         ),

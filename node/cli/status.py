@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from leasemesh.node.cli.app import Session, app, command
+from leasemesh.node.cli.app import Context, app, command
 from leasemesh.node.cli.output import Column, ago, count_of, joined, styled
 from leasemesh.node.cli.unknown import count_unknown, silent_permits
 from leasemesh.node.model.ids import short, short_run
@@ -25,14 +25,14 @@ COUNTED_MAX = 1_000
 
 
 @command(app, "status", panel="Devices", examples=["leasemesh status", "leasemesh status --json"])
-def status(session: Session) -> None:
+def status(context: Context) -> None:
     """Show who this device is, its peers, what it knows of whom, and the work that is held."""
     from leasemesh.node.cli.authority import authority_document, waiting_documents
     from leasemesh.node.doctor import combined
     from leasemesh.node.replication.quarantine import count_quarantined
     from leasemesh.node.replication.version_vectors import StateReader, read_schema
 
-    node = session.node
+    node = context.node
     with node.database.snapshot():
         state = StateReader().read(node.database.query)
         peers = node.peers()
@@ -47,23 +47,23 @@ def status(session: Session) -> None:
             "digest": combined(node.digest()),
             "peers": [_peer_document(peer, state.vector, node.site_id) for peer in peers],
             "version_vector": [
-                {"node": site.hex(), "device": session.device_name(site.hex()), "version": entry.version}
+                {"node": site.hex(), "device": context.device_name(site.hex()), "version": entry.version}
                 for site, entry in sorted(state.vector.items())
             ],
             "events": _event_counts(node),
             "duplicates": node.events.count_duplicates(),
             "quarantined": quarantined,
             **_attention(node),
-            "authority": authority_document(session),
-            "waiting": waiting_documents(session, 100 * LISTED_MAX),
+            "authority": authority_document(context),
+            "waiting": waiting_documents(context, 100 * LISTED_MAX),
             "held": [
-                _held_document(session, run)
+                _held_document(context, run)
                 for own in (True, False)
                 for run in node.events.held_runs(own=own)[: 100 * LISTED_MAX]
             ],
         }
     document["silent_permits"] = len(silent_permits(node))
-    session.screen.show(document, lambda: _draw_status(session, document))
+    context.screen.show(document, lambda: _draw_status(context, document))
 
 
 def _attention(node: Node) -> dict[str, int]:
@@ -125,25 +125,25 @@ def _peer_document(peer: Peer, vector: VersionVector, own: str) -> dict[str, Any
     }
 
 
-def _held_document(session: Session, run: str) -> dict[str, Any]:
-    reservation = session.node.events.reservation(run)
+def _held_document(context: Context, run: str) -> dict[str, Any]:
+    reservation = context.node.events.reservation(run)
     assert reservation is not None, "a run that holds something has a reservation"
     return {
         "run": run,
-        "device": session.device_name(reservation.node),
-        "own": reservation.node == session.node.site_id,
+        "device": context.device_name(reservation.node),
+        "own": reservation.node == context.node.site_id,
         "workflow": reservation.workflow,
         "handler": reservation.handler,
         "events": len(reservation.claims),
-        "owned": len(session.node.events.reserved_by(run)),
+        "owned": len(context.node.events.reserved_by(run)),
         "since_at": reservation.at >> 16,
     }
 
 
-def _draw_status(session: Session, document: dict[str, Any]) -> Iterable[RenderableType]:
+def _draw_status(context: Context, document: dict[str, Any]) -> Iterable[RenderableType]:
     from leasemesh.node.cli.authority import authority_text, draw_waiting
 
-    screen, now_ms = session.screen, session.now_ms
+    screen, now_ms = context.screen, context.now_ms
     yield joined(styled(document["name"], "bold"), f"  {document['database']}")
     schema = ", ".join(f"{name} {number}" for name, number in sorted(document["schema"].items()))
     facts = [
@@ -156,14 +156,14 @@ def _draw_status(session: Session, document: dict[str, Any]) -> Iterable[Rendera
     if document["duplicates"]:
         facts.append(("done twice", count_of(document["duplicates"], "event")))
     if document["authority"]["generation"] or document["authority"]["next"]:
-        facts.append(("authority", authority_text(session, document["authority"])))
+        facts.append(("authority", authority_text(context, document["authority"])))
     facts += [("quarantined", f"{rows:,} because {reason}") for reason, rows in document["quarantined"].items()]
     for name, text in facts:
         yield joined(styled(f"  {name:<11}", "dim"), text)
     yield ""
     yield from _draw_attention(document)
     if document["peers"]:
-        yield _peer_table(session, document["peers"])
+        yield _peer_table(context, document["peers"])
     else:
         yield styled("no process syncs this file now; `leasemesh serve` does", "dim")
     others = [one for one in document["version_vector"] if one["node"] != document["node"]]
@@ -198,7 +198,7 @@ def _draw_status(session: Session, document: dict[str, Any]) -> Iterable[Rendera
         yield from _more(len(document["waiting"]))
 
 
-def _peer_table(session: Session, peers: list[dict[str, Any]]) -> RenderableType:
+def _peer_table(context: Context, peers: list[dict[str, Any]]) -> RenderableType:
     columns = [
         Column("peer", flexible=True), Column("name"), Column("state"), Column("since"),
         Column("behind", right=True), Column("ahead", right=True),
@@ -209,13 +209,13 @@ def _peer_table(session: Session, peers: list[dict[str, Any]]) -> RenderableType
             one["peer"] if one["direction"] == "dialled" else "(dialled us)",
             one["name"],
             styled(one["state"], styles.get(one["state"], "")),
-            ago(one["since_at"], session.now_ms),
+            ago(one["since_at"], context.now_ms),
             "" if one["behind"] is None else f"{one['behind']:,}",
             "" if one["ahead"] is None else f"{one['ahead']:,}",
         ]
         for one in peers
     ]
-    return session.screen.table(columns, rows)
+    return context.screen.table(columns, rows)
 
 
 def _vector_row(one: dict[str, Any]) -> list[str | Text]:

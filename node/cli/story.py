@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from leasemesh.node.cli.app import Session
+from leasemesh.node.cli.app import Context
 from leasemesh.node.cli.effects import effect_document, reason_text, tried_text, verdict_text
 from leasemesh.node.cli.output import brief
 from leasemesh.node.cli.runs import holder_of, permit_document, reservation_document, run_document
@@ -33,13 +33,13 @@ class Chapter:
     state: str = ""
 
 
-def claim_documents(session: Session, explanation: Explanation) -> list[dict[str, Any]]:
+def claim_documents(context: Context, explanation: Explanation) -> list[dict[str, Any]]:
     """Return all claims of an event with what is known of their runs, for programs and for `chapters`."""
-    return [_claim_document(session, claim) for claim in explanation.claims]
+    return [_claim_document(context, claim) for claim in explanation.claims]
 
 
-def _claim_document(session: Session, claim: ClaimInfo) -> dict[str, Any]:
-    node = session.node
+def _claim_document(context: Context, claim: ClaimInfo) -> dict[str, Any]:
+    node = context.node
     run = node.handler_runs.get(claim.run)
     entry = node.mutations.get(claim.run)
     permit = node.permits.get(claim.run)
@@ -47,32 +47,32 @@ def _claim_document(session: Session, claim: ClaimInfo) -> dict[str, Any]:
     following = node.handler_runs.retry_chain(claim.run) if entry is not None else []  # beyond an effect only
     return {
         "run": claim.run,
-        "device": session.device_name(claim.node),
+        "device": context.device_name(claim.node),
         "node": claim.node,
         "handler": claim.handler,
         "epoch": claim.epoch,
         "claimed_at": claim.claimed_at,
         "state": claim.state,
-        "reservation": reservation_document(session, reservation) if reservation is not None else None,
-        "handler_run": _run(session, run) if run is not None else None,
-        "effect": effect_document(session, entry) if entry is not None else None,
-        "permit": permit_document(session, permit) if permit is not None else None,
-        "gone_on_by": [_run(session, one) for one in following if holder_of(one) == claim.run],
+        "reservation": reservation_document(context, reservation) if reservation is not None else None,
+        "handler_run": _run(context, run) if run is not None else None,
+        "effect": effect_document(context, entry) if entry is not None else None,
+        "permit": permit_document(context, permit) if permit is not None else None,
+        "gone_on_by": [_run(context, one) for one in following if holder_of(one) == claim.run],
     }
 
 
-def _run(session: Session, run: HandlerRun) -> dict[str, Any]:
+def _run(context: Context, run: HandlerRun) -> dict[str, Any]:
     """A run, with the time of its failure when it failed without having ended."""
     failed_at = run.details.get("failed_at")
     ended_at = run.ended_at or (failed_at if run.status == PAUSED_FOR_GOOD and isinstance(failed_at, int) else None)
-    return run_document(session, run) | {"ended_at": ended_at}
+    return run_document(context, run) | {"ended_at": ended_at}
 
 
-def chapters(session: Session, explanation: Explanation, claims: list[dict[str, Any]]) -> list[Chapter]:
+def chapters(context: Context, explanation: Explanation, claims: list[dict[str, Any]]) -> list[Chapter]:
     """Return the story of an event in order."""
-    told = [*_published(session, explanation), *_generations(explanation)]
+    told = [*_published(context, explanation), *_generations(explanation)]
     for claim in claims:
-        told += [*_claimed(claim), *_permitted(claim), *_effect(session, claim)]
+        told += [*_claimed(claim), *_permitted(claim), *_effect(context, claim)]
         following = claim["gone_on_by"]
         told += _ended(claim["handler_run"], "" if following else claim["state"])
         for run in following:
@@ -82,18 +82,18 @@ def chapters(session: Session, explanation: Explanation, claims: list[dict[str, 
     return sorted(told, key=lambda chapter: chapter.at)  # stable: of one moment in the order of the steps
 
 
-def _published(session: Session, explanation: Explanation) -> list[Chapter]:
+def _published(context: Context, explanation: Explanation) -> list[Chapter]:
     event = explanation.event
-    run = session.node.handler_runs.get(event.created_by_run) if event.created_by_run else None
+    run = context.node.handler_runs.get(event.created_by_run) if event.created_by_run else None
     verb, by = "published", ""
     if event.generation:
         said = next((one.by for one in explanation.generations if one.event == event.id), "")
         verb, by = f"requeued as generation {event.generation}", f" by {said}" if said else ""
     elif event.created_by_run:
         by = f" by run {short_run(event.created_by_run)}" + (f" of {run.handler}" if run is not None else "")
-    cause = session.node.events.get(event.caused_by) if event.caused_by and not event.generation else None
+    cause = context.node.events.get(event.caused_by) if event.caused_by and not event.generation else None
     because = f", because of {cause.topic}/{cause.message_id}" if cause is not None else ""
-    devices = [session.device_name(node) if node else "" for node in explanation.publishers]
+    devices = [context.device_name(node) if node else "" for node in explanation.publishers]
     first, *again = zip(explanation.publications, devices, strict=True)
     return [
         Chapter(*first, f"{verb}{by}{because}"),
@@ -136,7 +136,7 @@ def _permitted(claim: dict[str, Any]) -> list[Chapter]:
     return [asked, Chapter(permit["decided_at"], permit["device"], f"permit of run {run} {decision}{void}")]
 
 
-def _effect(session: Session, claim: dict[str, Any]) -> list[Chapter]:
+def _effect(context: Context, claim: dict[str, Any]) -> list[Chapter]:
     effect = claim["effect"]
     if effect is None:
         return []
@@ -150,7 +150,7 @@ def _effect(session: Session, claim: dict[str, Any]) -> list[Chapter]:
         case "failed":
             told.append(Chapter(effect["updated_at"], device, f"{tool} certainly did not happen{reason}"))
         case "needs_reconcile" | "indeterminate":
-            tried = tried_text(effect, session.now_ms)
+            tried = tried_text(effect, context.now_ms)
             told.append(Chapter(effect["updated_at"], device, f"{tool}{reason}{tried}; outcome ", "unknown"))
     told += [Chapter(one["at"], one["device"], verdict_text(one)) for one in effect["verdicts"]]
     return told

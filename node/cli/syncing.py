@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leasemesh.node.cli.app import CommandError, Session, app, command, device_name
+from leasemesh.node.cli.app import CommandError, Context, app, command, device_name
 from leasemesh.node.cli.notifications import Printer, print_all, printing_warnings, stopping_on_signals
 from leasemesh.node.cli.output import ExitCode, count_of, joined, styled
 from leasemesh.node.model.ids import short
@@ -48,7 +48,7 @@ TokenVariable = Annotated[
     ],
 )
 def serve(
-    session: Session,
+    context: Context,
     listen: ListenOption = None,
     peers: PeersOption = None,
     token_file: TokenFileOption = None,
@@ -62,19 +62,19 @@ def serve(
         raise CommandError("serve needs --listen HOST:PORT, --peer URL, or both", ExitCode.USAGE)
     secret = read_token(token_file, token)
     address = parse_listen(listen) if listen is not None else None
-    with printing_warnings(session), session.node:
+    with printing_warnings(context), context.node:
         try:
-            asyncio.run(_serve(session, address, peers or [], secret))
+            asyncio.run(_serve(context, address, peers or [], secret))
         except AddressError as error:
             raise CommandError(str(error), ExitCode.USAGE) from error
         except SyncRefused as error:
             raise CommandError(str(error), ExitCode.NOT_AVAILABLE) from error
 
 
-async def _serve(session: Session, listen: tuple[str, int] | None, peers: list[str], token: str | None) -> None:
+async def _serve(context: Context, listen: tuple[str, int] | None, peers: list[str], token: str | None) -> None:
     stop = asyncio.Event()
-    node = session.node
-    with Printer(session.screen) as printer, stopping_on_signals(stop, printer.close):
+    node = context.node
+    with Printer(context.screen) as printer, stopping_on_signals(stop, printer.close):
         async with node.syncing(listen=listen, peers=peers, token=token) as sync:
             observer = sync.loop.observe()
             printer.began(node.name, node.workspace_id, sync, peers)
@@ -95,7 +95,7 @@ async def _serve(session: Session, listen: tuple[str, int] | None, peers: list[s
     examples=["leasemesh verify 127.0.0.1:8787", "leasemesh verify 127.0.0.1:8787 --json"],
 )
 def verify(
-    session: Session,
+    context: Context,
     peer: Annotated[str, typer.Argument(metavar="PEER", help="The address of a device that listens.")],
     token_file: TokenFileOption = None,
     token: TokenVariable = None,
@@ -103,13 +103,13 @@ def verify(
     """Compare all replicated content with a device that is running: digests only, nothing is sent or changed."""
     secret = read_token(token_file, token)
     try:
-        comparison = asyncio.run(session.node.compare(peer, token=secret))
+        comparison = asyncio.run(context.node.compare(peer, token=secret))
     except AddressError as error:
         raise CommandError(str(error), ExitCode.USAGE) from error
     except SyncRefused as error:
         raise CommandError(str(error), ExitCode.PEER) from error
     mine, theirs = comparison.mine.vector, comparison.theirs.vector
-    names = session.names() | {comparison.node: comparison.name}  # which may not be known here yet
+    names = context.names() | {comparison.node: comparison.name}  # which may not be known here yet
     lacks_here, lacks_there = _lacking(names, mine, theirs), _lacking(names, theirs, mine)
     document = {
         "equal": comparison.equal,
@@ -119,7 +119,7 @@ def verify(
         "lacking_here": lacks_here,
         "lacking_there": lacks_there,
     }
-    session.screen.show(document, lambda: _draw_comparison(comparison, lacks_here, lacks_there))
+    context.screen.show(document, lambda: _draw_comparison(comparison, lacks_here, lacks_there))
     if not comparison.equal:
         raise CommandError(_difference(comparison), ExitCode.DIFFERENT)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from leasemesh.node.cli.app import CommandError, Session, app, command
+from leasemesh.node.cli.app import CommandError, Context, app, command
 from leasemesh.node.cli.effects import (
     VERDICT_SENTENCES,
     VERDICT_WORDS,
@@ -37,26 +37,26 @@ _STORED_VERDICTS = {word: stored for stored, word in VERDICT_WORDS.items()}
 
 
 @command(app, "unknown", panel="Handlers", examples=["leasemesh unknown", "leasemesh unknown --json"])
-def unknown(session: Session) -> None:
+def unknown(context: Context) -> None:
     """List the effects of which nobody knows whether they happened, and how to decide. Their events wait.
 
     Also permits whose holders have fallen silent: whether they have used them is not known here.
     """
-    with session.node.database.snapshot():
-        effects = [_unknown_document(session, entry) for entry in session.node.mutations.unresolved(limit=LIST_MAX)]
-    permits = [_permit_document(session, permit) for permit in silent_permits(session.node)]
+    with context.node.database.snapshot():
+        effects = [_unknown_document(context, entry) for entry in context.node.mutations.unresolved(limit=LIST_MAX)]
+    permits = [_permit_document(context, permit) for permit in silent_permits(context.node)]
 
     def draw() -> Iterable[RenderableType]:
         if not effects and not permits:
             yield styled("no effect is of unknown outcome", "green")
         for number, one in enumerate(effects):
             yield from ([""] if number else [])
-            yield from _draw_effect(session, one)
+            yield from _draw_effect(context, one)
         for number, one in enumerate(permits):
             yield from ([""] if number or effects else [])
-            yield from _draw_permit(session, one)
+            yield from _draw_permit(context, one)
 
-    session.screen.show({"unknown": effects, "silent_permits": permits}, draw)
+    context.screen.show({"unknown": effects, "silent_permits": permits}, draw)
 
 
 def count_unknown(node: Node) -> tuple[int, int]:
@@ -83,13 +83,13 @@ def silent_permit(node: Node, run: RunId) -> Permit | None:
     return permit if waits and node.staleness.is_silent(run) else None
 
 
-def _unknown_document(session: Session, entry: Mutation) -> dict[str, Any]:
-    node = session.node
+def _unknown_document(context: Context, entry: Mutation) -> dict[str, Any]:
+    node = context.node
     run = node.handler_runs.get(entry.run)
     reservation = node.events.reservation(entry.run)
     events = [node.events.get(event) for event in reservation.claims] if reservation is not None else []
     return {
-        **effect_document(session, entry),
+        **effect_document(context, entry),
         "workflow": run.workflow if run else reservation.workflow if reservation else None,
         "handler": run.handler if run else reservation.handler if reservation else None,
         "events": [f"{one.workflow}/{one.topic}/{one.message_id}" for one in events if one is not None],
@@ -97,13 +97,13 @@ def _unknown_document(session: Session, entry: Mutation) -> dict[str, Any]:
     }
 
 
-def _draw_effect(session: Session, one: dict[str, Any]) -> Iterable[RenderableType]:
-    now_ms = session.now_ms
+def _draw_effect(context: Context, one: dict[str, Any]) -> Iterable[RenderableType]:
+    now_ms = context.now_ms
     heading = f"{one['tool']} of {one['workflow']}/{one['handler']}" if one["handler"] else one["tool"]
     begun = f"begun {clock(one['begun_at'])} ({ago(one['begun_at'], now_ms)})"
     yield joined(styled(heading, "bold red"), f" on {one['device']}, {begun}")
     yield _facts(
-        session,
+        context,
         one["work"],
         ("state", state_sentence(one, now_ms)),
         ("params", brief(one["params"], PARAMS_CHARACTERS_MAX)),
@@ -113,13 +113,13 @@ def _draw_effect(session: Session, one: dict[str, Any]) -> Iterable[RenderableTy
     )
 
 
-def _permit_document(session: Session, permit: Permit) -> dict[str, Any]:
-    found = [session.node.events.get(event) for event in permit.events]
+def _permit_document(context: Context, permit: Permit) -> dict[str, Any]:
+    found = [context.node.events.get(event) for event in permit.events]
     return {
         "work": permit.work,
         "run": permit.run,
         "node": permit.node,
-        "device": session.device_name(permit.node),
+        "device": context.device_name(permit.node),
         "workflow": permit.workflow,
         "handler": permit.handler,
         "events": [f"{one.workflow}/{one.topic}/{one.message_id}" for one in found if one is not None],
@@ -128,11 +128,11 @@ def _permit_document(session: Session, permit: Permit) -> dict[str, Any]:
     }
 
 
-def _draw_permit(session: Session, one: dict[str, Any]) -> Iterable[RenderableType]:
-    granted = f"granted {clock(one['granted_at'])} ({ago(one['granted_at'], session.now_ms)})"
+def _draw_permit(context: Context, one: dict[str, Any]) -> Iterable[RenderableType]:
+    granted = f"granted {clock(one['granted_at'])} ({ago(one['granted_at'], context.now_ms)})"
     yield joined(styled(f"permit of {one['workflow']}/{one['handler']}", "bold red"), f" on {one['device']}, {granted}")
     yield _facts(
-        session,
+        context,
         one["work"],
         ("state", f"{one['device']} has fallen silent; whether it has begun its effect is not known here"),
         ("work", f"{one['work']}, run {short_run(one['run'])}"),
@@ -140,14 +140,14 @@ def _draw_permit(session: Session, one: dict[str, Any]) -> Iterable[RenderableTy
     )
 
 
-def _facts(session: Session, work: str, *facts: tuple[str, str]) -> RenderableType:
+def _facts(context: Context, work: str, *facts: tuple[str, str]) -> RenderableType:
     decisions = resolve_commands(work)
     width = max(map(len, decisions))
     decide = [
         ("" if number else "decide", joined(f"{line:<{width}}", styled(f"  # {follows}", "dim")))
         for number, (line, follows) in enumerate(decisions.items())
     ]
-    return session.screen.facts([*facts, *decide], indent=2)
+    return context.screen.facts([*facts, *decide], indent=2)
 
 
 def _named(events: list[str]) -> str:
@@ -170,7 +170,7 @@ def _named(events: list[str]) -> str:
     ],
 )
 def resolve(
-    session: Session,
+    context: Context,
     work: Annotated[str, typer.Argument(metavar="WORK", help="The work, as `leasemesh unknown` shows it.")],
     verdict: Annotated[str, typer.Argument(metavar="VERDICT", help="happened, not-happened or skip.")],
     result: Annotated[
@@ -187,7 +187,7 @@ def resolve(
         raise CommandError(f"{verdict!r} is not one of {', '.join(_STORED_VERDICTS)}", ExitCode.USAGE)
     if result is not None and verdict != "happened":
         raise CommandError("--result goes with happened: only what happened has one", ExitCode.USAGE)
-    node = session.node
+    node = context.node
     entered, permitted = _known_works(node)
     found = find_work(work, entered | permitted.keys())
     said = node.mutations.resolve(
@@ -196,18 +196,18 @@ def resolve(
     outcome = node.mutations.outcome(found)
     node.authority.tend()  # a verdict may end a permit that others wait for
     if found in entered or found not in permitted:
-        follows = _follows(session, found, said.verdict, outcome)
+        follows = _follows(context, found, said.verdict, outcome)
     else:
-        follows = _follows_for_permit(session.device_name(permitted[found].node), outcome)
+        follows = _follows_for_permit(context.device_name(permitted[found].node), outcome)
     document = {
         "work": found,
-        "verdict": verdict_document(session, said),
+        "verdict": verdict_document(context, said),
         "outcome": outcome,
-        "verdicts": [verdict_document(session, one) for one in node.mutations.verdicts(found)],
+        "verdicts": [verdict_document(context, one) for one in node.mutations.verdicts(found)],
         "text": follows,
     }
-    head = f"work {short(found)}: {verdict_text(verdict_document(session, said))}"
-    session.screen.show(document, lambda: [styled(head, "bold"), styled(follows)])
+    head = f"work {short(found)}: {verdict_text(verdict_document(context, said))}"
+    context.screen.show(document, lambda: [styled(head, "bold"), styled(follows)])
 
 
 def _known_works(node: Node) -> tuple[set[WorkId], dict[WorkId, Permit]]:
@@ -227,19 +227,19 @@ def _parse_result(text: str | None) -> Any:
         ) from error
 
 
-def _follows(session: Session, work: WorkId, verdict: Verdict, outcome: str) -> str:
+def _follows(context: Context, work: WorkId, verdict: Verdict, outcome: str) -> str:
     """Return what the verdict leads to."""
     if outcome == "unknown":
         devices = {
-            session.device_name(one.node)
-            for one in session.node.mutations.unresolved(limit=LIST_MAX)
+            context.device_name(one.node)
+            for one in context.node.mutations.unresolved(limit=LIST_MAX)
             if one.work == work and one.status == "in_flight"
         }
         where = " and ".join(sorted(devices)) or "its device"
         return f"it counts when {where} has stopped calling and says so; until then the events wait"
     counted = {"applied": "happened", "skipped": "skip", "failed": "not_happened", "none": "not_happened"}[outcome]
     if counted != verdict:
-        others = [one.by for one in session.node.mutations.verdicts(work) if one.verdict == counted]
+        others = [one.by for one in context.node.mutations.verdicts(work) if one.verdict == counted]
         who = f"{', '.join(others)} said" if others else "a device recorded"
         return f"it does not count: {who} that {VERDICT_SENTENCES[counted]}, which comes first"
     return _NEXT[counted]

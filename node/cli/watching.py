@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
-    from leasemesh.node.authoring.progress import Progress, ProgressObserver
+    from leasemesh.node.authoring.progress import Progress
     from leasemesh.node.authoring.workflow import Workflow
-    from leasemesh.node.cli.app import Session
+    from leasemesh.node.cli.app import Context
     from leasemesh.node.runtime.loops import HandlerStatus
     from leasemesh.node.runtime.runner import Runner
+    from leasemesh.sync.drivers.queues import Subscription
 
 DRAWN_EVERY_S = 0.25
 """Four pictures a second look alive, and cost little; none is drawn while nothing changes but the time."""
@@ -98,13 +99,13 @@ class RunScreen:
 
     # --- Beginning and ending -----------------------------------------------------------------------------------------
 
-    def began(self, session: Session, workflows: Sequence[Workflow], runner: Runner, url: str | None) -> None:
+    def began(self, context: Context, workflows: Sequence[Workflow], runner: Runner, url: str | None) -> None:
         """The handlers have been started."""
         self._runner = runner
         keys = [(handler.workflow, handler.name) for workflow in workflows for handler in workflow.handlers]
         handlers = ["/".join(key) for key in keys]
         self._tallies = {key: Tally() for key in keys}
-        node = session.node
+        node = context.node
         document = {
             "event": "started",
             "at": now_ms(),
@@ -149,7 +150,7 @@ class RunScreen:
 
     # --- While it runs ------------------------------------------------------------------------------------------------
 
-    async def print_all(self, observer: ProgressObserver) -> None:
+    async def print_all(self, observer: Subscription[Progress]) -> None:
         """Tell what happens until the runner has stopped."""
         async for progress in observer:
             self.tell(progress)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leasemesh.node.cli.app import Session, app, command
+from leasemesh.node.cli.app import Context, app, command
 from leasemesh.node.cli.authority import waiting_text
 from leasemesh.node.cli.effects import resolve_sentence
 from leasemesh.node.cli.events import event_document
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
     examples=["leasemesh why shop/orders/order-17", "leasemesh why 3f2a91c07b", "leasemesh why 3f2a91c07b --json"],
 )
 def why(
-    session: Session,
+    context: Context,
     event: Annotated[str, typer.Argument(metavar="EVENT", help="An id, its beginning, or WORKFLOW/TOPIC/MESSAGE_ID.")],
 ) -> None:
     """Tell an event's story: who published it, who claimed it, what was done, how that ended, and what to do next."""
-    found = find_event(session.node, event)
-    with session.node.database.snapshot():
-        explanation = session.node.explain(found.id)
+    found = find_event(context.node, event)
+    with context.node.database.snapshot():
+        explanation = context.node.explain(found.id)
         assert explanation is not None, "an event that was found can be explained"
-        claims = claim_documents(session, explanation)
-        story = chapters(session, explanation, claims)
-    next_step = _next_step(session, explanation, claims)
+        claims = claim_documents(context, explanation)
+        story = chapters(context, explanation, claims)
+    next_step = _next_step(context, explanation, claims)
     document = {
         "event": event_document(explanation.event),
         "published": [
-            {"at": at, "node": node, "device": session.device_name(node)}
+            {"at": at, "node": node, "device": context.device_name(node)}
             for at, node in zip(explanation.publications, explanation.publishers, strict=True)
         ],
         "generations": [
@@ -57,16 +57,16 @@ def why(
         "story": [{"at": one.at, "device": one.device, "text": one.text + one.state} for one in story],
         "next": next_step,
     }
-    session.screen.show(document, lambda: _draw(session, explanation, story, next_step))
+    context.screen.show(document, lambda: _draw(context, explanation, story, next_step))
 
 
-def _draw(session: Session, explanation: Explanation, story: list[Chapter], next_step: str) -> list[RenderableType]:
+def _draw(context: Context, explanation: Explanation, story: list[Chapter], next_step: str) -> list[RenderableType]:
     event = explanation.event
     generation = f", generation {event.generation}" if event.generation else ""
     lines: list[RenderableType] = [
         joined(styled(f"{event.workflow}/{event.topic}/{event.message_id}", "bold"), "  ", status_text(event.status)),
         styled(event.title) if event.title else styled("(no title)", "dim"),
-        styled(f"event {event.id}{generation}, published {ago(event.created_at, session.now_ms)}", "dim"),
+        styled(f"event {event.id}{generation}, published {ago(event.created_at, context.now_ms)}", "dim"),
         "",
     ]
     columns = [Column("when"), Column("device", flexible=True), Column("what", flexible=True, wraps=True)]
@@ -74,7 +74,7 @@ def _draw(session: Session, explanation: Explanation, story: list[Chapter], next
         [clock(one.at), one.device, joined(one.text, status_text(one.state)) if one.state else one.text]
         for one in story
     ]
-    lines += [session.screen.table(columns, rows), ""]
+    lines += [context.screen.table(columns, rows), ""]
     if explanation.duplicate:
         lines.append(
             styled("DUPLICATE: more than one run did this work; it was done before they could meet.", "bold magenta")
@@ -87,18 +87,18 @@ def _draw(session: Session, explanation: Explanation, story: list[Chapter], next
 # --- What to do next --------------------------------------------------------------------------------------------------
 
 
-def _next_step(session: Session, explanation: Explanation, claims: list[dict[str, Any]]) -> str:
+def _next_step(context: Context, explanation: Explanation, claims: list[dict[str, Any]]) -> str:
     event = explanation.event
     newest = explanation.generations[-1] if explanation.generations else None
     if newest is not None and newest.generation > event.generation:
         return f"it was requeued; of its newest generation: leasemesh why {short(newest.event)}"
     match event.status:
         case "pending":
-            return _next_of_pending(session, explanation, claims)
+            return _next_of_pending(context, explanation, claims)
         case "unknown":
-            return _next_of_unknown(session, explanation, claims)
+            return _next_of_unknown(context, explanation, claims)
         case "reserved":
-            return _next_of_reserved(session, explanation, claims)
+            return _next_of_reserved(context, explanation, claims)
         case "dead":
             return (
                 f"it was given up after too many failures; to have it done again: leasemesh requeue {short(event.id)}"
@@ -106,8 +106,8 @@ def _next_step(session: Session, explanation: Explanation, claims: list[dict[str
     return "nothing; it is settled for ever"
 
 
-def _next_of_pending(session: Session, explanation: Explanation, claims: list[dict[str, Any]]) -> str:
-    event, node = explanation.event, session.node
+def _next_of_pending(context: Context, explanation: Explanation, claims: list[dict[str, Any]]) -> str:
+    event, node = explanation.event, context.node
     for handler in dict.fromkeys(claim["handler"] for claim in claims):
         block = node.handler_blocks.get(event.workflow, handler)
         if block is not None:
@@ -116,7 +116,7 @@ def _next_of_pending(session: Session, explanation: Explanation, claims: list[di
     holders = node.permits.holders(event.id)
     if holders:
         return f"the permit of run {short_run(holders[0])} stands for it, so nobody else may do it: leasemesh unknown"
-    refused = _refused_here(session, event)
+    refused = _refused_here(context, event)
     if refused is not None:
         return refused
     reserve = f"leasemesh reserve {event.workflow}/{event.topic} --id {event.message_id}"
@@ -126,9 +126,9 @@ def _next_of_pending(session: Session, explanation: Explanation, claims: list[di
     return f"it is free: {reserve}"
 
 
-def _refused_here(session: Session, event: Event, holder: dict[str, Any] | None = None) -> str | None:
+def _refused_here(context: Context, event: Event, holder: dict[str, Any] | None = None) -> str | None:
     """Return why nobody claims the event by hand on this device: neither from its holder, nor when it has none."""
-    modes = session.node.modes
+    modes = context.node.modes
     try:
         modes.claiming(event.workflow, [event.topic], MANUAL)
     except HomeElsewhere as elsewhere:
@@ -141,17 +141,17 @@ def _refused_here(session: Session, event: Event, holder: dict[str, Any] | None 
         home = holder["node"]
         if home in modes.gone_homes(event.workflow, [event.topic], holder["handler"]):
             return None
-    return f"it is for {session.device_name(home)}, which alone claims here (mode home)"
+    return f"it is for {context.device_name(home)}, which alone claims here (mode home)"
 
 
-def _next_of_unknown(session: Session, explanation: Explanation, claims: list[dict[str, Any]]) -> str:
+def _next_of_unknown(context: Context, explanation: Explanation, claims: list[dict[str, Any]]) -> str:
     for claim in reversed(claims):
         effect = claim["effect"]
         if effect is None or effect["outcome"] != "unknown":
             continue
         resolve = resolve_sentence(effect["work"])
         decide = f"ask the service, then: {resolve}"
-        if effect["status"] == "in_flight" and claim["node"] == session.node.site_id:
+        if effect["status"] == "in_flight" and claim["node"] == context.node.site_id:
             return f"this device calls {effect['tool']}, or was cut off: the app finds that out when it runs again"
         if effect["status"] == "in_flight":
             return f"{claim['device']} calls {effect['tool']}, or was cut off; when it is not coming back, {decide}"
@@ -161,11 +161,11 @@ def _next_of_unknown(session: Session, explanation: Explanation, claims: list[di
     return "whether its effect happened is not known; it waits until that is found out: leasemesh unknown"
 
 
-def _next_of_reserved(session: Session, explanation: Explanation, claims: list[dict[str, Any]]) -> str:
-    event, node = explanation.event, session.node
+def _next_of_reserved(context: Context, explanation: Explanation, claims: list[dict[str, Any]]) -> str:
+    event, node = explanation.event, context.node
     permit = node.permits.get(event.run) if event.run else None
     if permit is not None and permit.state == "waiting":
-        return waiting_text(session, permit)
+        return waiting_text(context, permit)
     holder = next(claim for claim in claims if claim["run"] == event.run)
     run, device = holder["handler_run"], holder["device"]
     effect = node.events.effect_behind(holder["run"])
@@ -184,7 +184,7 @@ def _next_of_reserved(session: Session, explanation: Explanation, claims: list[d
         return f"this device works on it, or does when the app runs again: leasemesh show {number}"
     if permit is not None and silent_permit(node, permit.run) is not None:
         return f"{device} has a permit and fell silent; ask the service, then: {resolve_sentence(permit.work)}"
-    refused = _refused_here(session, event, holder)
+    refused = _refused_here(context, event, holder)
     if refused is not None:
         return refused
     try:

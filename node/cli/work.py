@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leasemesh.node.cli.app import CommandError, Session, app, command
+from leasemesh.node.cli.app import CommandError, Context, app, command
 from leasemesh.node.cli.events import TopicArgument, event_document, event_table
 from leasemesh.node.cli.naming import existing_topic, find_event, find_run
 from leasemesh.node.cli.output import ExitCode, count_of, styled
@@ -41,7 +41,7 @@ HandlerOption = Annotated[str, typer.Option(help="Who works on them, for people.
     ],
 )
 def reserve(
-    session: Session,
+    context: Context,
     topic: TopicArgument,
     limit: Annotated[int | None, typer.Option(help="Take the oldest pending ones, so many at most (10).")] = None,
     message_ids: Annotated[
@@ -54,7 +54,7 @@ def reserve(
     handler: HandlerOption = MANUAL,
 ) -> None:
     """Reserve pending events for a new run of this device. Settle the run with consume, skip or release."""
-    node = session.node
+    node = context.node
     if message_ids and limit is not None:
         raise CommandError("--limit and --id exclude each other", ExitCode.USAGE)
     workflow, name = existing_topic(node, topic)
@@ -64,7 +64,7 @@ def reserve(
         reservation = node.reserve(workflow, name, limit=10 if limit is None else limit, handler=handler)
     if not reservation.events:
         raise CommandError(f"nothing is pending in {topic}; nothing was reserved", ExitCode.NOT_AVAILABLE)
-    _show_reservation(session, reservation.run, reservation.events, "reserved")
+    _show_reservation(context, reservation.run, reservation.events, "reserved")
 
 
 _NEXT = "when the work is done: leasemesh consume {run}"
@@ -74,14 +74,14 @@ _NEXT_OF_DECIDED = {
 }
 
 
-def _show_reservation(session: Session, run: str, events: Sequence[Event], verb: str, next_step: str = _NEXT) -> None:
+def _show_reservation(context: Context, run: str, events: Sequence[Event], verb: str, next_step: str = _NEXT) -> None:
     document = {"run": run, "events": [event_document(event) for event in events]}
 
     def draw() -> list[RenderableType]:
         head = f"run {run} {verb} {count_of(len(events), 'event')}:"
-        return [styled(head, "bold"), event_table(session, events), styled(next_step.format(run=run), "dim")]
+        return [styled(head, "bold"), event_table(context, events), styled(next_step.format(run=run), "dim")]
 
-    session.screen.show(document, draw)
+    context.screen.show(document, draw)
 
 
 @command(
@@ -91,7 +91,7 @@ def _show_reservation(session: Session, run: str, events: Sequence[Event], verb:
     examples=["leasemesh consume 019a2b3c4d5e", "leasemesh consume 019a2b3c4d5e --effect-happened"],
 )
 def consume(
-    session: Session,
+    context: Context,
     run: RunArgument,
     effect_happened: Annotated[
         bool,
@@ -102,28 +102,28 @@ def consume(
     ] = False,
 ) -> None:
     """Settle all events of a run as done, for ever. Fails as a whole when another run owns one of them now."""
-    _settle(session, run, "consumed", lambda found: session.node.events.consume(found, effect_happened=effect_happened))
+    _settle(context, run, "consumed", lambda found: context.node.events.consume(found, effect_happened=effect_happened))
 
 
 @command(app, "skip", panel="Work", examples=["leasemesh skip 019a2b3c4d5e"])
-def skip(session: Session, run: RunArgument) -> None:
+def skip(context: Context, run: RunArgument) -> None:
     """Settle all events of a run as never to be done. Fails as a whole when another run owns one of them now."""
-    _settle(session, run, "skipped", session.node.events.skip)
+    _settle(context, run, "skipped", context.node.events.skip)
 
 
 @command(app, "release", panel="Work", examples=["leasemesh release 019a2b3c4d5e"])
-def release(session: Session, run: RunArgument) -> None:
+def release(context: Context, run: RunArgument) -> None:
     """Give the events of a run back: they are pending again, for anybody."""
-    _settle(session, run, "released", session.node.events.release)
+    _settle(context, run, "released", context.node.events.release)
 
 
-def _settle(session: Session, run: str, outcome: str, settle: Callable[[str], int]) -> None:
-    found = find_run(session.node, run)
+def _settle(context: Context, run: str, outcome: str, settle: Callable[[str], int]) -> None:
+    found = find_run(context.node, run)
     count = settle(found)
     text = f"{outcome} {count_of(count, 'event')} of run {short_run(found)}"
     if not count:
         text = f"run {short_run(found)} had nothing left to be {outcome}"
-    session.screen.show({"run": found, outcome: count}, lambda: [styled(text)])
+    context.screen.show({"run": found, outcome: count}, lambda: [styled(text)])
 
 
 @command(
@@ -137,7 +137,7 @@ def _settle(session: Session, run: str, outcome: str, settle: Callable[[str], in
     ],
 )
 def take_over(
-    session: Session,
+    context: Context,
     events: Annotated[list[str], typer.Argument(metavar="EVENT", help="Ids, or WORKFLOW/TOPIC/MESSAGE_ID.")],
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until the holders have been silent for long enough.")
@@ -152,24 +152,24 @@ def take_over(
 
     How long a holder has been silent is what this machine has seen itself, with `leasemesh serve` or --wait running.
     """
-    node = session.node
+    node = context.node
     identifiers = [find_event(node, text).id for text in events]
     if wait and not force:
-        _wait_for_silence(session, identifiers)
+        _wait_for_silence(context, identifiers)
     try:
         reservation = node.take_over(identifiers, handler=handler, force=force)
     except TooEarly as error:
         raise CommandError(f"{error}; --wait waits for it, --force does not", ExitCode.NOT_AVAILABLE) from error
     effect = node.events.effect_behind(reservation.run)
     next_step = _NEXT_OF_DECIDED.get(effect.outcome) if effect is not None else None
-    _show_reservation(session, reservation.run, reservation.events, "took over", next_step or _NEXT)
+    _show_reservation(context, reservation.run, reservation.events, "took over", next_step or _NEXT)
 
 
-def _wait_for_silence(session: Session, events: Sequence[str]) -> None:
+def _wait_for_silence(context: Context, events: Sequence[str]) -> None:
     """Return when the events may be taken over. Raises as `StalenessWatch.holder`."""
-    longest_ms = session.node.staleness.longest_wait_ms(events)
-    with session.screen.progress("waiting for the holder to stay silent", longest_ms) as show:
-        while (left_ms := session.node.staleness.longest_wait_ms(events)) > 0:
+    longest_ms = context.node.staleness.longest_wait_ms(events)
+    with context.screen.progress("waiting for the holder to stay silent", longest_ms) as show:
+        while (left_ms := context.node.staleness.longest_wait_ms(events)) > 0:
             longest_ms = max(longest_ms, left_ms)
             show(longest_ms - left_ms)
             time.sleep(min(WAIT_STEP_S, left_ms / 1000))

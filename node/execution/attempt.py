@@ -14,7 +14,7 @@ from leasemesh.node.stores.workflows import Trigger
 
 
 @dataclass(slots=True)
-class Session:
+class RunSession:
     """A burst of activity of one workflow: a `script_runs` row, written with its first run.
 
     Attributes:
@@ -62,7 +62,7 @@ class Attempt:
 
     handler: Handler
     run: RunId
-    session: Session
+    session: RunSession
     holder: RunId | None = None
     events: tuple[Event, ...] = ()
     mode: Mode = "soft"

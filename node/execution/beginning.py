@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from leasemesh.node.authoring.retry import RetryRule
 from leasemesh.node.authoring.workflow import Consumer, Handler, Producer
-from leasemesh.node.execution.attempt import Attempt, Session
+from leasemesh.node.execution.attempt import Attempt, RunSession
 from leasemesh.node.execution.choosing import (
     STATE_TOPIC,
     Choice,
@@ -29,7 +29,7 @@ from leasemesh.node.stores import Event, HandlerRun
 from leasemesh.node.stores.runs import ENDED, Phase, RunStatus
 
 if TYPE_CHECKING:
-    from leasemesh.node.node import Node
+    from leasemesh.node.host import Host
 
 PREPARED_BYTES_MAX = 512 * 1024
 """A run's details as a whole are one cell of at most a megabyte."""
@@ -47,7 +47,7 @@ class Beginnings:
         calls_hang: whether so many calls to the outside hang beyond their time that no further one is to be begun.
     """
 
-    def __init__(self, node: Node, retry: RetryRule) -> None:
+    def __init__(self, node: Host, retry: RetryRule) -> None:
         self.node = node
         self.retry = retry
         self._database = node.database
@@ -73,7 +73,7 @@ class Beginnings:
     # --- Beginning ----------------------------------------------------------------------------------------------------
 
     def begin(
-        self, consumer: Consumer, session: Session, *, retry_of: RunId | None = None, skip: int = 0
+        self, consumer: Consumer, session: RunSession, *, retry_of: RunId | None = None, skip: int = 0
     ) -> Attempt | None:
         """Begin a run without a prepare phase on the oldest pending events; None, and nothing is written, when there
         are none that it may have.
@@ -87,7 +87,7 @@ class Beginnings:
             return self._begin(consumer, session, retry_of, wary=True, skip=skip)
 
     def _begin(
-        self, consumer: Consumer, session: Session, retry_of: RunId | None, *, wary: bool, skip: int
+        self, consumer: Consumer, session: RunSession, retry_of: RunId | None, *, wary: bool, skip: int
     ) -> Attempt | None:
         try:
             with self._beginning(consumer, session) as attempt:
@@ -101,7 +101,7 @@ class Beginnings:
             return None
         return attempt
 
-    def begin_preparing(self, consumer: Consumer, session: Session, *, retry_of: RunId | None = None) -> Attempt:
+    def begin_preparing(self, consumer: Consumer, session: RunSession, *, retry_of: RunId | None = None) -> Attempt:
         """Begin a run with its prepare phase.
 
         Raises:
@@ -120,7 +120,7 @@ class Beginnings:
         """Forget the time that a handler wanted to run again."""
         self.node.handler_states.set_wake_at(consumer.workflow, consumer.name, None)
 
-    def begin_producing(self, producer: Producer, session: Session, *, retry_of: RunId | None = None) -> Attempt:
+    def begin_producing(self, producer: Producer, session: RunSession, *, retry_of: RunId | None = None) -> Attempt:
         """Begin a run of a producer.
 
         As a poll, which becomes a run that others see when it has something to tell: a producer that looks every ten
@@ -175,7 +175,7 @@ class Beginnings:
 
     # --- Going on with the work of another run ------------------------------------------------------------------------
 
-    def go_on(self, consumer: Consumer, holder: RunId, session: Session) -> Attempt | None:
+    def go_on(self, consumer: Consumer, holder: RunId, session: RunSession) -> Attempt | None:
         """Begin a run at emitting, beyond the effect of a run of this node whose reservation stays as it is.
 
         None when there is nothing left to go on with: its events are settled, or the effect did not happen after all.
@@ -200,7 +200,7 @@ class Beginnings:
             return None
         return attempt
 
-    def take_over_to_go_on(self, consumer: Consumer, of: RunId, session: Session) -> Attempt | None:
+    def take_over_to_go_on(self, consumer: Consumer, of: RunId, session: RunSession) -> Attempt | None:
         """Begin a run at emitting, beyond the effect of another node's run that has been silent for long enough.
 
         None when it owns nothing any more. Raises as `EventStore.take_over_run`.
@@ -248,7 +248,7 @@ class Beginnings:
         return self._database.transaction(durable=durable, replicated=replicated, parts=False)
 
     @contextmanager
-    def _beginning(self, handler: Handler, session: Session, *, replicated: bool = True) -> Iterator[Attempt]:
+    def _beginning(self, handler: Handler, session: RunSession, *, replicated: bool = True) -> Iterator[Attempt]:
         """Begin a run in one transaction. It is under way before anybody can see its row: whoever looks for runs that
         nobody runs does not find it."""
         attempt = Attempt(handler, self._runs.new_id(), session)
@@ -319,7 +319,7 @@ class Beginnings:
             )
             attempt.events = tuple(event for event in reserved if event.topic != STATE_TOPIC)
         if self.waits_for_permit(attempt):
-            self.node.authority.ask(attempt.run)
+            self.node.permits.request(attempt.run)
 
     def waits_for_permit(self, attempt: Attempt) -> bool:
         """Whether a run that has reserved begins nothing before somebody has granted it a permit."""

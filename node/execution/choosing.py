@@ -26,7 +26,7 @@ from leasemesh.node.stores.base import INTERNAL_PREFIX
 from leasemesh.node.stores.modes import Mode
 
 if TYPE_CHECKING:
-    from leasemesh.node.node import Node
+    from leasemesh.node.host import Host
 
 STATE_TOPIC = f"{INTERNAL_PREFIX}state"
 
@@ -50,7 +50,7 @@ class FailedBefore(Exception):
     """Among the next events is one that the handler has failed on before; begin anew, and choose warily."""
 
 
-def choose(node: Node, consumer: Consumer, run: RunId, *, wary: bool, skip: int = 0) -> Choice | None:
+def choose(node: Host, consumer: Consumer, run: RunId, *, wary: bool, skip: int = 0) -> Choice | None:
     """Return the events that a run takes, None when there are none. Call it in the transaction that begins the run.
 
     Args:
@@ -80,7 +80,7 @@ def choose(node: Node, consumer: Consumer, run: RunId, *, wary: bool, skip: int 
     return Choice(tuple(found[: found.index(alone)]), False, mode)
 
 
-def open_topics(node: Node, consumer: Consumer) -> dict[str, Mode]:
+def open_topics(node: Host, consumer: Consumer) -> dict[str, Mode]:
     """Return in which topics this device may claim for a consumer now, and how.
 
     Raises:
@@ -98,7 +98,7 @@ def open_topics(node: Node, consumer: Consumer) -> dict[str, Mode]:
     return modes
 
 
-def mode_of_topics(node: Node, consumer: Consumer, topics: Iterable[str]) -> Mode:
+def mode_of_topics(node: Host, consumer: Consumer, topics: Iterable[str]) -> Mode:
     """Return how a consumer claims events of these topics together. Raises as `ModeStore.claiming`."""
     return node.modes.claiming(consumer.workflow, topics, consumer.name, default=consumer.default_mode)
 
@@ -107,19 +107,19 @@ PendingMark = tuple[tuple[int, int], ...]
 """Which events are pending in a consumer's topics, in short."""
 
 
-def any_pending(node: Node, consumer: Consumer) -> bool:
+def any_pending(node: Host, consumer: Consumer) -> bool:
     """Tell whether a topic that a consumer consumes has pending events."""
     return any(node.events.any_pending(consumer.workflow, topic.name) for topic in consumer.topics)
 
 
-def pending_mark(node: Node, consumer: Consumer) -> PendingMark:
+def pending_mark(node: Host, consumer: Consumer) -> PendingMark:
     """Return a mark of what is pending for a consumer: a prepare phase that left all of that alone is not asked again
     until it is another one."""
     with node.database.snapshot():
         return tuple(node.events.pending_mark(consumer.workflow, topic.name) for topic in consumer.topics)
 
 
-def _reserve_next(node: Node, consumer: Consumer, run: RunId) -> tuple[Event, ...]:
+def _reserve_next(node: Host, consumer: Consumer, run: RunId) -> tuple[Event, ...]:
     events = node.events.reserve_next(
         run,
         consumer.workflow,
@@ -133,7 +133,7 @@ def _reserve_next(node: Node, consumer: Consumer, run: RunId) -> tuple[Event, ..
     return tuple(events)
 
 
-def _oldest(node: Node, consumer: Consumer, modes: Mapping[str, Mode], skip: int) -> list[Event]:
+def _oldest(node: Host, consumer: Consumer, modes: Mapping[str, Mode], skip: int) -> list[Event]:
     """Return the oldest events that can be claimed together, but for some of the very oldest."""
     batch = consumer.batch
     peeked = [
@@ -146,7 +146,7 @@ def _oldest(node: Node, consumer: Consumer, modes: Mapping[str, Mode], skip: int
     return [event for event in peeked if modes[event.topic] == modes[peeked[0].topic]][:batch]
 
 
-def failed_claims(node: Node, handler: Handler, event: Event) -> int:
+def failed_claims(node: Host, handler: Handler, event: Event) -> int:
     """Return how many runs of a handler, on whichever device, have failed on an event because of its code."""
     explanation = node.events.explain(event.id) if event.epoch else None
     if explanation is None:
@@ -155,7 +155,7 @@ def failed_claims(node: Node, handler: Handler, event: Event) -> int:
     return sum(run is not None and run.status == "failed:logic" for run in runs)
 
 
-def state_token(node: Node, consumer: Consumer, version: int, run: RunId) -> str | None:
+def state_token(node: Host, consumer: Consumer, version: int, run: RunId) -> str | None:
     """Return the message id of the event that stands for the next version of a consumer's state, publishing it when it
     is not there; None while another run has it."""
     token = free_token(node, consumer, version)
@@ -164,7 +164,7 @@ def state_token(node: Node, consumer: Consumer, version: int, run: RunId) -> str
     return token
 
 
-def free_token(node: Node, consumer: Consumer, version: int) -> str | None:
+def free_token(node: Host, consumer: Consumer, version: int) -> str | None:
     """Return the message id of the event that is to stand for the next version of a consumer's state; None while
     another run has it."""
     for number in count():

@@ -105,7 +105,7 @@ class Manager(Beginnings):
 
     def authority_name(self) -> str:
         """Return who decides on permits, as people call that node."""
-        info = self.node.authority.info()
+        info = self.node.authorities.info()
         node = info.authority or (info.next.authority if info.next is not None else None)
         if node is None:
             return "the authority, which a person must appoint (`leasemesh authority set`)"

@@ -22,10 +22,10 @@ from leasemesh.node.authoring.effects import Effect, EffectCall, as_json
 from leasemesh.node.authoring.errors import PhaseViolation, Transient, message_of
 from leasemesh.node.authoring.workflow import Consumer, Producer
 from leasemesh.node.database.connection import DatabaseError
-from leasemesh.node.execution.attempt import Attempt, Session
+from leasemesh.node.execution.attempt import Attempt, RunSession
 from leasemesh.node.execution.choosing import PendingMark, pending_mark
 from leasemesh.node.execution.manager import Intent, Manager
-from leasemesh.node.execution.performing import FAILURES, DidNot, Happened, Outcome, Unknown
+from leasemesh.node.execution.outcomes import FAILURES, DidNot, Happened, Outcome, Unknown
 from leasemesh.node.model.errors import (
     HomeElsewhere,
     IllegalState,
@@ -38,11 +38,14 @@ from leasemesh.node.model.errors import (
 )
 from leasemesh.node.model.ids import RunId, WorkId
 from leasemesh.node.model.jsonvalue import Json
-from leasemesh.node.runtime.reach import NotReached
+
+
+class NotReached(Exception):
+    """This process cannot tell who is within reach."""
 
 
 @dataclass(frozen=True, slots=True)
-class Barrier:
+class ReachPeers:
     """Wait until everybody within reach has heard of what is committed; answered with None. Raises NotReached.
 
     Attributes:
@@ -89,7 +92,7 @@ class FindOut:
     run: RunId
 
 
-Request = Barrier | AwaitPermit | AwaitFunction | Perform | FindOut
+Request = ReachPeers | AwaitPermit | AwaitFunction | Perform | FindOut
 
 ResultKind = Literal["nothing", "committed", "skipped", "failed", "lost", "unknown", "stopped"]
 
@@ -191,7 +194,7 @@ def _never() -> bool:
 
 
 def work_off(
-    by: Surrounding, consumer: Consumer, session: Session, retry_of: RunId | None, *, wake: Wake = Wake()
+    by: Surrounding, consumer: Consumer, session: RunSession, retry_of: RunId | None, *, wake: Wake = Wake()
 ) -> Script:
     """Runs of a consumer, one after the other, while events are pending and nobody else has a claim to the place.
 
@@ -223,7 +226,7 @@ def _leaves_more(result: Result) -> bool:
 def consume(
     by: Surrounding,
     consumer: Consumer,
-    session: Session,
+    session: RunSession,
     retry_of: RunId | None,
     *,
     wake: Wake = Wake(),
@@ -259,7 +262,7 @@ def consume(
     return (yield from _guarded(by, attempt, _consume(by, attempt, follow)))
 
 
-def go_on(by: Surrounding, consumer: Consumer, session: Session, of: RunId, *, taken: bool) -> Script:
+def go_on(by: Surrounding, consumer: Consumer, session: RunSession, of: RunId, *, taken: bool) -> Script:
     """What is left beyond the boundary of a run of this node, or (taken) of another one."""
     manager = by.manager
     begin = manager.take_over_to_go_on if taken else manager.go_on
@@ -272,7 +275,7 @@ def go_on(by: Surrounding, consumer: Consumer, session: Session, of: RunId, *, t
     return (yield from _guarded(by, attempt, _emit(by, attempt)))
 
 
-def produce(by: Surrounding, producer: Producer, session: Session, retry_of: RunId | None) -> Script:
+def produce(by: Surrounding, producer: Producer, session: RunSession, retry_of: RunId | None) -> Script:
     """A run of a producer."""
     attempt = by.manager.begin_producing(producer, session, retry_of=retry_of)
     return (yield from _guarded(by, attempt, _produce(by, attempt)))
@@ -324,7 +327,7 @@ def _begin_work(by: Surrounding, attempt: Attempt) -> Generator[Request, Any, No
     if by.manager.waits_for_permit(attempt):
         yield AwaitPermit(attempt)
     elif attempt.mode != "home" and by.has_sync:
-        yield Barrier(attempt.run)
+        yield ReachPeers(attempt.run)
         by.manager.require_owned(attempt)
 
 
@@ -332,7 +335,7 @@ def _recheck(by: Surrounding, attempt: Attempt) -> Generator[Request, Any, None]
     """After the machine has slept every lease counts as lost until it was looked at again; it may sleep meanwhile."""
     while attempt.holder is not None and attempt.alarm != (alarms := by.alarms):
         attempt.alarm = alarms
-        yield Barrier(attempt.run, slept=True)
+        yield ReachPeers(attempt.run, slept=True)
         by.manager.require_its_own(attempt)
 
 

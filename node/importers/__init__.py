@@ -1,5 +1,7 @@
 """Reads events from JSON Lines, CSV and mbox files and from a git history: streams in, events or problems out.
 
+The database does not belong here.
+
 Rules:
 
 1. Bounded memory: a reader holds one record, never the file; what `check` has read is on disk.

@@ -12,13 +12,14 @@ import asyncio
 import functools
 import logging
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from leasemesh.node.database.connection import DatabaseError
 from leasemesh.node.database.file import CommitSource, Database
 from leasemesh.node.machine.environment import PROCESSES_LOOKED_FOR_EVERY_S
+from leasemesh.sync.drivers.queues import Subscription
 
 RETRY_S = 1.0
 """After an error of the file (a full disk, a lock that somebody holds for very long) it is looked at again this much
@@ -48,44 +49,18 @@ class Changed:
     source: ChangeSource
 
 
-class Subscription:
-    """An async iterator of changes from the moment it was made. Ends with the node's closing, or with `close`."""
+class Changes(Subscription[Changed]):
+    """An async iterator of changes from the moment it was made. Ends with the node's closing, or with `close`.
 
-    def __init__(self, on_close: Callable[[Subscription], None]) -> None:
-        self._on_close = on_close
-        self._waiting: dict[ChangeSource, frozenset[str]] = {}
-        self._changed = asyncio.Event()
-        self._ended = False
+    It holds one item for each source: what is not taken yet and what comes become one.
+    """
 
-    def put(self, change: Changed) -> None:
-        """Add a change to those of its source that were not taken yet."""
-        self._waiting[change.source] = self._waiting.get(change.source, frozenset()) | change.tables
-        self._changed.set()
-
-    def close(self) -> None:
-        """Take no more changes; those that are there can still be read."""
-        if not self._ended:
-            self._ended = True
-            self._changed.set()
-            self._on_close(self)
-
-    def __aiter__(self) -> AsyncIterator[Changed]:
-        return self
-
-    async def __anext__(self) -> Changed:
-        while not self._waiting:
-            if self._ended:
-                raise StopAsyncIteration
-            self._changed.clear()
-            await self._changed.wait()
-        source = next(iter(self._waiting))
-        return Changed(self._waiting.pop(source), source)
-
-    async def __aenter__(self) -> Subscription:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.close()
+    def _add(self, item: Changed) -> None:
+        for index, waiting in enumerate(self._items):
+            if waiting.source == item.source:
+                self._items[index] = Changed(waiting.tables | item.tables, item.source)
+                return
+        self._items.append(item)
 
 
 class ChangeWatch:
@@ -100,7 +75,7 @@ class ChangeWatch:
         self._database = database
         self._poll_s = processes_looked_for_every_s
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._subscriptions: list[Subscription] = []
+        self._subscriptions: list[Changes] = []
         self._on_process_commit: list[Callable[[], None]] = []
         self._stop_listening: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -112,10 +87,10 @@ class ChangeWatch:
         self._looked_at = -math.inf
         self._local_notified = False  # and not looked up yet: another notification would tell nothing more
 
-    def subscribe(self) -> Subscription:
+    def subscribe(self) -> Changes:
         """Return an iterator of the changes from now on."""
         self._begin()
-        subscription = Subscription(self._unsubscribe)
+        subscription = Changes(self._unsubscribe)
         self._subscriptions.append(subscription)
         return subscription
 
@@ -168,8 +143,8 @@ class ChangeWatch:
         self._on_process_commit.clear()
         self._end_when_unused()
 
-    def _unsubscribe(self, subscription: Subscription) -> None:
-        self._subscriptions.remove(subscription)
+    def _unsubscribe(self, subscription: Subscription[Changed]) -> None:
+        self._subscriptions[:] = [one for one in self._subscriptions if one is not subscription]
         self._end_when_unused()
 
     def _end_when_unused(self) -> None:

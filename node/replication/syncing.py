@@ -21,12 +21,13 @@ from leasemesh.node.model.errors import LeasemeshError
 from leasemesh.node.model.ids import NodeId
 from leasemesh.node.replication.peers import Direction, Peer, PeerStore
 from leasemesh.node.stores.devices import DeviceStore
+from leasemesh.sync.actions import LinkId, Notify
 from leasemesh.sync.address import check_binding, parse_address
 from leasemesh.sync.drivers.dialler import Dialler
-from leasemesh.sync.drivers.loop import Observer, SyncLoop
+from leasemesh.sync.drivers.loop import SyncLoop
+from leasemesh.sync.drivers.notifications import Notifications
 from leasemesh.sync.drivers.websocket import TransportLimits, WebSockets
 from leasemesh.sync.drivers.workers import Worker
-from leasemesh.sync.effects import LinkId, Notify
 from leasemesh.sync.engine import Engine, EngineConfig, PeerStatus
 from leasemesh.sync.ports import Applied, DatabaseDigest, Incoming, Storage
 from leasemesh.sync.transport import DialFailed
@@ -434,7 +435,7 @@ async def compare(
         await loop.stop()
 
 
-async def _digest_told(observer: Observer) -> Notify:
+async def _digest_told(observer: Notifications) -> Notify:
     async for tell in observer:
         if tell.kind == "digest":
             return tell

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from leasemesh.node.authoring.errors import message_of
 from leasemesh.node.authoring.workflow import Consumer, Handler
 from leasemesh.node.database.connection import DatabaseError
-from leasemesh.node.execution.performing import DidNot, Happened, Outcome, Unknown, find_out, in_thread, judge
+from leasemesh.node.execution.outcomes import DidNot, Happened, Outcome, Unknown, judge
 from leasemesh.node.execution.recovery import HandlerKey
 from leasemesh.node.model.errors import IllegalState, LeasemeshError
 from leasemesh.node.model.ids import short_run
+from leasemesh.node.runtime.coordination import Coordination
 from leasemesh.node.runtime.driving import Driver, Signal
+from leasemesh.node.runtime.performing import find_out, in_thread
 from leasemesh.node.stores import HandlerRun, Mutation
 
 if TYPE_CHECKING:
     from leasemesh.node.authoring.effects import Effect
-    from leasemesh.node.runtime.runner import Runner
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ HOUSEKEEPING_S = 5.0
 class Reconciliation:
     """Finds out, in the background, what became of effects of unknown outcome, as the ledger says when."""
 
-    def __init__(self, runner: Runner, driver: Driver, handlers: Mapping[HandlerKey, Handler]) -> None:
+    def __init__(self, runner: Coordination, driver: Driver, handlers: Mapping[HandlerKey, Handler]) -> None:
         self._runner = runner
         self._driver = driver
         self._manager = driver.manager
@@ -249,7 +250,7 @@ class Housekeeping:
     """Every few seconds: notices that the machine has slept, looks after silent nodes' work and after what was left
     behind."""
 
-    def __init__(self, runner: Runner, driver: Driver) -> None:
+    def __init__(self, runner: Coordination, driver: Driver) -> None:
         self._runner = runner
         self._driver = driver
 

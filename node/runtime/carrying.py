@@ -16,9 +16,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from leasemesh.node.execution.performing import Outcome, Unknown, in_thread, judge, look_at, no_exit, not_called
+from leasemesh.node.execution.outcomes import Outcome, Unknown, judge, not_called
 from leasemesh.node.execution.script import Perform, Request, Result, Script
 from leasemesh.node.model.ids import RunId
+from leasemesh.node.runtime.performing import in_thread, look_at, no_exit
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,14 @@ from typing import Any
 from leasemesh.node.authoring.effects import Effect
 from leasemesh.node.execution.attempt import Attempt
 from leasemesh.node.execution.manager import Manager
-from leasemesh.node.execution.performing import Outcome, Unknown, find_out, in_thread, no_exit, not_called, perform
+from leasemesh.node.execution.outcomes import Outcome, Unknown, not_called
 from leasemesh.node.execution.script import (
     AwaitFunction,
     AwaitPermit,
-    Barrier,
     FindOut,
     LeaseTaken,
     Perform,
+    ReachPeers,
     Request,
     Result,
     Script,
@@ -33,8 +33,9 @@ from leasemesh.node.model.errors import LeaseLost
 from leasemesh.node.model.ids import RunId, short_run
 from leasemesh.node.runtime.carrying import Begun, Carrying, Taken
 from leasemesh.node.runtime.clocks import SleepWatch
+from leasemesh.node.runtime.performing import find_out, in_thread, no_exit, perform
 from leasemesh.node.runtime.reach import reach
-from leasemesh.node.runtime.threads import Threads
+from leasemesh.sync.drivers.workers import Threads
 
 log = logging.getLogger("leasemesh.runtime")
 
@@ -232,7 +233,7 @@ class Driver:
 
     def _awaited(self, request: Request | Begun) -> Coroutine[Any, Any, Any]:
         match request:
-            case Barrier(_, slept):
+            case ReachPeers(_, slept):
                 return reach(self.manager.node, slept=slept)
             case AwaitPermit(attempt):
                 return self._permit(attempt)
@@ -294,7 +295,7 @@ def _run_of(request: Request | Begun) -> RunId:
             return attempt.run
         case Begun(call):
             return call.run
-        case Perform() | FindOut() | Barrier():
+        case Perform() | FindOut() | ReachPeers():
             return request.run
 
 

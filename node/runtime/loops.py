@@ -17,32 +17,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from leasemesh.node.authoring.retry import Streak, streak
 from leasemesh.node.authoring.schedule import Every
 from leasemesh.node.authoring.workflow import Consumer, Handler, Producer
 from leasemesh.node.execution import script
-from leasemesh.node.execution.attempt import Session
+from leasemesh.node.execution.attempt import RunSession
 from leasemesh.node.execution.beginning import has_come
 from leasemesh.node.execution.choosing import PendingMark, any_pending, pending_mark
 from leasemesh.node.execution.recovery import Continuation
 from leasemesh.node.execution.script import Result, Script
 from leasemesh.node.model.errors import LeasemeshError
 from leasemesh.node.model.ids import RunId, short_run
+from leasemesh.node.runtime.coordination import Coordination
 from leasemesh.node.stores import HandlerRun
 from leasemesh.node.stores.workflows import Trigger
-
-if TYPE_CHECKING:
-    from leasemesh.node.runtime.runner import Runner
+from leasemesh.sync.backoff import delay
 
 log = logging.getLogger("leasemesh.runtime")
 
 RACE_LEAST_S, RACE_MOST_S = 0.05, 0.25
 """How long a consumer that lost a race waits: longer than two nodes take to hear of each other's claims."""
 
-RACE_DOUBLINGS_MAX = 7
-"""Losing again and again, it waits for half a minute at the most."""
+RACE_CAP_S = 30.0
+"""Losing again and again, it waits no longer than this."""
 
 SPREAD_LEAST, SPREAD_MOST, SPREAD_SHRINKS = 16, 256, 8
 """After a lost race a consumer begins elsewhere among so many of the oldest events, at random: two devices that both
@@ -92,7 +91,7 @@ class HandlerStatus:
 class HandlerLoop(ABC):
     """What consumers' and producers' loops share. Used in the event loop's thread only."""
 
-    def __init__(self, runner: Runner, handler: Handler, random: Random) -> None:
+    def __init__(self, runner: Coordination, handler: Handler, random: Random) -> None:
         self.handler = handler
         self.key = (handler.workflow, handler.name)
         self.busy = False
@@ -220,7 +219,7 @@ class HandlerLoop(ABC):
         """Return the seconds until something is due that is due in so many, not before the handler may run."""
         return None if seconds is None else max(seconds, self._not_before - self._now())
 
-    async def _drive(self, trigger: Trigger, make: Callable[[Session], Script]) -> Result | None:
+    async def _drive(self, trigger: Trigger, make: Callable[[RunSession], Script]) -> Result | None:
         """Drive a script, and learn from how it went; None when this node's file gave trouble."""
         runner = self._runner
         try:
@@ -284,8 +283,8 @@ class HandlerLoop(ABC):
             runner.look()
 
     def _lost(self, result: Result) -> None:
-        wait_s = self._random.uniform(RACE_LEAST_S, RACE_MOST_S) * (1 << min(self._races, RACE_DOUBLINGS_MAX))
         self._races += 1
+        wait_s = delay(self._races, first=self._random.uniform(RACE_LEAST_S, RACE_MOST_S), most=RACE_CAP_S)
         self._spread = min(max(2 * self._spread, SPREAD_LEAST), SPREAD_MOST)
         self._racing = True
         self._not_before = self._now() + wait_s
@@ -293,8 +292,8 @@ class HandlerLoop(ABC):
         self._runner.tell("lost", self.key, result.attempt, f"run was given up: {result.error}")
 
     def _trouble(self, error: LeasemeshError) -> None:
-        wait_s = min(TROUBLE_LEAST_S * (1 << min(self._troubles, 10)), TROUBLE_MOST_S)
         self._troubles += 1
+        wait_s = delay(self._troubles, first=TROUBLE_LEAST_S, most=TROUBLE_MOST_S)
         self._racing = False
         self._not_before = self._now() + wait_s
         self.state, self.text = "retrying", str(error)
@@ -333,7 +332,7 @@ class HandlerLoop(ABC):
 class ConsumerLoop(HandlerLoop):
     """The loop of a consumer."""
 
-    def __init__(self, runner: Runner, consumer: Consumer, random: Random) -> None:
+    def __init__(self, runner: Coordination, consumer: Consumer, random: Random) -> None:
         super().__init__(runner, consumer, random)
         self.consumer = consumer
         self.declined: PendingMark | None = None
@@ -426,7 +425,7 @@ class ConsumerLoop(HandlerLoop):
 class ProducerLoop(HandlerLoop):
     """The loop of a producer."""
 
-    def __init__(self, runner: Runner, producer: Producer, random: Random) -> None:
+    def __init__(self, runner: Coordination, producer: Producer, random: Random) -> None:
         super().__init__(runner, producer, random)
         self.producer = producer
         self._due_at: int | None = None

@@ -11,11 +11,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from leasemesh.node.authoring.errors import message_of
+from leasemesh.node.execution.script import NotReached
 from leasemesh.node.model.errors import LeasemeshError
 from leasemesh.sync.errors import SyncError
 
 if TYPE_CHECKING:
-    from leasemesh.node.node import Node
+    from leasemesh.node.host import Host
 
 DIAL_S = 1.0
 """How long a start waits for peers to answer. Who does not is away: offline means at once."""
@@ -27,11 +28,7 @@ AFTER_SLEEP_S = 15.0
 """How long is waited for a link after a sleep: a wireless network takes some seconds to be there again."""
 
 
-class NotReached(Exception):
-    """This process cannot tell who is within reach."""
-
-
-def why_unreachable(node: Node) -> str:
+def why_unreachable(node: Host) -> str:
     """Tell why this process cannot know who is within reach; "" when it can, or only asking would show.
 
     A node whose sync has failed is not offline: no link comes back by itself, so that what it claimed would be unheard
@@ -41,7 +38,7 @@ def why_unreachable(node: Node) -> str:
     return f"sync has failed, and must be started anew: {message_of(failure)}" if failure is not None else ""
 
 
-async def reach(node: Node, *, slept: bool = False) -> None:
+async def reach(node: Host, *, slept: bool = False) -> None:
     """Wait until everybody within reach has heard of what is committed here, and this node of what they had before.
 
     Args:
@@ -61,7 +58,7 @@ async def reach(node: Node, *, slept: bool = False) -> None:
         raise NotReached(why_unreachable(node)) from error
 
 
-async def catch_up_with_peers(node: Node) -> None:
+async def catch_up_with_peers(node: Host) -> None:
     """At a start: wait until this node is level with the peers that it dials, as far as they can be reached."""
     sync = node.sync
     if sync is None:
@@ -77,7 +74,7 @@ async def catch_up_with_peers(node: Node) -> None:
         pass  # very much to send, or stopped meanwhile
 
 
-async def hear_after_sleep(node: Node) -> None:
+async def hear_after_sleep(node: Host) -> None:
     """After a sleep: find out which links still live, wait for one if there is none, and for what came through it."""
     await node.barrier()  # a link that died in the meantime ends here
     sync = node.sync
@@ -91,5 +88,5 @@ async def hear_after_sleep(node: Node) -> None:
     await node.barrier()
 
 
-def _is_connected(node: Node) -> bool:
+def _is_connected(node: Host) -> bool:
     return any(peer.state == "connected" for peer in node.peers())

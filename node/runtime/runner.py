@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,26 +18,26 @@ from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from leasemesh.node.authoring.errors import RunRefused
-from leasemesh.node.authoring.progress import Progress, ProgressKind, ProgressObserver
 from leasemesh.node.authoring.retry import RetryRule
 from leasemesh.node.authoring.workflow import Handler, Producer, Workflow
 from leasemesh.node.execution.attempt import Attempt
 from leasemesh.node.execution.manager import Manager
-from leasemesh.node.execution.performing import in_thread
 from leasemesh.node.execution.recovery import Found, HandlerKey, Recovery
+from leasemesh.node.execution.script import NotReached
 from leasemesh.node.machine.locks import LockHeld
-from leasemesh.node.machine.watch import Changed, Subscription
+from leasemesh.node.machine.watch import Changed, Changes
 from leasemesh.node.model.errors import InvalidInput, LeasemeshError
 from leasemesh.node.model.ids import RunId, short_run
 from leasemesh.node.model.jsonvalue import check_whole
 from leasemesh.node.runtime.background import Housekeeping, Reconciliation
+from leasemesh.node.runtime.coordination import Coordination
 from leasemesh.node.runtime.driving import Driver
 from leasemesh.node.runtime.loops import ConsumerLoop, HandlerLoop, HandlerStatus, ProducerLoop
-from leasemesh.node.runtime.reach import NotReached, catch_up_with_peers, reach, why_unreachable
+from leasemesh.node.runtime.reach import catch_up_with_peers, reach, why_unreachable
 from leasemesh.node.runtime.sessions import Sessions
 
 if TYPE_CHECKING:
-    from leasemesh.node.node import Node
+    from leasemesh.node.host import Host
 
 T = TypeVar("T")
 
@@ -74,26 +74,18 @@ class RunnerStatus:
     under_way: int
 
 
-class Runner:
-    """Runs handlers. Made by `Node.running`; used in one event loop.
-
-    Attributes:
-        node: the node.
-        manager: makes all transitions.
-        stopping: whether nothing new is begun any more.
-    """
+class Runner(Coordination):
+    """Runs handlers. Made by `Node.running`; used in one event loop."""
 
     def __init__(
-        self, node: Node, workflows: Iterable[Workflow], *, concurrency: int, drain_s: float, retry: RetryRule
+        self, node: Host, workflows: Iterable[Workflow], *, concurrency: int, drain_s: float, retry: RetryRule
     ) -> None:
         """Check what is to run; nothing is begun.
 
         Raises:
             InvalidInput: a workflow or a handler cannot run, or a number is out of its range.
         """
-        self.node = node
-        self.manager = Manager(node, retry)
-        self.stopping = False
+        super().__init__(node, Manager(node, retry))
         self._workflows = _checked(workflows)
         self._drain_s = _check_seconds("drain_s", drain_s)
         self._concurrency = check_whole("concurrency", concurrency, least=1, most=CONCURRENCY_MAX)
@@ -101,10 +93,8 @@ class Runner:
             (one.workflow, one.name): one for workflow in self._workflows for one in workflow.handlers
         }
         self._random = Random(int.from_bytes(node.database.random_bytes(8), "big"))
-        self._observers: list[ProgressObserver] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._small: set[asyncio.Task[None]] = set()
-        self._activity = asyncio.Event()
         self._look_wanted = self._silent_wanted = self._looking = False
         self._others_looked_for_at: float | None = None
         self._failed: BaseException | None = None
@@ -183,8 +173,8 @@ class Runner:
         await asyncio.gather(*others, return_exceptions=True)
         await self._reconciliation.last_words()
         await self.sessions.end_all()
-        for observer in self._observers:
-            observer.end()
+        for observer in list(self._observers):
+            observer.close()
         self._activity.set()
         await self._stack.aclose()
 
@@ -221,39 +211,12 @@ class Runner:
         quiet = all(loop.quiet and not (permits and loop.state == "waiting") for loop in self._loops.values())
         return quiet and not self._small and not self._reconciliation.busy
 
-    def observe(self) -> ProgressObserver:
-        """Return an iterator over what happens from now on."""
-        observer = ProgressObserver()
-        self._observers.append(observer)
-        return observer
-
     @property
     def status(self) -> RunnerStatus:
         """How each handler stands."""
         return RunnerStatus(tuple(loop.status() for loop in self._loops.values()), len(self.manager.under_way()))
 
     # --- For its parts ------------------------------------------------------------------------------------------------
-
-    def clock_ms(self) -> int:
-        """Return the wall clock, Unix milliseconds."""
-        return self.node.database.clock_ms()
-
-    async def in_thread(self, function: Callable[..., T], *args: object) -> T:
-        """Call a function in a thread: what touches the file does not hold up the event loop."""
-        return await in_thread(self.driver.executor, function, *args)
-
-    def tell(self, kind: ProgressKind, key: HandlerKey, attempt: Attempt | None, text: str) -> None:
-        """Tell the observers."""
-        run = attempt.run if attempt is not None else None
-        self._tell(kind, key, run, text, len(attempt.events) if attempt is not None else 0)
-
-    def tell_from_thread(self, kind: ProgressKind, key: HandlerKey, run: RunId, text: str) -> None:
-        """Tell the observers, from a thread."""
-        self._loop.call_soon_threadsafe(self._tell, kind, key, run, text, 0)
-
-    def activity_changed(self) -> None:
-        """A loop has become quiet, perhaps."""
-        self._activity.set()
 
     def look(self, *, silent: bool = False) -> None:
         """Look after what was left behind by this node's runs, and (silent) by nodes that have been silent too long."""
@@ -314,7 +277,7 @@ class Runner:
 
     # --- What happened ------------------------------------------------------------------------------------------------
 
-    async def _watch(self, changes: Subscription) -> None:
+    async def _watch(self, changes: Changes) -> None:
         async for change in changes:
             try:
                 await self._changed(change)
@@ -455,14 +418,6 @@ class Runner:
         if whom is not None:
             self.tell("waiting", key, attempt, f"run {short_run(attempt.run)} waits for confirmation by {whom}")
         self._activity.set()
-
-    def _tell(self, kind: ProgressKind, key: HandlerKey, run: RunId | None, text: str, events: int) -> None:
-        level = logging.WARNING if kind in ("failed", "unknown", "blocked", "trouble") else logging.DEBUG
-        log.log(level, "%s/%s: %s", *key, text)
-        if self._observers:
-            progress = Progress(kind, key[0], key[1], run, text, events, self.clock_ms())
-            for observer in self._observers:
-                observer.put(progress)
 
 
 def _checked(workflows: Iterable[Workflow]) -> tuple[Workflow, ...]:

@@ -10,10 +10,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from leasemesh.node.execution.attempt import Session
-from leasemesh.node.execution.performing import in_thread
+from leasemesh.node.execution.attempt import RunSession
 from leasemesh.node.model.errors import LeasemeshError
 from leasemesh.node.runtime.driving import Driver
+from leasemesh.node.runtime.performing import in_thread
 from leasemesh.node.stores.workflows import Trigger
 
 log = logging.getLogger("leasemesh.runtime")
@@ -31,19 +31,19 @@ class Sessions:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._node = driver.manager.node
-        self._open: dict[str, Session] = {}
+        self._open: dict[str, RunSession] = {}
         self._ending: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @contextmanager
-    def taking_part(self, workflow: str, trigger: Trigger) -> Iterator[Session]:
+    def taking_part(self, workflow: str, trigger: Trigger) -> Iterator[RunSession]:
         """The session that a run belongs to, for as long as it runs."""
         timer = self._ending.pop(workflow, None)
         if timer is not None:
             timer.cancel()
         session = self._open.get(workflow)
         if session is None:
-            session = self._open[workflow] = Session(self._node.handler_runs.new_id(), workflow, trigger)
+            session = self._open[workflow] = RunSession(self._node.handler_runs.new_id(), workflow, trigger)
         session.runs += 1
         try:
             yield session
@@ -80,12 +80,12 @@ class Sessions:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _end(self, session: Session) -> None:
+    async def _end(self, session: RunSession) -> None:
         try:
             await in_thread(self._driver.executor, self._end_if_stored, session)
         except LeasemeshError as error:
             log.warning("session %s stays open: %s", session.id, error)
 
-    def _end_if_stored(self, session: Session) -> None:
+    def _end_if_stored(self, session: RunSession) -> None:
         if self._node.script_runs.get(session.id) is not None:  # polls that found nothing leave none
             self._node.script_runs.end(session.id, error=session.error)

@@ -1,4 +1,7 @@
-"""The stores: all SQL over the execution model's tables. Synchronous, explicit transactions, no sockets."""
+"""The stores: all SQL over the execution model's tables. Synchronous, explicit transactions.
+
+Sockets and tasks do not belong here.
+"""
 
 from leasemesh.node.stores.authorities import Appointment, AuthorityInfo, AuthorityStore
 from leasemesh.node.stores.blocks import EVERYWHERE, HandlerBlock, HandlerBlockStore

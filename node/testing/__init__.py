@@ -107,11 +107,10 @@ def test_a_mail_is_sent_once_although_the_device_that_sends_it_crashes(device_la
 Without pytest: `with DeviceLab(devices=3) as lab`, or `async with`. Handlers are plain Python, so let what they do to
 the outside world go to a stand-in that the test holds: there is no real network in virtual time.
 
-Rules: call the lab from one thread; call what is not a coroutine on `device.node` directly, and run coroutines with
-`device.run` or `device.spawn`; code on devices gets its time from the event loop (`asyncio.sleep`, `loop.time()`) and
-from the node, never from the module `time`.
-'''
+What only a product needs does not belong here. Rules: call the lab from one thread; call what is not a coroutine on
+`device.node` directly, and run coroutines with `device.run` or `device.spawn`; code on devices gets its time from the
+event loop (`asyncio.sleep`, `loop.time()`) and from the node, never from the module `time`.'''
 
-from leasemesh.node.testing.lab import Backup, DeviceDown, DeviceLab, LabDevice, LabError, LabTimeout, Outcome
+from leasemesh.node.testing.lab import Backup, DeviceDown, DeviceLab, LabDevice, LabError, LabTimeout, Spawned
 
-__all__ = ["Backup", "DeviceDown", "DeviceLab", "LabDevice", "LabError", "LabTimeout", "Outcome"]
+__all__ = ["Backup", "DeviceDown", "DeviceLab", "LabDevice", "LabError", "LabTimeout", "Spawned"]

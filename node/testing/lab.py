@@ -16,9 +16,8 @@ from leasemesh.node.model.leases import StalenessRule
 from leasemesh.node.node import Node
 from leasemesh.node.testing import files
 from leasemesh.node.testing.crashes import CrashPlan, Moment
-from leasemesh.node.testing.device import Device
+from leasemesh.node.testing.device import Device, Process
 from leasemesh.node.testing.network import BYTES_PER_MS
-from leasemesh.node.testing.process import Process
 from leasemesh.node.testing.world import World
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ class LabError(AssertionError):
     """Code on a device has failed and nobody there has handled it."""
 
 
-class Outcome(Future[Result]):
+class Spawned(Future[Result]):
     """What comes of a coroutine that runs on a device: `done()`, `result()`, `cancel()`. Time passes only while the lab
     is told so; asking for the result of what is not done waits for ever.
     """
@@ -125,7 +124,7 @@ class LabDevice:
             raise DeviceDown(f"{self.name} crashed before the coroutine had ended")
         return outcome.result()
 
-    def spawn(self, work: Coroutine[Any, Any, Result]) -> Outcome[Result]:
+    def spawn(self, work: Coroutine[Any, Any, Result]) -> Spawned[Result]:
         """Begin a coroutine on the device and return its outcome to come.
 
         Raises:
@@ -548,8 +547,8 @@ class DeviceLab:
                 answer.set_exception(error)
 
 
-def _spawn(process: Process, work: Coroutine[Any, Any, Result]) -> Outcome[Result]:
-    outcome: Outcome[Result] = Outcome()
+def _spawn(process: Process, work: Coroutine[Any, Any, Result]) -> Spawned[Result]:
+    outcome: Spawned[Result] = Spawned()
     task = process.spawn(work)
 
     outcome.task = task

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import apsw
 
@@ -12,9 +12,6 @@ from leasemesh.node.testing.crashes import Moment
 from leasemesh.sync import ports
 from leasemesh.sync.ports import Applied, DatabaseDigest, Incoming, LocalState, ReadRequest, ReadResult
 from leasemesh.sync.version_vector import Era, Resume, SiteId
-
-if TYPE_CHECKING:
-    from leasemesh.node.testing.process import Process
 
 
 class WatchedConnection:
@@ -39,9 +36,19 @@ class WatchedConnection:
 class LentStorage:
     """A node's storage; reads in small pieces, and knows its readers, which a crash must close."""
 
-    def __init__(self, storage: ChangeStorage, process: Process) -> None:
+    def __init__(
+        self,
+        storage: ChangeStorage,
+        *,
+        piece_bytes: int,
+        on_applied: Callable[[Incoming, Applied], None],
+        on_reidentify: Callable[[], None],
+    ) -> None:
+        """Args: the real storage, the greatest size of a piece, and who is told."""
         self._storage = storage
-        self._process = process
+        self._piece_bytes = piece_bytes
+        self._on_applied = on_applied
+        self._on_reidentify = on_reidentify
         self._readers: dict[int, ChangeReader] = {}  # all that are open, by their identity
         self._free: list[ChangeReader] = []
 
@@ -52,11 +59,11 @@ class LentStorage:
         return self._storage.resume_point(site)
 
     def open_reader(self) -> ports.ChangeReader:
-        return _Reader(self, self._process.world.piece_bytes)
+        return _Reader(self, self._piece_bytes)
 
     def apply(self, incoming: Incoming) -> Applied:
         applied = self._storage.apply(incoming)
-        self._process.world.applied(self._process, incoming, applied)
+        self._on_applied(incoming, applied)
         return applied
 
     def digest(self) -> DatabaseDigest:
@@ -67,7 +74,7 @@ class LentStorage:
             self.take_back(reader)
 
     def reidentify(self) -> LocalState:
-        self._process.world.hit("new site id")
+        self._on_reidentify()
         while self._free:  # they hold on to the old id
             self._close(self._free.pop())
         return self._storage.reidentify()

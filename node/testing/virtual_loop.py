@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from typing import Any, NoReturn, TypeVar, TypeVarTuple
 
-from leasemesh.node.testing.virtual_time import Action, Clock, Scheduler
+from leasemesh.node.testing.virtual_time import Action, Clock, RunsHandles, Scheduler
 
 _GRAVE_STEPS_MAX = 100_000
 """Somebody who goes on for ever although cancelled is left alone in the end."""
@@ -101,7 +101,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         else:
             then()
 
-    def dead_letter(self) -> None:
+    def dispose(self) -> None:
         """Let the tasks of a dead process end, so that they do not complain when they are collected.
 
         The dead do nothing: their database is closed and their network is gone. Until then they have been kept as they
@@ -126,7 +126,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
                     coroutine.close()
 
     @property
-    def is_dead_letter(self) -> bool:
+    def is_disposed(self) -> bool:
         """Whether the process has died and what is left of it comes to its end: it must do nothing any more."""
         return isinstance(self.scheduler, _Grave)
 
@@ -189,7 +189,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.Future[Result]:
         """Do a job as a thread would: some time from now, while the loop goes on."""
         future: asyncio.Future[Result] = self.create_future()
-        if self.is_dead_letter:
+        if self.is_disposed:
             future.set_exception(RuntimeError("this process has died"))
             return future
         self.after_us(self.job_us(), self._do_job, future, func, args)
@@ -243,7 +243,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return None
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        if self.alive and not self.is_dead_letter:
+        if self.alive and not self.is_disposed:
             self._on_error(str(context.get("message")), context.get("exception"))
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
@@ -265,7 +265,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 class _Grave(Scheduler):
     """Where the dead come to their end: in no time."""
 
-    def handle_at(self, at_us: int, loop: VirtualLoop, handle: asyncio.Handle) -> None:
+    def handle_at(self, at_us: int, loop: RunsHandles, handle: asyncio.Handle) -> None:
         """Nobody waits here."""
         self.handle_soon(loop, handle)
 
@@ -305,7 +305,7 @@ class VirtualWorker:
         failed: Callable[[Exception], None] | None = None,
     ) -> None:
         """See `sync.drivers.workers.Worker.submit`."""
-        if not self._stopped and not self._loop.is_dead_letter:
+        if not self._stopped and not self._loop.is_disposed:
             self._loop.after_us(self._next_us(), self._do, work, done, failed)
 
     async def stop(self) -> None:

@@ -9,15 +9,26 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from leasemesh.node.testing.virtual_loop import VirtualLoop
+from typing import Any, Protocol
 
 EPOCH_MS = 1_790_000_000_000
 """What a wall clock shows when the world begins, in Unix milliseconds, unless it is set wrong."""
 
 Action = Callable[[], None]
+
+
+class RunsHandles(Protocol):
+    """What the scheduler knows of a process's event loop."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+
+    def is_early(self, handle: asyncio.Handle) -> bool:
+        """Put a timer off that is not due yet by the device's own clock, and tell whether that was so."""
+
+    def run_handle(self, handle: asyncio.Handle) -> None:
+        """Run a callback."""
 
 
 class Scheduler:
@@ -31,8 +42,8 @@ class Scheduler:
     def __init__(self) -> None:
         self.now_us = 0
         self.steps = 0
-        self._ready: deque[tuple[VirtualLoop, asyncio.Handle] | Action] = deque()
-        self._timers: list[tuple[int, int, VirtualLoop | None, asyncio.Handle | Action]] = []
+        self._ready: deque[tuple[RunsHandles, asyncio.Handle] | Action] = deque()
+        self._timers: list[tuple[int, int, RunsHandles | None, asyncio.Handle | Action]] = []
         self._numbers = count()
         self._stopped = False
 
@@ -44,11 +55,11 @@ class Scheduler:
         """Do something of the world at a time; things of one time are done in the order they were asked for."""
         heapq.heappush(self._timers, (at_us, next(self._numbers), None, action))
 
-    def handle_soon(self, loop: VirtualLoop, handle: asyncio.Handle) -> None:
+    def handle_soon(self, loop: RunsHandles, handle: asyncio.Handle) -> None:
         """Run a loop's callback after what is ready now."""
         self._ready.append((loop, handle))
 
-    def handle_at(self, at_us: int, loop: VirtualLoop, handle: asyncio.Handle) -> None:
+    def handle_at(self, at_us: int, loop: RunsHandles, handle: asyncio.Handle) -> None:
         """Run a loop's callback at a time."""
         heapq.heappush(self._timers, (at_us, next(self._numbers), loop, handle))
 
@@ -79,7 +90,7 @@ class Scheduler:
                     return True
         return False
 
-    def _fire(self, at_us: int, _: int, loop: VirtualLoop | None, due: asyncio.Handle | Action) -> None:
+    def _fire(self, at_us: int, _: int, loop: RunsHandles | None, due: asyncio.Handle | Action) -> None:
         if loop is None:
             assert not isinstance(due, asyncio.Handle), "a handle has its loop"
             self.now_us = max(self.now_us, at_us)
@@ -89,7 +100,7 @@ class Scheduler:
             if not loop.is_early(due):
                 self._ready.append((loop, due))
 
-    def _run(self, due: tuple[VirtualLoop, asyncio.Handle] | Action) -> None:
+    def _run(self, due: tuple[RunsHandles, asyncio.Handle] | Action) -> None:
         self.steps += 1
         if isinstance(due, tuple):
             due[0].run_handle(due[1])

@@ -23,10 +23,9 @@ from typing import TYPE_CHECKING, Any
 from leasemesh.node.model.leases import StalenessRule
 from leasemesh.node.testing import files
 from leasemesh.node.testing.crashes import CrashPlan
-from leasemesh.node.testing.device import Device
+from leasemesh.node.testing.device import Device, Process
 from leasemesh.node.testing.locks import Locks
 from leasemesh.node.testing.network import VirtualNetwork, url
-from leasemesh.node.testing.process import Process
 from leasemesh.node.testing.virtual_loop import VirtualLoop
 from leasemesh.node.testing.virtual_time import Scheduler
 from leasemesh.sync.version_vector import NO_ERA
@@ -143,7 +142,7 @@ class World:
             if device.process is not None:
                 device.process.kill(keep_file=False)
         while self.dead:
-            self.dead.pop().dead_letter()
+            self.dead.pop().dispose()
 
     def is_level(self) -> bool:
         """Tell whether every device has what those have that it can reach, and nothing is under way."""

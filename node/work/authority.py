@@ -1,15 +1,10 @@
-"""The authority: whoever decides on permits. The arbiter is one node of the mesh, and everything travels as rows.
-
-Another backend (a service outside the mesh) would implement the same interface.
-"""
+"""The authority decides on permits. It is one node of the mesh, and everything travels as rows."""
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from leasemesh.node.database.file import Database
-from leasemesh.node.stores.authorities import AuthorityInfo, AuthorityStore
-from leasemesh.node.stores.permits import Permit, PermitStore
+from leasemesh.node.stores.authorities import AuthorityStore
+from leasemesh.node.stores.permits import PermitStore
 
 OWN_TABLES = frozenset({"authorities", "authority_fences", "permit_requests", "permits", "verdicts"})
 """Tables whose changes may give an authority something to do."""
@@ -19,29 +14,12 @@ AWAITED_TABLES = frozenset({"publications", "reservations", "mutations"})
 every event that is published somewhere a look at the authority's tables."""
 
 
-class Authority(Protocol):
-    """Decides on requests for permits."""
-
-    def ask(self, run: str, *, work: str | None = None) -> Permit:
-        """Ask for a permit for what a run holds; the same answer again when it has asked before."""
-
-    def tend(self) -> bool:
-        """Do what there is to do now; returns whether there was anything."""
-
-    def info(self) -> AuthorityInfo:
-        """Return who decides."""
-
-
-class Arbiter:
-    """The node that people appointed decides, in one transaction, from its own file."""
+class Authority:
+    """This node's part in deciding on permits: the appointed node decides, in one transaction, from its own file."""
 
     def __init__(self, database: Database) -> None:
         self._authorities = AuthorityStore(database)
         self._permits = PermitStore(database)
-
-    def ask(self, run: str, *, work: str | None = None) -> Permit:
-        """See `PermitStore.request`."""
-        return self._permits.request(run, work=work)
 
     def tend(self) -> bool:
         """Step back, begin, ask again, decide: whatever the rows that are here ask of this node. Writes nothing when
@@ -53,7 +31,3 @@ class Arbiter:
         while self._permits.decide_pending():
             done = True
         return done
-
-    def info(self) -> AuthorityInfo:
-        """See `AuthorityStore.info`."""
-        return self._authorities.info()

@@ -14,7 +14,7 @@ from benchmarks.processes import serving
 from leasemesh import Node
 from leasemesh.node.database.file import Database
 from leasemesh.node.stores import AuthorityStore, EventStore, HandlerRunStore, PermitStore
-from leasemesh.node.work.authority import Arbiter
+from leasemesh.node.work.authority import Authority
 
 LATENCY_NOTE = "reserve, ask, copy, decide, copy back: by the stores, two files, one process, no network"
 RATE_NOTE = "reserve, ask and decide: by the stores, one file, no network"
@@ -61,7 +61,7 @@ async def _all_at_once(node: Node, count: int) -> float:
 def _begin(opened: Database, events: int) -> None:
     """Make a database whose node is the authority, with so many pending events."""
     AuthorityStore(opened).appoint(opened.site_id.hex(), by="bench")
-    Arbiter(opened).tend()
+    Authority(opened).tend()
     for first in range(0, events, 100):
         EventStore(opened).publish_many(WORKFLOW, TOPIC, new_events(first, min(100, events - first)))
 
@@ -86,7 +86,7 @@ def _raw_latencies(path: Path, count: int) -> list[float]:
             began = time.perf_counter()
             _ask(asking)
             back.copy()
-            Arbiter(deciding).tend()
+            Authority(deciding).tend()
             there.copy()
             milliseconds.append(1000 * (time.perf_counter() - began))
     return milliseconds
@@ -98,5 +98,5 @@ def _raw_rate(path: Path, count: int) -> float:
         began = time.perf_counter()
         for _ in range(count):
             _ask(opened)
-        Arbiter(opened).tend()
+        Authority(opened).tend()
         return count / (time.perf_counter() - began)

@@ -25,7 +25,7 @@ from demo_app.source import Source
 from leasemesh.node.model.errors import LeasemeshError
 from leasemesh.node.node import Node
 from leasemesh.node.stores.mutations import Verdict
-from leasemesh.sync.drivers.loop import Observer
+from leasemesh.sync.drivers.notifications import Notifications
 
 COMMAND_BYTES_MAX = 16 * 1024 * 1024
 """A command may name thousands of events."""
@@ -110,7 +110,7 @@ class Device:
 
     async def await_authority(self) -> Answer:
         """Wait until this device knows who grants permits."""
-        await self._until(lambda: self._node.authority.info().authority, "an authority")
+        await self._until(lambda: self._node.authorities.info().authority, "an authority")
         return {}
 
     async def await_events(self, *, topic: str, message_ids: list[str]) -> Answer:
@@ -208,7 +208,7 @@ COMMANDS: dict[str, Callable[..., Awaitable[Answer]]] = {
 }  # fmt: skip
 
 
-async def _tell(observer: Observer) -> None:
+async def _tell(observer: Notifications) -> None:
     async for tell in observer:
         if tell.kind in NOTIFIED_KINDS:
             _say({"notification": tell.text, "kind": tell.kind})

@@ -7,9 +7,10 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
+from leasemesh.sync.actions import LinkId, Notify
 from leasemesh.sync.backoff import Backoff
-from leasemesh.sync.drivers.loop import LinkEnd, SyncLoop
-from leasemesh.sync.effects import LinkId, Notify
+from leasemesh.sync.drivers.links import LinkEnd
+from leasemesh.sync.drivers.loop import SyncLoop
 from leasemesh.sync.transport import DialFailed, Transport
 
 STABLE_S = 10.0

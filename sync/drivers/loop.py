@@ -1,4 +1,4 @@
-"""Carries out what the engine decides, with asyncio: the engine's effects become sends, timers and jobs of worker
+"""Carries out what the engine decides, with asyncio: the engine's actions become sends, timers and jobs of worker
 threads, and their answers go back to it as inputs.
 
 All inputs are given in the event loop's thread, one at a time; every method here without "any thread" in its
@@ -19,13 +19,10 @@ import asyncio
 import functools
 import itertools
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-from leasemesh.sync.drivers.workers import Jobs, JobsFactory, Worker
-from leasemesh.sync.effects import (
+from leasemesh.sync.actions import (
     Apply,
     BarrierDone,
     BeginRead,
@@ -36,28 +33,23 @@ from leasemesh.sync.effects import (
     LinkId,
     LoadResume,
     LoadState,
+    Notify,
     RecordHeartbeats,
     Reidentify,
     Send,
     SetTimer,
-    Notify,
 )
+from leasemesh.sync.drivers.links import LinkEnd, LoopLink
+from leasemesh.sync.drivers.notifications import Announcer, Notifications
+from leasemesh.sync.drivers.workers import Jobs, JobsFactory, Worker
 from leasemesh.sync.engine import Engine, PeerStatus, Purpose
-from leasemesh.sync.errors import CloseCode, LocalProtocolError, StorageDamaged, is_retryable
+from leasemesh.sync.errors import CloseCode, LocalProtocolError, StorageDamaged
 from leasemesh.sync.ports import ChangeReader, LocalState, ReadResult, Storage
-from leasemesh.sync.transport import Transport, TransportEnd
+from leasemesh.sync.transport import Transport
 from leasemesh.sync.version_vector import Era, SiteId
 
 READER_THREADS_MAX = 4
 """Reading is work for the processor, and Python runs one thread at a time: more readers than this would only wait."""
-
-OBSERVER_QUEUE_MAX = 1000
-"""Notifications kept for an observer that does not keep up; then the oldest are dropped, progress first."""
-
-PROGRESS_KINDS = frozenset({"sending", "receiving"})
-
-REFUSALS_MAX = 256
-"""Different refusals remembered, in order not to say each of them every few seconds."""
 
 HEARTBEATS_WRITTEN_EVERY_S = 1.0
 """Presence comes from every peer every few seconds; writing it down together costs one small transaction a second.
@@ -67,118 +59,7 @@ STATE_RETRY_S = 1.0
 """When the local state cannot be read (a disk error, a file locked for very long), it is tried again this much
 later."""
 
-LOG_LEVELS = {
-    "connected": logging.INFO,
-    "disconnected": logging.INFO,
-    "refused": logging.WARNING,
-    "sending": logging.DEBUG,
-    "sent": logging.DEBUG,
-    "receiving": logging.DEBUG,
-    "received": logging.DEBUG,
-    "caught_up": logging.INFO,
-    "quarantined": logging.WARNING,
-    "identity": logging.WARNING,
-    "digest": logging.DEBUG,
-}
-
 log = logging.getLogger("leasemesh.sync")
-
-
-@dataclass(frozen=True, slots=True)
-class LinkEnd:
-    """How a link ended.
-
-    Attributes:
-        reason: one sentence.
-        retry: False when dialling again cannot help before somebody changes something.
-        established: the peer had proven to belong to the workspace.
-    """
-
-    reason: str
-    retry: bool
-    established: bool
-
-
-class Observer:
-    """A bounded queue of notifications; iterate over it. Ends when the loop has stopped."""
-
-    def __init__(self) -> None:
-        self._tells: deque[Notify] = deque()
-        self._changed = asyncio.Event()
-        self._ended = False
-
-    def put(self, tell: Notify) -> None:
-        """Add a notification, dropping an older one when there is no room."""
-        if len(self._tells) >= OBSERVER_QUEUE_MAX:
-            self._drop_one()
-        self._tells.append(tell)
-        self._changed.set()
-
-    def end(self) -> None:
-        """Let the iteration end after what is already queued."""
-        self._ended = True
-        self._changed.set()
-
-    def __aiter__(self) -> AsyncIterator[Notify]:
-        return self
-
-    async def __anext__(self) -> Notify:
-        while not self._tells:
-            if self._ended:
-                raise StopAsyncIteration
-            self._changed.clear()
-            await self._changed.wait()
-        return self._tells.popleft()
-
-    def _drop_one(self) -> None:
-        for index, tell in enumerate(self._tells):
-            if tell.kind in PROGRESS_KINDS:
-                del self._tells[index]
-                return
-        self._tells.popleft()
-
-
-class _Link:
-    """A connection under way and what serves it."""
-
-    __slots__ = ("close", "established", "id", "on_established", "reader", "transport", "worker")
-
-    def __init__(
-        self, link_id: LinkId, transport: Transport, worker: Jobs, on_established: Callable[[LinkId], None] | None
-    ) -> None:
-        self.id = link_id
-        self.transport = transport
-        self.worker = worker
-        self.on_established = on_established
-        self.established = False
-        self.close: Close | None = None
-        self.reader: ChangeReader | None = None  # opened, used and closed in the worker's thread
-
-    def end(self, transport_end: TransportEnd) -> LinkEnd:
-        if self.close is not None:
-            return LinkEnd(self.close.reason, self.close.retry, self.established)
-        retry = transport_end.code is None or is_retryable(transport_end.code)
-        return LinkEnd(transport_end.reason, retry, self.established)
-
-    # The rest runs in the worker's thread.
-
-    def read(self, storage: Storage, read: Callable[[ChangeReader], ReadResult]) -> ReadResult:
-        if self.reader is None:
-            self.reader = storage.open_reader()
-        try:
-            return read(self.reader)
-        except Exception:
-            self.close_reader()
-            raise
-
-    def end_read(self) -> None:
-        if self.reader is not None:
-            self.reader.end()
-
-    def close_reader(self) -> None:
-        reader, self.reader = self.reader, None
-        if reader is not None:
-            reader.close()
 
 
 class SyncLoop:
@@ -195,13 +76,12 @@ class SyncLoop:
         self._make_worker = make_worker
         self._loop = asyncio.get_running_loop()
         self._link_ids = itertools.count(1)
-        self._links: dict[LinkId, _Link] = {}
+        self._links: dict[LinkId, LoopLink] = {}
         self._no_links = asyncio.Event()
         self._no_links.set()
         self._timers: dict[tuple[str, int], asyncio.TimerHandle] = {}
-        self._observers: list[Observer] = []
+        self._announcer = Announcer()
         self.peers_changed = asyncio.Event()
-        self._refusals: set[str] = set()  # told since the last link was established
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._heartbeats: dict[SiteId, tuple[Era, int]] = {}  # not written down yet
         self._heartbeat_timer: asyncio.TimerHandle | None = None
@@ -248,8 +128,7 @@ class SyncLoop:
         self._record_heartbeats()
         for worker in (self._storage_worker, *self._readers):
             await worker.stop()
-        for observer in self._observers:
-            observer.end()
+        self._announcer.close()
         if not self._ended.done():
             self._ended.set_result(None)
 
@@ -295,7 +174,7 @@ class SyncLoop:
             transport.close(CloseCode.STOPPING, "the node is stopping")
             end = await transport.pump(_drop)
             return LinkEnd(end.reason, retry=True, established=False)
-        link = _Link(LinkId(next(self._link_ids)), transport, self._reader_worker(), on_established)
+        link = LoopLink(LinkId(next(self._link_ids)), transport, self._reader_worker(), on_established)
         self._links[link.id] = link
         self._no_links.clear()
         log.debug("link %d: open, %s %s", link.id, "dialled" if dialed else "accepted from", transport.remote)
@@ -366,49 +245,24 @@ class SyncLoop:
         self._engine.request_digest(link, now_ms=self._now_ms())
         self._perform()
 
-    def close_link(self, link: LinkId, reason: str) -> None:
-        """End one link."""
-        if link in self._links:
-            self._close(Close(link, CloseCode.STOPPING, reason, retry=True))
-
-    def observe(self) -> Observer:
-        """Return a new observer of everything that is told from now on."""
-        observer = Observer()
+    def observe(self) -> Notifications:
+        """Return an iterator of everything that is told from now on, until it is closed or the loop stops."""
+        observer = self._announcer.observe()
         if self._ended.done():
-            observer.end()
-        self._observers.append(observer)
+            observer.close()
         return observer
 
-    def unobserve(self, observer: Observer) -> None:
-        """Tell this observer nothing more."""
-        if observer in self._observers:
-            self._observers.remove(observer)
-
-    def tell(self, tell: Notify) -> None:
+    def tell(self, notification: Notify) -> None:
         """Pass a notification on to the log and the observers. A refusal that repeats is told once."""
-        link = self._links.get(tell.link) if tell.link is not None else None
-        if tell.kind == "refused" and not self._is_news(tell.text):
-            log.debug("again: %s", tell.text)
+        link = self._links.get(notification.link) if notification.link is not None else None
+        remote = link.transport.remote if link is not None else ""
+        if not self._announcer.tell(notification, remote=remote, quiet=self._stopping):
             return
-        if tell.kind == "connected":
-            self._refusals.clear()
-            if link is not None and not link.established:
-                link.established = True
-                if link.on_established is not None:
-                    link.on_established(link.id)
-        level = logging.DEBUG if self._stopping else LOG_LEVELS[tell.kind]
-        log.log(level, "%s%s", tell.text, f" ({link.transport.remote})" if link else "")
-        for observer in self._observers:
-            observer.put(tell)
+        if notification.kind == "connected" and link is not None and not link.established:
+            link.established = True
+            if link.on_established is not None:
+                link.on_established(link.id)
         self.peers_changed.set()
-
-    def _is_news(self, refusal: str) -> bool:
-        if refusal in self._refusals:
-            return False
-        if len(self._refusals) >= REFUSALS_MAX:
-            self._refusals.clear()
-        self._refusals.add(refusal)
-        return True
 
     # --- Inputs -------------------------------------------------------------------------------------------------------
 
@@ -423,7 +277,7 @@ class SyncLoop:
         except Exception as error:
             self._fail(error)
 
-    def _link_input(self, link: _Link, method: Callable[..., None], *arguments: Any, **options: Any) -> None:
+    def _link_input(self, link: LoopLink, method: Callable[..., None], *arguments: Any, **options: Any) -> None:
         """Give the engine an input about one link. An exception of the engine ends that link."""
         try:
             method(link.id, *arguments, **options, now_ms=self._now_ms())
@@ -435,8 +289,8 @@ class SyncLoop:
             self._fail(error)
 
     def _perform(self) -> None:
-        for effect in self._engine.take_effects():
-            self._handlers[type(effect)](effect)
+        for action in self._engine.take_actions():
+            self._handlers[type(action)](action)
         self._look_again()
 
     def _look_again(self) -> None:
@@ -444,7 +298,9 @@ class SyncLoop:
             if not waiter.done() and condition():
                 waiter.set_result(None)
 
-    def _link_failure(self, link: _Link, method: Callable[..., None], *arguments: Any) -> Callable[[Exception], None]:
+    def _link_failure(
+        self, link: LoopLink, method: Callable[..., None], *arguments: Any
+    ) -> Callable[[Exception], None]:
         """Return what gives the engine the failure of a job of the storage."""
 
         def report(error: Exception) -> None:
@@ -455,7 +311,7 @@ class SyncLoop:
 
         return report
 
-    def _end_link_internally(self, link: _Link, error: Exception) -> None:
+    def _end_link_internally(self, link: LoopLink, error: Exception) -> None:
         if isinstance(error, StorageDamaged):
             self._fail(error)
             return
@@ -473,7 +329,7 @@ class SyncLoop:
         for link in self._links.values():
             link.transport.close(CloseCode.INTERNAL, "internal error, see the log of this node")
 
-    def _forget(self, link: _Link, reason: str) -> None:
+    def _forget(self, link: LoopLink, reason: str) -> None:
         self._input(self._engine.disconnected, link.id, reason=reason)
         del self._links[link.id]
         link.worker.submit(link.close_reader)
@@ -512,38 +368,38 @@ class SyncLoop:
 
     # --- Effects ------------------------------------------------------------------------------------------------------
 
-    def _send(self, effect: Send) -> None:
-        link = self._links.get(effect.link)
+    def _send(self, action: Send) -> None:
+        link = self._links.get(action.link)
         if link is not None:
-            link.transport.send(effect.data)
+            link.transport.send(action.data)
 
-    def _close(self, effect: Close) -> None:
-        link = self._links.get(effect.link)
+    def _close(self, action: Close) -> None:
+        link = self._links.get(action.link)
         if link is not None:
-            link.close = link.close or effect
-            link.transport.close(effect.code, effect.reason)
+            link.close = link.close or action
+            link.transport.close(action.code, action.reason)
 
-    def _load_resume(self, effect: LoadResume) -> None:
-        link = self._links.get(effect.link)
+    def _load_resume(self, action: LoadResume) -> None:
+        link = self._links.get(action.link)
         if link is not None:
             self._storage_worker.submit(
-                functools.partial(self._storage.resume_point, effect.site),
+                functools.partial(self._storage.resume_point, action.site),
                 functools.partial(self._link_input, link, self._engine.resume_loaded),
                 functools.partial(self._end_link_internally, link),
             )
 
-    def _load_state(self, effect: LoadState) -> None:
+    def _load_state(self, action: LoadState) -> None:
         self._storage_worker.submit(
             self._storage.state,
             functools.partial(self._input, self._engine.state_loaded),
-            functools.partial(self._state_failed, lambda: self._load_state(effect)),
+            functools.partial(self._state_failed, lambda: self._load_state(action)),
         )
 
-    def _begin_read(self, effect: BeginRead) -> None:
-        self._read(effect.link, lambda reader: reader.begin(effect.request, effect.rows_bytes_max))
+    def _begin_read(self, action: BeginRead) -> None:
+        self._read(action.link, lambda reader: reader.begin(action.request, action.rows_bytes_max))
 
-    def _continue_read(self, effect: ContinueRead) -> None:
-        self._read(effect.link, lambda reader: reader.read(effect.rows_bytes_max))
+    def _continue_read(self, action: ContinueRead) -> None:
+        self._read(action.link, lambda reader: reader.read(action.rows_bytes_max))
 
     def _read(self, link_id: LinkId, read: Callable[[ChangeReader], ReadResult]) -> None:
         link = self._links.get(link_id)
@@ -554,43 +410,43 @@ class SyncLoop:
                 self._link_failure(link, self._engine.read_failed),
             )
 
-    def _end_read(self, effect: EndRead) -> None:
-        link = self._links.get(effect.link)
+    def _end_read(self, action: EndRead) -> None:
+        link = self._links.get(action.link)
         if link is not None:
             link.worker.submit(link.end_read)
 
-    def _apply(self, effect: Apply) -> None:
-        link = self._links.get(effect.link)
+    def _apply(self, action: Apply) -> None:
+        link = self._links.get(action.link)
         if link is not None:
             self._storage_worker.submit(
-                functools.partial(self._storage.apply, effect.incoming),
+                functools.partial(self._storage.apply, action.incoming),
                 functools.partial(self._link_input, link, self._engine.applied),
                 self._link_failure(link, self._engine.apply_failed),
             )
 
-    def _compute_digest(self, effect: ComputeDigest) -> None:
-        link = self._links.get(effect.link)
+    def _compute_digest(self, action: ComputeDigest) -> None:
+        link = self._links.get(action.link)
         if link is not None:
             link.worker.submit(  # takes seconds on a large file, and merges must go on
                 self._storage.digest,
-                functools.partial(self._link_input, link, self._engine.digest_done, effect.request),
-                self._link_failure(link, self._engine.digest_failed, effect.request),
+                functools.partial(self._link_input, link, self._engine.digest_done, action.request),
+                self._link_failure(link, self._engine.digest_failed, action.request),
             )
 
-    def _reidentify(self, effect: Reidentify) -> None:
-        log.warning("taking a new site id: %s", effect.reason)
+    def _reidentify(self, action: Reidentify) -> None:
+        log.warning("taking a new site id: %s", action.reason)
         self._storage_worker.submit(
             self._storage.reidentify, functools.partial(self._input, self._engine.reidentified), self._fail
         )
 
-    def _set_timer(self, effect: SetTimer) -> None:
-        previous = self._timers.pop(effect.key, None)
+    def _set_timer(self, action: SetTimer) -> None:
+        previous = self._timers.pop(action.key, None)
         if previous is not None:
             previous.cancel()
         if not self._stopping:
             # One millisecond more, so that the engine's whole milliseconds have surely passed.
-            when = (effect.at_ms + 1) / 1000
-            self._timers[effect.key] = self._loop.call_at(when, self._timer_fired, effect.key)
+            when = (action.at_ms + 1) / 1000
+            self._timers[action.key] = self._loop.call_at(when, self._timer_fired, action.key)
 
     def _timer_fired(self, key: tuple[str, int]) -> None:
         del self._timers[key]
@@ -604,15 +460,15 @@ class SyncLoop:
             if link.transport.has_received():
                 self._engine.note_traffic(link.id, now_ms=self._now_ms())
 
-    def _note_heartbeats(self, effect: RecordHeartbeats) -> None:
-        self._heartbeats.update(effect.heartbeats)
+    def _note_heartbeats(self, action: RecordHeartbeats) -> None:
+        self._heartbeats.update(action.heartbeats)
         if self._heartbeat_timer is None:
             self._heartbeat_timer = self._loop.call_later(HEARTBEATS_WRITTEN_EVERY_S, self._record_heartbeats)
 
-    def _barrier_done(self, effect: BarrierDone) -> None:
+    def _barrier_done(self, action: BarrierDone) -> None:
         if self._stopping or self._ended.done():  # the links are gone because this node leaves, which is no answer
             return
-        self._barriers_done = effect.token
+        self._barriers_done = action.token
         if self._barriers_wanted > self._barriers_begun:
             self._begin_barrier()
 

@@ -30,10 +30,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
+from leasemesh.sync.actions import LinkId
 from leasemesh.sync.address import AddressError as AddressError
 from leasemesh.sync.address import is_loopback
 from leasemesh.sync.drivers.loop import SyncLoop
-from leasemesh.sync.effects import LinkId
 from leasemesh.sync.errors import CloseCode
 from leasemesh.sync.limits import MESSAGE_BYTES_MAX
 from leasemesh.sync.transport import DialFailed, Transport, TransportEnd

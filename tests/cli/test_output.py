@@ -4,9 +4,9 @@ import threading
 import time
 
 import pytest
-from leasemesh.node.cli.notifying import WholeLines
 from rich.cells import cell_len
 
+from leasemesh.node.cli.notifications import WholeLines
 from leasemesh.node.cli.output import Column, Screen, ago, clean, count_of, fit, iso
 
 SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000

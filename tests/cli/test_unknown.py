@@ -207,7 +207,7 @@ def let_time_pass(path, milliseconds):
     with Node.open(path) as node, node.database.transaction(replicated=False) as transaction:
         node.staleness.observe()
         transaction.execute("UPDATE claim_watches SET since_ms = since_ms - ?", (milliseconds,))
-        transaction.execute("UPDATE heard SET monotonic_ms = monotonic_ms - ?", (milliseconds,))
+        transaction.execute("UPDATE heartbeats SET monotonic_ms = monotonic_ms - ?", (milliseconds,))
 
 
 def test_a_permit_whose_holder_fell_silent_is_listed(leasemesh, database, silent):

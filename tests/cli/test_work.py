@@ -123,7 +123,7 @@ def test_a_waiting_take_over_ends_when_the_holder_has_been_silent_for_long_enoug
         # Seventy-four and a half seconds ago: what remains is half a second.
         node.staleness.observe()
         transaction.execute("UPDATE claim_watches SET since_ms = since_ms - 74500")
-        transaction.execute("UPDATE heard SET monotonic_ms = monotonic_ms - 74500")
+        transaction.execute("UPDATE heartbeats SET monotonic_ms = monotonic_ms - 74500")
     taken = leasemesh("take-over", "shop/orders/order-0", "--wait", "--json", "--db", other)
     assert taken.code == 0, taken.err
     assert len(taken.document["events"]) == 1

@@ -99,7 +99,7 @@ def run_confirmed(path, name, subject, kill_at, loses_power, pipe):
 
 def ask(node, run, steps, pipe):
     steps.armed = True
-    node.authority.ask(run)
+    node.permits.request(run)
 
 
 def tend(node, run, steps, pipe):
@@ -123,7 +123,7 @@ def claim(node, message_ids, pipe):
     """Claim events and get the hub's permit: whoever begins an effect must be who began its run."""
     run = node.reserve("mail", "inbox", message_ids=message_ids).run
     pipe.send(("claimed", run))
-    node.authority.ask(run)
+    node.permits.request(run)
     with Node.open(node.path.with_name("hub.db")) as hub:
         transfer(node, hub)
         hub.authority.tend()

@@ -355,7 +355,7 @@ class Device:
 
     async def do_appoint(self):
         """Be the authority, unless there is one."""
-        if self.node.authority.info().authority is None:
+        if self.node.authorities.info().authority is None:
             await asyncio.to_thread(self.node.authorities.appoint, self.node.site_id, by="Ann")
         await asyncio.to_thread(self.node.authority.tend)
 

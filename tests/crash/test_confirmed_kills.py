@@ -72,7 +72,7 @@ class Mesh:
         """Both devices have asked for what they claimed, and the hub has heard of it."""
         runs = self.claim(number)
         for node, run in zip(self.devices, runs, strict=True):
-            node.authority.ask(run)
+            node.permits.request(run)
         self.to_hub()
         return runs
 
@@ -144,7 +144,7 @@ class Mesh:
         claims = [(node, node.reserve("mail", "inbox", limit=1_000)) for node in self.devices]
         for node, claim in claims:
             if claim.events:
-                node.authority.ask(claim.run)
+                node.permits.request(claim.run)
         for node in (self.hub, *self.nodes):  # Who begins as the authority is asked only after that.
             self.exchange()
             node.authority.tend()
@@ -221,7 +221,7 @@ def test_a_permit_arrives_wholly_or_not_at_all(mesh):
 def compete(mesh, number, operation, kill_at):
     """Kill the laptop at an operation on two events, one of which the phone wants as well."""
     mine, theirs = mesh.publish(number)
-    mesh.phone.authority.ask(mesh.phone.reserve("mail", "inbox", message_ids=theirs).run)
+    mesh.phone.permits.request(mesh.phone.reserve("mail", "inbox", message_ids=theirs).run)
     return mesh.kill(mesh.laptop, operation, mine, kill_at)
 
 
@@ -342,7 +342,7 @@ def test_a_device_steps_back_for_an_authority_that_is_gone_wholly_or_not_at_all(
         hub, laptop, phone = mesh.nodes
         granted, _ = mesh.grant(f"{number} granted")
         waiting = laptop.reserve("mail", "inbox", message_ids=publish_one(mesh, number)).run
-        laptop.authority.ask(waiting)
+        laptop.permits.request(waiting)
         generation = hub.authorities.granting()
         gone.append(hub.site_id)
         hub.reset_identity()

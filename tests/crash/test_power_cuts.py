@@ -174,7 +174,7 @@ def test_an_authority_does_not_forget_in_a_power_cut_what_it_granted(authority, 
         for path, wanted in ((laptop, "12"), (phone, "23")):
             with Node.open(path) as node:
                 runs.append(node.reserve("mail", "inbox", message_ids=list(wanted)).run)
-                node.authority.ask(runs[-1])
+                node.permits.request(runs[-1])
                 transfer(node, authority)
     lose_power(hub, "tend")
     with Node.open(hub) as node:

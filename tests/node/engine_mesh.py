@@ -21,7 +21,7 @@ from replicas import NOTES, Replica
 
 from leasemesh.node.database.file import Database
 from leasemesh.sync import limits
-from leasemesh.sync.effects import (
+from leasemesh.sync.actions import (
     Apply,
     BeginRead,
     Close,
@@ -80,37 +80,37 @@ class Device:
 
     def input(self, method, *arguments, **options):
         method(*arguments, **options, now_ms=self.mesh.now_ms)
-        for effect in self.engine.take_effects():
-            self.perform(effect)
+        for action in self.engine.take_actions():
+            self.perform(action)
 
-    def perform(self, effect):
+    def perform(self, action):
         storage, engine = self.replica.storage, self.engine
-        end = self.ends.get(getattr(effect, "link", None))
-        match effect:
+        end = self.ends.get(getattr(action, "link", None))
+        match action:
             case Send() if end and not end.closing:
-                end.outgoing.append(effect.data)
+                end.outgoing.append(action.data)
             case Close() if end and not end.closing:
                 end.closing = True
-                end.outgoing.append(effect)
-                self.refused_as_clone |= effect.code == CloseCode.CLONE
+                end.outgoing.append(action)
+                self.refused_as_clone |= action.code == CloseCode.CLONE
             case LoadResume():
-                self.ask(lambda: storage.resume_point(effect.site), engine.resume_loaded, effect.link)
+                self.ask(lambda: storage.resume_point(action.site), engine.resume_loaded, action.link)
             case LoadState():
                 self.ask(storage.state, engine.state_loaded)
             case Apply():
-                self.ask(lambda: storage.apply(effect.incoming), engine.applied, effect.link)
+                self.ask(lambda: storage.apply(action.incoming), engine.applied, action.link)
             case Reidentify():
                 self.mesh.fired["new site id"] += 1
                 self.ask(storage.reidentify, engine.reidentified)
             case BeginRead() if end:
                 size = self.mesh.piece_bytes
-                self.reads[effect.link].append(lambda reader: reader.begin(effect.request, size))
+                self.reads[action.link].append(lambda reader: reader.begin(action.request, size))
             case ContinueRead() if end:
-                self.reads[effect.link].append(lambda reader: reader.read(self.mesh.piece_bytes))
+                self.reads[action.link].append(lambda reader: reader.read(self.mesh.piece_bytes))
             case EndRead() if end:
-                self.reads[effect.link].append(lambda reader: reader.end())
+                self.reads[action.link].append(lambda reader: reader.end())
             case SetTimer():
-                self.timers[effect.key] = effect.at_ms
+                self.timers[action.key] = action.at_ms
 
     def ask(self, work, answer, *arguments):
         self.jobs.append((work, answer, arguments))

@@ -46,7 +46,7 @@ async def told(sync, kind, containing=""):
             if tell.kind == kind and containing in tell.text:
                 return tell
     finally:
-        sync.loop.unobserve(observer)
+        observer.close()
     raise AssertionError(f"sync ended without telling {kind} {containing}")
 
 

@@ -15,9 +15,8 @@ from leasemesh.node.database.tables import JSON_TABLES
 from leasemesh.node.doctor import examine
 from leasemesh.node.machine.boot import boot_id
 from leasemesh.node.replication import quarantine as quarantine
-from leasemesh.node.replication import staging
+from leasemesh.node.replication import staging, version_vectors
 from leasemesh.node.replication import storage as changes
-from leasemesh.node.replication import version_vectors
 from leasemesh.node.replication.clock_tables import ROWS_MAX, ClockTables
 from leasemesh.node.replication.packed_keys import is_well_formed
 from leasemesh.node.replication.sizes import change_bytes

@@ -32,7 +32,6 @@ async def test_a_message_may_arrive_for_longer_than_silence_may_last(open_node, 
         async with SlowProxy(int(serving.url.rpartition(":")[2])) as proxy, laptop.syncing(peers=[proxy.url]) as sync:
             observer = sync.loop.observe()
             await equal(hub, laptop)
-            sync.loop.unobserve(observer)
+            observer.close()
             assert digests(hub)[0] == digests(laptop)[0]
-            observer.end()
             assert "disconnected" not in [tell.kind async for tell in observer]

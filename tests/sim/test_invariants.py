@@ -8,15 +8,15 @@ import pytest
 
 from leasemesh.node.authoring.workflow import Consumer
 from leasemesh.node.execution.manager import Manager
-from leasemesh.node.execution.performing import perform
 from leasemesh.node.execution.recovery import Recovery
 from leasemesh.node.model import ids
 from leasemesh.node.replication.storage import ChangeReader, ChangeStorage
+from leasemesh.node.runtime.performing import perform
 from leasemesh.node.runtime.runner import Runner
 from leasemesh.node.stores import EventStore, MutationStore
 from leasemesh.node.stores.base import Store
 from leasemesh.node.stores.leasing import Leasing
-from leasemesh.node.work.authority import Arbiter
+from leasemesh.node.work.authority import Authority
 from leasemesh.sync.drivers.loop import SyncLoop
 from sim import files
 from sim.params import PRESETS, lite
@@ -312,14 +312,14 @@ def test_L4_finds_that_soft_work_waits_for_the_authority(monkeypatch):
 
 
 def test_L4_finds_that_confirmed_work_does_not_go_on_when_the_authority_is_back(monkeypatch):
-    tend = Arbiter.tend
+    tend = Authority.tend
     begun = {}
 
     def tend_only_once_on_each_device(self):
         first = begun.setdefault(self._permits._database.path, self)
         return tend(self) if first is self else False
 
-    monkeypatch.setattr(Arbiter, "tend", tend_only_once_on_each_device)
+    monkeypatch.setattr(Authority, "tend", tend_only_once_on_each_device)
     assert first_violation("L4", preset="handlers")
 
 

@@ -20,9 +20,8 @@ from random import Random
 from leasemesh.node.database.connection import DatabaseError
 from leasemesh.node.testing import world
 from leasemesh.node.testing.crashes import CrashPlan
-from leasemesh.node.testing.device import Device
+from leasemesh.node.testing.device import Device, Process
 from leasemesh.node.testing.network import BYTES_PER_MS
-from leasemesh.node.testing.process import Process
 from leasemesh.sync.errors import CloseCode
 from sim import files
 from sim.faults import FAULTS

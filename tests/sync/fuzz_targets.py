@@ -25,8 +25,8 @@ from leasemesh.node.machine.environment import Environment
 from leasemesh.node.model import ids
 from leasemesh.node.replication.storage import ChangeStorage
 from leasemesh.sync import wire
+from leasemesh.sync.actions import Send
 from leasemesh.sync.columns import decode_rows, encode_rows
-from leasemesh.sync.effects import Send
 from leasemesh.sync.errors import CloseCode, LocalProtocolError, RemoteProtocolError, SyncError
 from leasemesh.sync.messages import Barrier, BarrierReply, Digest, DigestRequest, Goodbye, Greeting, SealedHello
 from leasemesh.sync.ports import DatabaseDigest, Incoming, ReadRequest, TableDigest, TransferHeader
@@ -57,7 +57,7 @@ def conversation():
         world.call(node, lambda engine, store=node.store: engine.begin_barrier(1, store.state(), world.now_ms))
     world.call(laptop, lambda engine: engine.close_all(world.now_ms))
     return [
-        [effect.data for effect in node.effects if isinstance(effect, Send)][:CONVERSATION_MAX]
+        [action.data for action in node.actions if isinstance(action, Send)][:CONVERSATION_MAX]
         for node in (laptop, hub)
     ]
 

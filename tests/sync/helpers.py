@@ -10,22 +10,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leasemesh.sync import wire
-from leasemesh.sync.effects import (
+from leasemesh.sync.actions import (
+    Action,
     Apply,
     BeginRead,
     Close,
     ComputeDigest,
     ContinueRead,
-    Effect,
     EndRead,
     LinkId,
     LoadResume,
     LoadState,
+    Notify,
     RecordHeartbeats,
     Reidentify,
     Send,
     SetTimer,
-    Notify,
 )
 from leasemesh.sync.engine import Engine, EngineConfig
 from leasemesh.sync.messages import Message, Purpose
@@ -184,9 +184,9 @@ class Node:
     tells: list[Notify] = field(default_factory=list)
     heartbeats: dict[SiteId, tuple[Era, int]] = field(default_factory=dict)
     closed: dict[LinkId, Close] = field(default_factory=dict)
-    effects: list[Effect] = field(default_factory=list)
+    actions: list[Action] = field(default_factory=list)
     slow: set[type] = field(default_factory=set)
-    """Kinds of effects whose answers wait until `World.answer`."""
+    """Kinds of actions whose answers wait until `World.answer`."""
     waiting: deque[Callable[[], None]] = field(default_factory=deque)
 
     @property
@@ -198,12 +198,12 @@ class Node:
 
     def messages(self, kind: type[Message]) -> list[Message]:
         """All messages of one kind that this node has sent."""
-        sent = [wire.decode(effect.data) for effect in self.effects if isinstance(effect, Send)]
+        sent = [wire.decode(action.data) for action in self.actions if isinstance(action, Send)]
         return [message for message in sent if isinstance(message, kind)]
 
     def count(self, kind: type) -> int:
-        """How many effects of one kind this node has asked for."""
-        return sum(isinstance(effect, kind) for effect in self.effects)
+        """How many actions of one kind this node has asked for."""
+        return sum(isinstance(action, kind) for action in self.actions)
 
 
 class World:
@@ -339,63 +339,63 @@ class World:
     # Effects.
 
     def _perform(self, node: Node) -> None:
-        for effect in node.engine.take_effects():
-            node.effects.append(effect)
-            self.trace.append(f"{self.now_ms} {node.name} {effect}")
-            self._perform_one(node, effect)
+        for action in node.engine.take_actions():
+            node.actions.append(action)
+            self.trace.append(f"{self.now_ms} {node.name} {action}")
+            self._perform_one(node, action)
 
-    def _perform_one(self, node: Node, effect: Effect) -> None:
+    def _perform_one(self, node: Node, action: Action) -> None:
         store, engine = node.store, node.engine
-        match effect:
+        match action:
             case Send():
-                if effect.link not in self._mute:
-                    self._events.append(lambda: self._deliver(self._ends[effect.link][1], effect.data))
+                if action.link not in self._mute:
+                    self._events.append(lambda: self._deliver(self._ends[action.link][1], action.data))
             case Close():
-                node.closed[effect.link] = effect
-                if effect.link not in self._mute:
-                    self._events.append(lambda: self._close_end(self._ends[effect.link][1]))
-                self._close_end(effect.link)
+                node.closed[action.link] = action
+                if action.link not in self._mute:
+                    self._events.append(lambda: self._close_end(self._ends[action.link][1]))
+                self._close_end(action.link)
             case LoadResume():
-                resume = store.resumes.get(effect.site, FROM_START)
-                self._answer(node, effect, lambda: engine.resume_loaded(effect.link, resume, self.now_ms))
+                resume = store.resumes.get(action.site, FROM_START)
+                self._answer(node, action, lambda: engine.resume_loaded(action.link, resume, self.now_ms))
             case LoadState():
-                self._answer(node, effect, lambda: engine.state_loaded(store.state(), self.now_ms))
+                self._answer(node, action, lambda: engine.state_loaded(store.state(), self.now_ms))
             case BeginRead():
-                node.readers[effect.link] = store.begin(effect.request)
-                self._answer_read(node, effect)
+                node.readers[action.link] = store.begin(action.request)
+                self._answer_read(node, action)
             case ContinueRead():
-                self._answer_read(node, effect)
+                self._answer_read(node, action)
             case EndRead():
-                node.readers.pop(effect.link, None)
+                node.readers.pop(action.link, None)
             case Apply():
                 self._answer(
-                    node, effect, lambda: engine.applied(effect.link, store.apply(effect.incoming), self.now_ms)
+                    node, action, lambda: engine.applied(action.link, store.apply(action.incoming), self.now_ms)
                 )
             case ComputeDigest():
                 self._answer(
                     node,
-                    effect,
-                    lambda: engine.digest_done(effect.link, effect.request, store.digest(), self.now_ms),
+                    action,
+                    lambda: engine.digest_done(action.link, action.request, store.digest(), self.now_ms),
                 )
             case Reidentify():
-                self._answer(node, effect, lambda: engine.reidentified(store.reidentify(), self.now_ms))
+                self._answer(node, action, lambda: engine.reidentified(store.reidentify(), self.now_ms))
             case SetTimer():
-                node.timers[effect.key] = effect.at_ms
+                node.timers[action.key] = action.at_ms
             case RecordHeartbeats():
-                node.heartbeats.update(effect.heartbeats)
+                node.heartbeats.update(action.heartbeats)
             case Notify():
-                node.tells.append(effect)
+                node.tells.append(action)
 
-    def _answer_read(self, node: Node, effect: BeginRead | ContinueRead) -> None:
-        reader = node.readers[effect.link]
-        self._answer(node, effect, lambda: node.engine.read_done(effect.link, reader.read(), self.now_ms))
+    def _answer_read(self, node: Node, action: BeginRead | ContinueRead) -> None:
+        reader = node.readers[action.link]
+        self._answer(node, action, lambda: node.engine.read_done(action.link, reader.read(), self.now_ms))
 
-    def _answer(self, node: Node, effect: Effect, answer: Callable[[], None]) -> None:
+    def _answer(self, node: Node, action: Action, answer: Callable[[], None]) -> None:
         def give() -> None:
             answer()
             self._perform(node)
 
-        if type(effect) in node.slow:
+        if type(action) in node.slow:
             node.waiting.append(give)
         else:
             self._events.append(give)

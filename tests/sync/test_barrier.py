@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from leasemesh.sync import barrier, limits, transfer, wire
+from leasemesh.sync.actions import Action, Apply, BarrierDone, BeginRead, ContinueRead, LinkId, Send
 from leasemesh.sync.barrier import Barriers
-from leasemesh.sync.effects import Apply, BarrierDone, BeginRead, ContinueRead, Effect, LinkId, Send
 from leasemesh.sync.errors import CloseCode, RemoteProtocolError
 from leasemesh.sync.messages import Ack, Barrier, BarrierReply, Changes, Marker
 from tests.sync.helpers import Node, World, keys
@@ -30,12 +30,12 @@ def begin(world: World, node: Node, token: int = 1, *, run: bool = True) -> None
 
 
 def done(node: Node) -> list[int]:
-    return [effect.token for effect in node.effects if isinstance(effect, BarrierDone)]
+    return [action.token for action in node.actions if isinstance(action, BarrierDone)]
 
 
 def stream(node: Node, link: LinkId) -> list[str]:
     """The kinds of what a node has sent on a link that belong to the stream of changes."""
-    messages = [wire.decode(effect.data) for effect in node.effects if isinstance(effect, Send) and effect.link == link]
+    messages = [wire.decode(action.data) for action in node.actions if isinstance(action, Send) and action.link == link]
     return [type(one).__name__ for one in messages if isinstance(one, Changes | Barrier | BarrierReply)]
 
 
@@ -173,8 +173,8 @@ def test_a_barrier_comes_after_all_pieces_of_what_was_committed_before_it(world:
     one.store.piece_rows = 3
     for number in range(6):
         one.store.write(*keys(5, 5 * number))
-    one.effects.clear()
-    other.effects.clear()
+    one.actions.clear()
+    other.actions.clear()
     begin(world, one)
     assert stream(one, link) == ["Changes"] * 10 + ["Barrier"]
     assert stream(other, other_link) == ["BarrierReply"]
@@ -226,7 +226,7 @@ def test_a_marker_waits_for_the_end_of_a_transfer_out_of_several_snapshots(
     one.store.piece_rows = 1
     for number in range(20):
         one.store.write(*keys(1, number), value="x" * 300)
-    one.effects.clear()
+    one.actions.clear()
     begin(world, one)
     headers = [message for message in one.messages(Changes) if isinstance(message, Changes) and message.header]
     assert len(headers) > 2 and done(one) == [1]
@@ -234,12 +234,12 @@ def test_a_marker_waits_for_the_end_of_a_transfer_out_of_several_snapshots(
 
 
 def test_a_marker_waits_while_nothing_may_be_sent() -> None:
-    effects: list[Effect] = []
-    sending = transfer.SendingHalf(ONE, effects, peer_vector=World().node(1).store.state().vector, compress=False)
+    actions: list[Action] = []
+    sending = transfer.SendingHalf(ONE, actions, peer_vector=World().node(1).store.state().vector, compress=False)
     sending.mark(Barrier(FIRST), 0)
-    assert effects == []
+    assert actions == []
     sending.allow(True)
-    assert effects == [Send(ONE, wire.encode(Barrier(FIRST)))]
+    assert actions == [Send(ONE, wire.encode(Barrier(FIRST)))]
 
 
 def test_a_marker_within_a_transfer_is_refused(world: World) -> None:
@@ -356,7 +356,7 @@ def test_an_idle_mesh_is_asked_without_a_transfer(world: World) -> None:
     one, other = world.node(1), world.node(2)
     world.connect(one, other)
     world.advance(limits.PRESENCE_MS)
-    one.effects.clear()
+    one.actions.clear()
     begin(world, one)
     assert done(one) == [1] and one.messages(Changes) == [] and one.messages(Ack) == []
 
@@ -487,7 +487,7 @@ def handled_at_once(half: transfer.ReceivingHalf) -> list[Marker]:
 
 def sent_at_once(half: transfer.SendingHalf, marker: Marker, version: int) -> None:
     if not half._header_open:  # within a transfer it would be refused, and nothing shown
-        half._effects.append(Send(half._link, wire.encode(marker)))
+        half._actions.append(Send(half._link, wire.encode(marker)))
         half.want(version)
     else:
         real_mark(half, marker, version)

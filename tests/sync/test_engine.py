@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leasemesh.sync import limits, wire
-from leasemesh.sync.effects import (
+from leasemesh.sync.actions import (
     Apply,
     BeginRead,
     ComputeDigest,
@@ -267,7 +267,7 @@ def test_without_the_same_token_nothing_is_told(world: World, theirs: str | None
     listener.engine.local_commit(listener.store.state(), 0)
     link, listener_link = world.connect(dialer, listener)
     assert refusal(listener, listener_link) == refusal(dialer, link) == CloseCode.UNAUTHORISED
-    sent = [wire.decode(effect.data) for effect in listener.effects if isinstance(effect, Send)]
+    sent = [wire.decode(action.data) for action in listener.actions if isinstance(action, Send)]
     assert [type(message) for message in sent] == [Greeting, Goodbye]
     assert listener.count(LoadResume) == listener.count(BeginRead) == 0
     assert "token" in listener.told("refused")[0] and "closed by the peer" in dialer.told("refused")[0]
@@ -324,7 +324,7 @@ def test_a_copy_that_a_hub_dials_waits_for_the_probe_and_sees_no_rows(world: Wor
     world.mute(original_link)
     link, copied_link = world.connect(hub, copied)
     assert hub.engine.peers()[1].state == "open" and copied.store.resumes == {}
-    assert len([effect for effect in hub.effects if isinstance(effect, BeginRead) and effect.link == link]) == 0
+    assert len([action for action in hub.actions if isinstance(action, BeginRead) and action.link == link]) == 0
     world.feed(hub, hub_to_original, Presence(9, 0, 1, {}, None))
     assert refusal(hub, link) == CloseCode.CLONE
     assert copied.closed[copied_link].code == CloseCode.CLONE
@@ -678,10 +678,10 @@ def test_timers_of_links_that_are_gone_do_nothing(world: World) -> None:
     one, other = world.node(1), world.node(2)
     link, _ = world.connect(one, other)
     world.cut(link)
-    effects = len(one.effects)
+    actions = len(one.actions)
     for kind in ("handshake", "probe", "checkpoint", "presence"):
         world.call(one, lambda engine, kind=kind: engine.timer_fired((kind, link), world.now_ms))
-    assert len(one.effects) == effects
+    assert len(one.actions) == actions
     world.connect(one, other)
     world.advance(limits.PRESENCE_MS)
     assert one.messages(Presence)
@@ -740,7 +740,7 @@ def test_no_bytes_make_the_engine_raise(garbage: list[bytes], steps: int, chance
         world.step()
     for data in garbage:
         other.engine.received(link, data, world.now_ms)
-    sent = [effect.data for effect in one.effects if isinstance(effect, Send)]
+    sent = [action.data for action in one.actions if isinstance(action, Send)]
     for data in sent:
         mutated = bytearray(data)
         mutated[chance.randrange(len(mutated))] = chance.randrange(256)  # type: ignore[attr-defined]

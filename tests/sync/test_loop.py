@@ -10,10 +10,13 @@ import pytest
 
 from leasemesh import NewEvent
 from leasemesh.node.replication.storage import ChangeStorage
+from leasemesh.sync.actions import LinkId, LoadState, Notify, RecordHeartbeats, Reidentify, SetTimer
 from leasemesh.sync.drivers import loop as loop_module
-from leasemesh.sync.drivers.loop import OBSERVER_QUEUE_MAX, LinkEnd, Observer, SyncLoop
+from leasemesh.sync.drivers.links import LinkEnd
+from leasemesh.sync.drivers.loop import SyncLoop
+from leasemesh.sync.drivers.notifications import Notifications
+from leasemesh.sync.drivers.queues import ITEMS_MAX
 from leasemesh.sync.drivers.workers import Worker
-from leasemesh.sync.effects import LinkId, LoadState, RecordHeartbeats, Reidentify, SetTimer, Notify
 from leasemesh.sync.engine import Engine, EngineConfig
 from leasemesh.sync.errors import LocalProtocolError, StorageLimit
 from leasemesh.sync.transport import TransportEnd
@@ -152,9 +155,9 @@ class TestLinks:
         at_a, at_b = link(a, b)
         async with within():
             await until_open(a, b)
-            a.loop.close_link(a.loop.peers()[0].link, "enough for today")
-            assert await at_a == LinkEnd("enough for today", retry=True, established=True)
-            assert await at_b == LinkEnd("closed by the peer: enough for today", retry=True, established=True)
+            await a.loop.stop()
+            assert await at_a == LinkEnd("a is being stopped", retry=True, established=True)
+            assert await at_b == LinkEnd("closed by the peer: a is being stopped", retry=True, established=True)
 
     async def test_are_refused_once_the_loop_stops(self, device, within):
         a, b = device("a"), device("b")
@@ -259,7 +262,7 @@ class TestStorageFaults:
         answered = asyncio.Event()
         monkeypatch.setattr(a.engine, "state_loaded", lambda state, now_ms: answered.set())
         a.storage.break_("state", OSError("busy"))
-        a.engine._effects.append(LoadState())
+        a.engine._actions.append(LoadState())
         link(a, b)
         async with within():
             await asyncio.to_thread(a.storage.wait_for, "state", times=2)
@@ -382,16 +385,16 @@ class TestObservers:
         return Notify(kind, f"{kind} {number}", LinkId(1))
 
     async def test_a_slow_one_loses_progress_first_and_never_blocks(self):
-        observer = Observer()
+        observer = Notifications()
         observer.put(self.tell("connected"))
         observer.put(self.tell("receiving"))
-        for number in range(OBSERVER_QUEUE_MAX):
+        for number in range(ITEMS_MAX):
             observer.put(self.tell("received", number))
-        observer.end()
+        observer.close()
         texts = [tell.text async for tell in observer]
-        assert len(texts) == OBSERVER_QUEUE_MAX
+        assert len(texts) == ITEMS_MAX
         assert "receiving 0" not in texts
-        assert texts[-1] == f"received {OBSERVER_QUEUE_MAX - 1}"
+        assert texts[-1] == f"received {ITEMS_MAX - 1}"
 
     async def test_all_of_them_end_with_the_loop(self, device, within):
         a, b = device("a"), device("b")
@@ -408,7 +411,7 @@ class TestObservers:
         observer = a.loop.observe()
         for kind in ("refused", "refused", "connected", "refused"):
             a.loop.tell(Notify(kind, kind))
-        observer.end()
+        observer.close()
         assert [tell.kind async for tell in observer] == ["refused", "connected", "refused"]
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leasemesh.sync import limits, wire
-from leasemesh.sync.effects import Apply, BeginRead, Close, ContinueRead, Effect, LinkId, Send
+from leasemesh.sync.actions import Action, Apply, BeginRead, Close, ContinueRead, LinkId, Send
 from leasemesh.sync.engine import EngineConfig
 from leasemesh.sync.errors import CloseCode, LocalProtocolError, RemoteProtocolError, TokenRefused
 from leasemesh.sync.messages import (
@@ -46,7 +46,7 @@ class SessionPair:
     def __init__(
         self, *, dialer_token: str | None = None, listener_token: str | None = None, purpose: Purpose = "sync"
     ):
-        self.effects: dict[str, list[Effect]] = {"dialer": [], "listener": []}
+        self.actions: dict[str, list[Action]] = {"dialer": [], "listener": []}
         self.dialer = self._session("dialer", OWN, dialer_token, purpose)
         self.listener = self._session("listener", PEER, listener_token, "sync")
 
@@ -54,7 +54,7 @@ class SessionPair:
         config = EngineConfig(WORKSPACE, role, Era(role[:8].encode().ljust(8, b".")), token)
         return Session(
             LINK,
-            self.effects[role],
+            self.actions[role],
             role=role,
             purpose=purpose,
             compress=True,
@@ -67,9 +67,9 @@ class SessionPair:
     def pass_on(self, sender: str, now_ms: int = 1) -> list[Message | Hello]:
         """Hand everything that one side has sent to the other one; return it as the other one decoded it."""
         receiver = self.listener if sender == "dialer" else self.dialer
-        sent = [effect for effect in self.effects[sender] if isinstance(effect, Send)]
-        self.effects[sender].clear()
-        return [receiver.receive(effect.data, now_ms) for effect in sent]
+        sent = [action for action in self.actions[sender] if isinstance(action, Send)]
+        self.actions[sender].clear()
+        return [receiver.receive(action.data, now_ms) for action in sent]
 
     def greet(self) -> None:
         self.dialer.greet()
@@ -229,75 +229,75 @@ def piece(version: int, *rows: Change, first: bool = True, last: bool = True, up
 
 
 @pytest.fixture
-def effects() -> list[Effect]:
+def actions() -> list[Action]:
     return []
 
 
 @pytest.fixture
-def sending(effects: list[Effect]) -> SendingHalf:
+def sending(actions: list[Action]) -> SendingHalf:
     """A sending half that has sent the checkpoint of its first transfer, at version 1, and has its ack."""
-    half = SendingHalf(LINK, effects, peer_vector=VersionVector(), compress=False)
+    half = SendingHalf(LINK, actions, peer_vector=VersionVector(), compress=False)
     half.allow(True)
     half.want_checkpoint()
     half.read_done(piece(1))
     half.acknowledged(Ack(1))
-    effects.clear()
+    actions.clear()
     return half
 
 
-def sent_changes(effects: list[Effect]) -> list[Changes]:
-    decoded = [wire.decode(effect.data) for effect in effects if isinstance(effect, Send)]
+def sent_changes(actions: list[Action]) -> list[Changes]:
+    decoded = [wire.decode(action.data) for action in actions if isinstance(action, Send)]
     return [message for message in decoded if isinstance(message, Changes)]
 
 
-def test_the_first_transfer_ends_with_its_checkpoint_even_without_rows(effects: list[Effect]) -> None:
-    half = SendingHalf(LINK, effects, peer_vector=header(1).vector, compress=False)
+def test_the_first_transfer_ends_with_its_checkpoint_even_without_rows(actions: list[Action]) -> None:
+    half = SendingHalf(LINK, actions, peer_vector=header(1).vector, compress=False)
     half.allow(True)
     half.want_checkpoint()
     half.read_done(piece(1))
-    assert [(message.rows, message.last) for message in sent_changes(effects)] == [([], True)]
+    assert [(message.rows, message.last) for message in sent_changes(actions)] == [([], True)]
 
 
-def test_nothing_is_read_for_a_version_that_was_read_already(sending: SendingHalf, effects: list[Effect]) -> None:
+def test_nothing_is_read_for_a_version_that_was_read_already(sending: SendingHalf, actions: list[Action]) -> None:
     sending.want(1)
-    assert effects == []
+    assert actions == []
     sending.want(2)
     sending.want(2)
-    (begin,) = effects
+    (begin,) = actions
     assert isinstance(begin, BeginRead)
     assert begin.request.after == 1 and begin.request.quarantined_after == 7
     assert begin.request.peer_vector == {OWN: Entry(1, ERA)}, "the acknowledged checkpoint is known of the peer"
 
 
-def test_a_version_that_comes_while_reading_is_read_afterwards(sending: SendingHalf, effects: list[Effect]) -> None:
+def test_a_version_that_comes_while_reading_is_read_afterwards(sending: SendingHalf, actions: list[Action]) -> None:
     sending.want(2)
     sending.want(3)
-    effects.clear()
+    actions.clear()
     sending.read_done(piece(2, row(2)))
-    assert [type(effect) for effect in effects] == [Send, BeginRead]
+    assert [type(action) for action in actions] == [Send, BeginRead]
     sending.read_done(piece(3, row(3)))
-    assert len([effect for effect in effects if isinstance(effect, BeginRead)]) == 1
+    assert len([action for action in actions if isinstance(action, BeginRead)]) == 1
 
 
 def test_a_sender_waits_when_the_window_is_full_and_goes_on_with_the_ack(
-    sending: SendingHalf, effects: list[Effect]
+    sending: SendingHalf, actions: list[Action]
 ) -> None:
     sending.want(9)
     half_a_window = limits.WINDOW_BYTES // 2
     sending.read_done(piece(9, row(2, half_a_window), last=False, upto=2))
-    assert isinstance(effects[-1], ContinueRead)
-    effects.clear()
+    assert isinstance(actions[-1], ContinueRead)
+    actions.clear()
     sending.read_done(piece(9, row(3, half_a_window), first=False, last=False, upto=3))
-    assert [type(effect) for effect in effects] == [Send], "the window is full, and nothing is read in advance"
+    assert [type(action) for action in actions] == [Send], "the window is full, and nothing is read in advance"
     assert not sending.acknowledged(Ack(2))
-    assert isinstance(effects[-1], ContinueRead)
+    assert isinstance(actions[-1], ContinueRead)
     sending.read_done(piece(9, row(4), first=False))
     assert sending.acknowledged(Ack(4)), "one ack may be for several messages"
     assert sending.peer_vector == {OWN: Entry(9, ERA)}
 
 
 def test_version_vector_of_the_peer_moves_only_with_the_ack_of_the_last_message(
-    sending: SendingHalf, effects: list[Effect]
+    sending: SendingHalf, actions: list[Action]
 ) -> None:
     sending.want(9)
     sending.read_done(piece(9, row(2), last=False, upto=2))
@@ -316,46 +316,46 @@ def test_an_ack_of_nothing_new_or_of_what_was_not_sent_is_refused(sending: Sendi
         sending.acknowledged(Ack(messages))
 
 
-def test_a_checkpoint_without_rows_waits_until_it_is_wanted(sending: SendingHalf, effects: list[Effect]) -> None:
+def test_a_checkpoint_without_rows_waits_until_it_is_wanted(sending: SendingHalf, actions: list[Action]) -> None:
     sending.want(2)
     sending.read_done(piece(2))
-    assert sent_changes(effects) == [] and sending.checkpoint_due and sending.read_upto == 2
+    assert sent_changes(actions) == [] and sending.checkpoint_due and sending.read_upto == 2
     sending.want_checkpoint()
     sending.read_done(piece(2))
-    assert [message.upto for message in sent_changes(effects)] == [Entry(2, ERA)]
+    assert [message.upto for message in sent_changes(actions)] == [Entry(2, ERA)]
     assert not sending.checkpoint_due
 
 
-def test_a_checkpoint_that_tells_nothing_new_is_not_sent(sending: SendingHalf, effects: list[Effect]) -> None:
+def test_a_checkpoint_that_tells_nothing_new_is_not_sent(sending: SendingHalf, actions: list[Action]) -> None:
     sending.want_checkpoint()
     sending.read_done(piece(1))
-    assert sent_changes(effects) == []
+    assert sent_changes(actions) == []
 
 
-def test_rows_take_a_checkpoint_along(sending: SendingHalf, effects: list[Effect]) -> None:
+def test_rows_take_a_checkpoint_along(sending: SendingHalf, actions: list[Action]) -> None:
     sending.want(2)
     sending.read_done(piece(2))
     sending.want(3)
     sending.read_done(piece(3, row(3)))
-    assert not sending.checkpoint_due and len(sent_changes(effects)) == 1
+    assert not sending.checkpoint_due and len(sent_changes(actions)) == 1
 
 
 def test_quarantined_rows_are_read_although_no_version_tells_of_them(
-    sending: SendingHalf, effects: list[Effect]
+    sending: SendingHalf, actions: list[Action]
 ) -> None:
     sending.want_quarantined()
-    assert isinstance(effects[-1], BeginRead)
+    assert isinstance(actions[-1], BeginRead)
 
 
-def test_nothing_is_sent_while_it_is_held_back(sending: SendingHalf, effects: list[Effect]) -> None:
+def test_nothing_is_sent_while_it_is_held_back(sending: SendingHalf, actions: list[Action]) -> None:
     sending.want(2)
-    effects.clear()
+    actions.clear()
     sending.allow(False)
     sending.read_done(piece(2, row(2)))
     sending.want(3)
-    assert effects == []
+    assert actions == []
     sending.allow(True)
-    assert [type(effect) for effect in effects] == [Send, BeginRead]
+    assert [type(action) for action in actions] == [Send, BeginRead]
 
 
 def test_a_row_that_no_message_can_hold_is_this_sides_error(sending: SendingHalf) -> None:
@@ -368,8 +368,8 @@ def test_a_row_that_no_message_can_hold_is_this_sides_error(sending: SendingHalf
 
 
 @pytest.fixture
-def receiving(effects: list[Effect]) -> ReceivingHalf:
-    half = ReceivingHalf(LINK, effects, site=OWN, own_version=lambda: 5)
+def receiving(actions: list[Action]) -> ReceivingHalf:
+    half = ReceivingHalf(LINK, actions, site=OWN, own_version=lambda: 5)
     half.allow(True)
     return half
 
@@ -381,22 +381,22 @@ def changes(
 
 
 def test_pieces_are_applied_one_at_a_time_and_acversion_vectord_when_stored(
-    receiving: ReceivingHalf, effects: list[Effect]
+    receiving: ReceivingHalf, actions: list[Action]
 ) -> None:
     receiving.receive(changes(row(1), row(2), upto=2, head=4))
     receiving.receive(changes(row(3), row(4), upto=4, last=True))
-    (apply,) = effects
+    (apply,) = actions
     assert apply == Apply(LINK, Incoming(OWN, header(4), True, [row(1), row(2)], Entry(2, ERA), True, False))
     assert receiving.applied(2).first
-    assert effects[1] == Send(LINK, wire.encode(Ack(1)))
-    assert isinstance(effects[2], Apply) and effects[2].incoming.header is not None and effects[2].incoming.last
+    assert actions[1] == Send(LINK, wire.encode(Ack(1)))
+    assert isinstance(actions[2], Apply) and actions[2].incoming.header is not None and actions[2].incoming.last
     receiving.applied(2)
-    assert effects[3] == Send(LINK, wire.encode(Ack(2)))
+    assert actions[3] == Send(LINK, wire.encode(Ack(2)))
     assert (receiving.rows, receiving.rows_total, receiving.transfers) == (4, 1, 1)
 
 
 def test_whole_pieces_that_have_queued_up_are_applied_and_acversion_vectord_as_one(
-    receiving: ReceivingHalf, effects: list[Effect]
+    receiving: ReceivingHalf, actions: list[Action]
 ) -> None:
     receiving.receive(changes(row(1), upto=1, head=6))
     receiving.receive(changes(row(2), upto=2))
@@ -405,24 +405,24 @@ def test_whole_pieces_that_have_queued_up_are_applied_and_acversion_vectord_as_o
     receiving.receive(changes(row(4), upto=6, last=True))
     receiving.receive(changes(row(7), upto=7, head=7, last=True))
     receiving.applied(1)
-    _, ack, joined = effects
+    _, ack, joined = actions
     assert joined == Apply(LINK, Incoming(OWN, header(6), False, [row(2), row(3)], Entry(3, ERA), True, False))
     receiving.applied(2)
-    *_, ack, part = effects
+    *_, ack, part = actions
     assert ack == Send(LINK, wire.encode(Ack(3)))
     assert isinstance(part, Apply) and not part.incoming.whole, "a piece of a version is staged by itself"
     receiving.applied(0)
-    assert isinstance(effects[-1], Apply) and effects[-1].incoming.last
+    assert isinstance(actions[-1], Apply) and actions[-1].incoming.last
     receiving.applied(2)
-    assert isinstance(effects[-1], Apply) and effects[-1].incoming.header == header(7), "transfers are not mixed"
+    assert isinstance(actions[-1], Apply) and actions[-1].incoming.header == header(7), "transfers are not mixed"
 
 
-def test_nothing_is_applied_while_it_is_held_back(effects: list[Effect]) -> None:
-    half = ReceivingHalf(LINK, effects, site=OWN, own_version=lambda: 5)
+def test_nothing_is_applied_while_it_is_held_back(actions: list[Action]) -> None:
+    half = ReceivingHalf(LINK, actions, site=OWN, own_version=lambda: 5)
     half.receive(changes(row(1), upto=1, head=1, last=True))
-    assert effects == []
+    assert actions == []
     half.allow(True)
-    assert len(effects) == 1
+    assert len(actions) == 1
 
 
 def test_a_peer_that_does_not_wait_for_acks_is_refused(receiving: ReceivingHalf) -> None:
@@ -432,11 +432,11 @@ def test_a_peer_that_does_not_wait_for_acks_is_refused(receiving: ReceivingHalf)
         receiving.receive(changes(row(3), upto=3))
 
 
-def test_a_transfer_may_begin_anew_at_a_border(receiving: ReceivingHalf, effects: list[Effect]) -> None:
+def test_a_transfer_may_begin_anew_at_a_border(receiving: ReceivingHalf, actions: list[Action]) -> None:
     receiving.receive(changes(row(1), upto=1, head=3))
     receiving.applied(1)
     receiving.receive(changes(row(2), upto=2, head=4))
-    assert isinstance(effects[-1], Apply) and effects[-1].incoming.first
+    assert isinstance(actions[-1], Apply) and actions[-1].incoming.first
     assert not receiving.applied(1).last
     assert (receiving.rows, receiving.rows_total, receiving.transfers) == (2, 2, 0)
     receiving.receive(changes(row(4), upto=4, last=True))
@@ -455,10 +455,10 @@ def test_empty_messages_have_a_bound_too(receiving: ReceivingHalf) -> None:
             receiving.receive(empty)
 
 
-def test_a_version_may_come_in_several_pieces(receiving: ReceivingHalf, effects: list[Effect]) -> None:
+def test_a_version_may_come_in_several_pieces(receiving: ReceivingHalf, actions: list[Action]) -> None:
     receiving.receive(changes(row(3), upto=0, head=3, whole=False))
     receiving.receive(changes(row(3), row(3), upto=3, last=True))
-    assert len(effects) == 1
+    assert len(actions) == 1
 
 
 FORGED = TransferHeader(Entry(9, ERA), VersionVector({OWN: Entry(8, ERA)}), 0)
@@ -523,4 +523,4 @@ def test_a_goodbye_ends_a_session_for_good() -> None:
     pair.dialer.say_goodbye(Goodbye(CloseCode.STOPPING, "node-1 is being stopped", True))
     pair.pass_on("dialer")
     assert (pair.dialer.state, pair.listener.state) == ("closed", "closed")
-    assert not [effect for effect in pair.effects["listener"] if isinstance(effect, Close)]
+    assert not [action for action in pair.actions["listener"] if isinstance(action, Close)]

@@ -2,7 +2,7 @@
 
 from leasemesh import RetryRule
 from leasemesh.node.execution import script
-from leasemesh.node.execution.attempt import Session
+from leasemesh.node.execution.attempt import RunSession
 from leasemesh.node.execution.manager import Manager
 
 
@@ -39,7 +39,7 @@ class Hands:
         return script.produce(self, producer, self.session(producer), None)
 
     def session(self, handler):
-        return Session(self.manager.node.handler_runs.new_id(), handler.workflow, "event")
+        return RunSession(self.manager.node.handler_runs.new_id(), handler.workflow, "event")
 
 
 def until(steps, kind, answer=None):

@@ -11,11 +11,11 @@ from handling import publish, run_of, statuses
 
 from leasemesh import DidNotHappen, RetryRule, effect
 from leasemesh.node.execution.manager import Manager
-from leasemesh.node.execution.performing import DidNot, Happened, Unknown
+from leasemesh.node.execution.outcomes import DidNot, Happened, Unknown
 from leasemesh.node.execution.script import Perform
 from leasemesh.node.runtime.carrying import Begun, Carrying, Taken
 from leasemesh.node.runtime.driving import Driver
-from leasemesh.node.runtime.threads import Threads
+from leasemesh.sync.drivers.workers import Threads
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from handling import publish, to_end, until
 
 from leasemesh import effect
 from leasemesh.node.execution import script
-from leasemesh.node.execution.performing import Happened
+from leasemesh.node.execution.outcomes import Happened
 from leasemesh.node.runtime.clocks import SLEPT_S, SleepWatch, has_slept
 
 
@@ -49,9 +49,9 @@ async def test_a_machine_that_falls_asleep_again_while_a_run_hears_the_others_ma
     publish(node, "one")
     by = hands(node, has_sync=True)
     steps = by.consume(consumer)
-    assert until(steps, script.Barrier).slept is False
+    assert until(steps, script.ReachPeers).slept is False
     for _ in range(3):
         by.alarms += 1
-        assert until(steps, script.Barrier).slept is True
+        assert until(steps, script.ReachPeers).slept is True
     until(steps, script.Perform)
     assert to_end(steps, Happened(None)).kind == "committed"

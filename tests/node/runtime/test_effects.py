@@ -8,7 +8,7 @@ from handling import publish, run_of, runs, statuses, to_end, until
 
 from leasemesh import Applied, DidNotHappen, NotApplied, Retry, RetryRule, effect
 from leasemesh.node.execution import script
-from leasemesh.node.execution.performing import Happened
+from leasemesh.node.execution.outcomes import Happened
 from leasemesh.node.execution.recovery import Recovery
 
 

@@ -6,7 +6,7 @@ from handling import publish, run_of, runs, statuses, to_end, until
 
 from leasemesh import Applied, IllegalState, Node, NotApplied, Workflow, effect
 from leasemesh.node.execution import script
-from leasemesh.node.execution.performing import Happened
+from leasemesh.node.execution.outcomes import Happened
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ async def test_after_prepared_the_events_are_released_and_a_fresh_run_takes_them
 
     consumer = mail.consumer(inbox, name="send", mode="soft")
     consumer.mutate(lambda run: send())
-    die_at(consumer, script.Barrier, has_sync=True)
+    die_at(consumer, script.ReachPeers, has_sync=True)
     with await after_restart(path, mail, within) as node:
         assert runs(node) == [("send", "prepared", "crashed"), ("send", "committed", "committed")]
         assert len(calls) == 1
@@ -250,7 +250,7 @@ async def test_what_people_and_apps_hold_by_hand_is_left_alone(open_node, mail, 
 async def test_runs_of_a_workflow_that_this_app_has_no_more_are_ended_all_the_same(path, mail, inbox, within, die_at):
     consumer = mail.consumer(inbox, name="old")
     consumer.next(lambda run: None)
-    die_at(consumer, script.Barrier, has_sync=True)
+    die_at(consumer, script.ReachPeers, has_sync=True)
     with await after_restart(path, Workflow("other"), within) as node:
         assert runs(node) == [("old", "prepared", "crashed")]
         assert statuses(node) == {"one": "pending"}
@@ -275,7 +275,7 @@ async def test_an_unknown_outcome_of_an_effect_that_this_app_has_no_more_waits_f
 async def test_a_session_that_a_dead_process_left_open_is_ended(path, mail, inbox, within, die_at):
     consumer = mail.consumer(inbox, name="count")
     consumer.next(lambda run: None)
-    die_at(consumer, script.Barrier, has_sync=True)
+    die_at(consumer, script.ReachPeers, has_sync=True)
     with await after_restart(path, mail, within) as node:
         new, old = node.script_runs.by_workflow("mail")
         assert (old.error, new.error) == ("the process ended", "")
@@ -286,7 +286,7 @@ async def test_a_session_that_a_dead_process_left_open_is_ended(path, mail, inbo
 async def test_a_run_goes_on_only_in_the_process_that_began_it(path, mail, inbox, hands, die_at):
     consumer = mail.consumer(inbox, name="count")
     consumer.next(lambda run: None)
-    first = die_at(consumer, script.Barrier, has_sync=True)
+    first = die_at(consumer, script.ReachPeers, has_sync=True)
     with Node.open(path, workspace="team") as node:
         run = run_of(node, "count")
         assert run.incarnation == first != node.incarnation

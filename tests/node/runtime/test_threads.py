@@ -9,7 +9,7 @@ from handling import publish, statuses
 
 from leasemesh import effect
 from leasemesh.node.runtime.driving import HANGING_MAX
-from leasemesh.node.runtime.threads import Threads
+from leasemesh.sync.drivers.workers import Threads
 
 
 def test_jobs_are_done_by_no_more_threads_than_needed():

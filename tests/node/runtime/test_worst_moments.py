@@ -9,7 +9,7 @@ from handling import publish, run_of, runs, statuses, to_end, until
 from leasemesh import DidNotHappen, NotApplied, Retry, RetryRule, Transient, Workflow, effect
 from leasemesh.node.execution import script
 from leasemesh.node.execution.manager import Manager
-from leasemesh.node.execution.performing import DidNot, Happened
+from leasemesh.node.execution.outcomes import DidNot, Happened
 from leasemesh.node.execution.recovery import Recovery
 
 
@@ -312,7 +312,7 @@ def test_what_stands_in_a_dead_devices_permit_holds_up_nothing_else(device_lab, 
     publish(dead, "one", "two")
     run = dead.handler_runs.new_id()
     dead.events.reserve(run, "mail", [("inbox", ["one"])], handler="send", default_mode="confirmed")
-    dead.authority.ask(run)
+    dead.permits.request(run)
     lab.until(lambda: (permit := hub.permits.get(run)) is not None and permit.state == "granted")
     lab.crash("dead")
     other = hub.handler_runs.new_id()  # who had not heard of the permit has claimed it, and given it back

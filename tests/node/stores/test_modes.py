@@ -5,7 +5,7 @@ from devices import absorb_all, event_of, forged
 
 from leasemesh.node.model import ids
 from leasemesh.node.model.errors import HomeElsewhere, IllegalState, InvalidInput, NotAvailable, PermitRefused
-from leasemesh.node.work.authority import Arbiter
+from leasemesh.node.work.authority import Authority
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_in_mode_confirmed_no_effect_begins_without_a_permit(device, about):
         begin(device, run)
     device.authorities.appoint(device.node, by="Ann")
     device.permits.request(run)
-    Arbiter(device.database).tend()
+    Authority(device.database).tend()
     assert device.mutations.mark_in_flight(run).status == "in_flight"
 
 
@@ -172,7 +172,7 @@ def test_claims_and_permits_end_under_the_mode_in_which_they_began(hub_and_lapto
     assert begin(hub, soft).status == "in_flight"
     confirmed, permitted = hub.reserve("b"), hub.reserve("c")
     hub.permits.request(permitted)
-    Arbiter(hub.database).tend()
+    Authority(hub.database).tend()
     hub.modes.set("mail", "soft", topic="inbox")
     with pytest.raises(PermitRefused):
         begin(hub, confirmed)

@@ -21,13 +21,13 @@ from leasemesh.node.model.errors import (
 )
 from leasemesh.node.replication.identity import reidentify
 from leasemesh.node.stores import AuthorityStore, permits
-from leasemesh.node.work.authority import Arbiter
+from leasemesh.node.work.authority import Authority
 
 EVENTS = ("a", "b", "c", "d")
 
 
 def tend(device):
-    return Arbiter(device.database).tend()
+    return Authority(device.database).tend()
 
 
 def ask(device, *message_ids):

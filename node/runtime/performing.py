@@ -1,8 +1,5 @@
-"""Calls to the outside: making them, giving them up after their time, and telling what became of them.
-
-The one rule: an outcome is *failed* only when the effect's author says so, or when the node stopped before the call. A
-time-out, a lost connection, a cancelled call, and every error that nobody classified leave it *unknown*.
-"""
+"""Calls to the outside: making them, and giving them up after their time. What a call came to is judged in
+`node/execution/outcomes.py`."""
 
 from __future__ import annotations
 
@@ -11,71 +8,17 @@ import contextvars
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from leasemesh.node.authoring.effects import Answer, Applied, Effect, NotApplied, Retry, as_json
 from leasemesh.node.authoring.errors import ERROR_CHARACTERS_MAX, DidNotHappen, storable, text_of
+from leasemesh.node.execution.outcomes import DidNot, Happened, Outcome, Unknown, judge
 from leasemesh.node.model.errors import InvalidInput
 from leasemesh.node.model.jsonvalue import Json
 
 T = TypeVar("T")
-
-FAILURES: tuple[type[BaseException], ...] = (Exception, asyncio.CancelledError, SystemExit)
-"""What a function of the app may raise that is its own failure: something within it was cancelled, or wants to end the
-program."""
-
-
-@dataclass(frozen=True, slots=True)
-class Happened:
-    """The effect happened.
-
-    Attributes:
-        result: JSON.
-        notes: lines for the run's log.
-    """
-
-    result: Json
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class DidNot:
-    """The effect certainly did not happen.
-
-    Attributes:
-        error: its author's word, or why it was not called.
-        stopped: it was not called, because the node stopped. That is nobody's failure.
-    """
-
-    error: DidNotHappen
-    stopped: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Unknown:
-    """Nobody knows.
-
-    Attributes:
-        reason: why, for people.
-        may_ask: whether reconciliation may be asked now. Not while a thread still makes the call: it could answer "not
-            applied", and be wrong a moment later.
-        late: the call that a thread still makes; None when none does.
-    """
-
-    reason: str
-    may_ask: bool = True
-    late: asyncio.Future[Any] | None = None
-
-
-Outcome = Happened | DidNot | Unknown
-
-
-def not_called() -> DidNot:
-    """Return the outcome of a call that was not made, because the node stopped before it."""
-    return DidNot(DidNotHappen("the node stopped before the call", transient=True), stopped=True)
 
 
 async def in_thread(executor: Executor | None, function: Callable[..., T], *args: object, **kwargs: object) -> T:
@@ -120,22 +63,6 @@ async def find_out(effect: Effect[...], key: str, params: Mapping[str, Json], ex
     if (error := call.exception()) is not None:
         return Unknown(f"reconciliation failed: {text_of(error)}")
     return _outcome_of(effect, call.result())
-
-
-def judge(effect: Effect[...], call: asyncio.Future[Any] | Future[Any]) -> Outcome:
-    """Tell what a call that has ended came to."""
-    if call.cancelled():
-        return Unknown("the call was cut off")
-    error = call.exception()
-    if isinstance(error, DidNotHappen):
-        return DidNot(error)
-    if error is not None:
-        return Unknown(text_of(error))
-    try:
-        return Happened(as_json(f"result of effect {effect.name}", call.result()))
-    except InvalidInput as problem:
-        # It happened, whatever it returned; that is not to be forgotten because nobody can store it.
-        return Happened(None, (f"{problem}; nothing of it is kept",))
 
 
 async def _within(effect: Effect[...], call: asyncio.Future[Any]) -> Outcome:

@@ -1,12 +1,12 @@
-"""What the engine asks for: effects are values; the loop (or the simulator) carries them out.
+"""What the engine asks for: actions are values; the loop (or the simulator) carries them out.
 
-The engine never waits. Each input returns at once; the answer to an effect comes back as a later input:
+The engine never waits. Each input returns at once; the answer to an action comes back as a later input:
 
-| effect | answered by |
+| action | answered by |
 |---|---|
-| Send, Close, SetTimer, Tell, Hear, BarrierDone | nothing (SetTimer: `timer_fired`) |
+| Send, Close, SetTimer, Notify, RecordHeartbeats, BarrierDone | nothing (SetTimer: `timer_fired`) |
 | LoadResume | `resume_loaded` |
-| LoadState | `state_loaded`, read after the effect was given |
+| LoadState | `state_loaded`, read after the action was given |
 | BeginRead, ContinueRead | `read_done` or `read_failed` |
 | EndRead | nothing |
 | Apply | `applied` or `apply_failed` |
@@ -173,7 +173,7 @@ class Notify:
     digest: DatabaseDigest | None = None
 
 
-Effect = (
+Action = (
     Send
     | Close
     | LoadResume
