@@ -16,24 +16,11 @@ from leasemesh.node.database.connection import DatabaseDamaged
 from leasemesh.node.database.derived import Rebuilt, rebuild
 from leasemesh.node.database.file import Database
 from leasemesh.node.database.migrate import own_migrations, read_migrations, schema_numbers
+from leasemesh.node.database.tables import ONE_WRITER_TABLES
 from leasemesh.node.replication.quarantine import count_quarantined
 from leasemesh.sync.ports import DatabaseDigest
 
 PROBLEMS_SHOWN_MAX = 10
-
-ONE_WRITER_TABLES = (
-    "handler_runs",
-    "mutations",
-    "reservations",
-    "verdicts",
-    "handler_state",
-    "permit_requests",
-    "permits",
-    "authorities",
-    "authority_fences",
-    "devices",
-)
-"""Facts whose body names the only node that may write their cells."""
 
 Progress = Callable[[str, int, int], None]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from leasemesh.node.database.connection import DatabaseError
 from leasemesh.node.database.file import Database
+from leasemesh.node.database.tables import tables_that_wake
 from leasemesh.node.machine.environment import Environment
 from leasemesh.node.machine.watch import Changes, ChangeWatch
 from leasemesh.node.model.errors import IllegalState
@@ -34,7 +35,7 @@ from leasemesh.node.stores import (
     TopicStore,
     WorkflowStore,
 )
-from leasemesh.node.work.authority import AWAITED_TABLES, OWN_TABLES, Authority
+from leasemesh.node.work.authority import Authority
 from leasemesh.node.work.staleness import StalenessWatch
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 # Sync, with the network below it, is imported when it is first used: a command that reads ten events does without.
 
 log = logging.getLogger("leasemesh.node")
+
+AUTHORITY_TABLES = tables_that_wake("authority")
+ASKED_AUTHORITY_TABLES = tables_that_wake("authority when asked")
 
 
 class SyncArguments(TypedDict, total=False):
@@ -173,8 +177,8 @@ class Host:
     async def _tend(self, changes: Changes) -> None:
         async for change in changes:
             try:
-                awaited = not change.tables.isdisjoint(AWAITED_TABLES) and self.permits.anyone_waits()
-                if not change.tables.isdisjoint(OWN_TABLES) or awaited:
+                awaited = not change.tables.isdisjoint(ASKED_AUTHORITY_TABLES) and self.permits.anyone_waits()
+                if not change.tables.isdisjoint(AUTHORITY_TABLES) or awaited:
                     await asyncio.to_thread(self.authority.tend)
             except DatabaseError as error:
                 log.warning("decisions on permits are put off: %s", error)

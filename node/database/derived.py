@@ -10,42 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from leasemesh.node.database.file import Database, Row
+from leasemesh.node.database.tables import TABLES
 
-_DERIVED = ("event_index", "event_copies", "run_index", "claims", "duplicates", "permitted_events", "waiting_permits")
-
-_FACTS = (
-    (
-        "publications",
-        "INSERT INTO absorb_publication SELECT id, unhex(body ->> '$.topic_id'), CAST(body ->> '$.at' AS INTEGER), "
-        "body -> '$.ids' FROM publications WHERE id = ? AND body <> '{}'",
-    ),
-    (
-        "reservations",
-        "INSERT INTO absorb_reservation SELECT id, unhex(body ->> '$.node'), CAST(body ->> '$.at' AS INTEGER), state, "
-        "body -> '$.events' FROM reservations WHERE id = ? AND body <> '{}'",
-    ),
-    ("mutations", "INSERT INTO absorb_outcome SELECT work FROM mutations WHERE id = ? AND work IS NOT NULL"),
-    ("permits", "INSERT INTO absorb_permit SELECT id FROM permits WHERE id = ? AND body <> '{}'"),
-    (
-        "permit_requests",
-        "INSERT INTO absorb_permit_request SELECT id FROM permit_requests WHERE id = ? AND body <> '{}'",
-    ),
-)
-"""Reservations bring the outcomes of their own runs; mutations come last for those whose reservation is unknown."""
-
-# What the derived tables say, without the local numbers `n`, which depend on the order in which things arrived.
-_SAID: dict[str, str] = {
-    "event_index": "SELECT e.id, e.publication, e.position, e.topic, e.at, e.status, e.epoch, r.id "
-    "FROM event_index AS e LEFT JOIN run_index AS r ON r.n = e.run",
-    "event_copies": "SELECT e.id, c.publication, c.position, c.topic, c.at FROM event_copies AS c "
-    "JOIN event_index AS e ON e.n = c.event",
-    "run_index": "SELECT id, node, state, effect, at FROM run_index",
-    "claims": "SELECT e.id, r.id, c.epoch FROM claims AS c JOIN event_index AS e ON e.n = c.event "
-    "JOIN run_index AS r ON r.n = c.run",
-    "duplicates": "SELECT e.id FROM duplicates AS d JOIN event_index AS e ON e.n = d.event",
-    "permitted_events": "SELECT event, permit FROM permitted_events",
-    "waiting_permits": "SELECT run, node, generation FROM waiting_permits",
-}
+_CONTENT = {table.name: table.content for table in TABLES if table.content}
+_DERIVE = {table.name: table.derive for table in TABLES if table.derive}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +39,13 @@ def rebuild(database: Database, progress: Callable[[str, int, int], None] | None
         progress: called now and then with (table, facts done, facts in all).
     """
     with database.transaction(replicated=False) as transaction:
-        for table, said in _SAID.items():
+        for table, said in _CONTENT.items():
             transaction.execute(f"CREATE TEMP TABLE before_{table} AS {said}")
-        for table in _DERIVED:
+        for table in _CONTENT:
             transaction.execute(f"DELETE FROM {table}")
-        facts = sum(_absorb_all(database, table, sql, progress) for table, sql in _FACTS)
+        facts = sum(_absorb_all(database, table, sql, progress) for table, sql in _DERIVE.items())
         corrected: dict[str, int] = {}
-        for table, said in _SAID.items():
+        for table, said in _CONTENT.items():
             count = sum(
                 transaction.execute(f"SELECT count(*) FROM ({first} EXCEPT {second})")[0][0]
                 for first, second in ((said, f"SELECT * FROM before_{table}"), (f"SELECT * FROM before_{table}", said))

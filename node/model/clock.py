@@ -15,7 +15,7 @@ HybridTime = NewType("HybridTime", int)
 
 COUNTER_BITS = 16
 TIME_MAX = 1 << 62
-"""The greatest time that is issued or accepted (migration 2 checks the same)."""
+"""The greatest time that is issued or accepted (the CHECKs of `migrations/0001_facts.sql` say the same)."""
 
 DRIFT_MS_MAX = 7 * 24 * 3600 * 1000
 """A time of another device further ahead of the wall clock than this does not move ours: one broken clock must not drag

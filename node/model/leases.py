@@ -1,7 +1,7 @@
 """Who owns an event: the ownership rule as pure functions, without clock and without I/O.
 
 An event's status is a function of the set of claims on it and of nothing else, so two nodes that know the same
-claims agree, in whatever order and batches they learned them. The triggers of migration 2 compute the same function
+claims agree, in whatever order and batches they learned them. The view `ranked_claims` computes the same function
 incrementally; a property test holds the two equal.
 
 The rule, first match wins:

@@ -32,9 +32,9 @@ import msgpack
 
 from leasemesh.node.database.connection import DatabaseError, connect, disconnect, end_reading, explain
 from leasemesh.node.database.file import Database, Transaction
-from leasemesh.node.database.tables import holds_broken_text
 from leasemesh.node.database.versions import Query, replicated_tables
 from leasemesh.node.machine.boot import boot_id
+from leasemesh.node.replication.checks import holds_broken_text
 from leasemesh.node.replication.clock_tables import BYTES_MAX, ROWS_MAX, ClockTables
 from leasemesh.node.replication.identity import reidentify
 from leasemesh.node.replication.packed_keys import find_malformed

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from leasemesh.node.authoring.errors import RunRefused
 from leasemesh.node.authoring.retry import RetryRule
 from leasemesh.node.authoring.workflow import Handler, Producer, Workflow
+from leasemesh.node.database.tables import tables_that_wake
 from leasemesh.node.execution.attempt import Attempt
 from leasemesh.node.execution.manager import Manager
 from leasemesh.node.execution.recovery import Found, HandlerKey, Recovery
@@ -51,14 +52,9 @@ LAST_WORDS_S = 2.0
 LOOKED_FOR_OTHERS_S = 1.0
 """How long a process that does not sync believes that no other process does."""
 
-EVENT_TABLES = frozenset(
-    {"publications", "reservations", "mutations", "verdicts", "permits", "permit_requests", "modes"}
-)
-"""A change of these may leave something pending that was not."""
-
-GATE_TABLES = frozenset({"workflows", "handler_blocks"})
-DECISION_TABLES = frozenset({"verdicts", "mutations", "reservations"})
-"""A change of these from outside may decide what is to be done about what was left behind."""
+EVENT_TABLES = tables_that_wake("handlers")
+GATE_TABLES = tables_that_wake("gates")
+DECISION_TABLES = tables_that_wake("recovery")
 
 
 @dataclass(frozen=True, slots=True)

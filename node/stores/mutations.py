@@ -1,6 +1,6 @@
 """The ledger of external effects: one entry for a run, and what is known of the work that several runs may have tried.
 
-An entry in flight, or of unknown outcome, keeps its events reserved; the view `work_outcomes` of migration 2 is the
+An entry in flight, or of unknown outcome, keeps its events reserved; the view `work_outcomes` is the
 one place that folds entries and verdicts into an outcome.
 """
 
@@ -311,7 +311,7 @@ class MutationStore(WorkReader):
         )
 
     def _end(self, run: str, status: MutationStatus, result: Json) -> Mutation:
-        """Write the outcome, and nothing else: see migration 2."""
+        """Write the outcome, and nothing else: see `migrations/0001_facts.sql`."""
         encode("result", result)
         with self._database.transaction() as transaction:
             found = self._moving(run, status)

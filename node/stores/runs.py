@@ -5,9 +5,9 @@ found nothing has none: it is a *poll*, a row of a local table while it is under
 the legal transitions.
 
 A row has three cells, each with its own manner of change: `body` never changes, `progress` changes as the run goes on,
-`ended` is written once. Migration 2 says why, and what copies of one file come to that went on apart; what they rely on
-is checked here: a run goes on only in the process that began it. What a later start of the node finds it may end, or
-pause, or move to mutated, because then the effect's outcome became known; nothing else.
+`ended` is written once. `migrations/0001_facts.sql` says why, and what copies of one file come to that went on apart;
+what they rely on is checked here: a run goes on only in the process that began it. What a later start of the node finds
+it may end, or pause, or move to mutated, because then the effect's outcome became known; nothing else.
 """
 
 from __future__ import annotations

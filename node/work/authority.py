@@ -6,13 +6,6 @@ from leasemesh.node.database.file import Database
 from leasemesh.node.stores.authorities import AuthorityStore
 from leasemesh.node.stores.permits import PermitStore
 
-OWN_TABLES = frozenset({"authorities", "authority_fences", "permit_requests", "permits", "verdicts"})
-"""Tables whose changes may give an authority something to do."""
-
-AWAITED_TABLES = frozenset({"publications", "reservations", "mutations"})
-"""Tables whose changes may do so while a request waits. They change with every event: looking each time would cost
-every event that is published somewhere a look at the authority's tables."""
-
 
 class Authority:
     """This node's part in deciding on permits: the appointed node decides, in one transaction, from its own file."""

@@ -11,7 +11,6 @@ import pytest
 from replicas import NOTES, Replica, converge, exchange, incoming, pieces, request, send
 
 from leasemesh.node.database.connection import DatabaseError
-from leasemesh.node.database.tables import JSON_TABLES
 from leasemesh.node.doctor import examine
 from leasemesh.node.machine.boot import boot_id
 from leasemesh.node.replication import quarantine as quarantine
@@ -752,14 +751,6 @@ def test_text_of_a_fact_that_no_query_could_return_is_quarantined(make, half):
     assert [topic.name for topic in TopicStore(other.database).list("mail")] == [r"😀 \ud800"]
     reasons = {row for (row,) in other.database.query("SELECT DISTINCT reason FROM quarantined")}
     assert reasons == {f"refused by table {table}: text that is no Unicode" for table in ("topics", "handler_runs")}
-
-
-def test_the_facts_that_hold_json_are_all_known(make):
-    tables = make().database.query(
-        "SELECT name FROM sqlite_schema WHERE sql LIKE '%json_valid(%' AND type = 'table' "
-        "AND EXISTS (SELECT 1 FROM sqlite_schema AS c WHERE c.name = sqlite_schema.name || '__crsql_clock')"
-    )
-    assert {name for (name,) in tables} == JSON_TABLES
 
 
 def test_an_error_of_the_disk_is_no_poison(make):

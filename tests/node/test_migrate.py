@@ -242,30 +242,39 @@ def test_a_table_with_rows_becomes_replicated_with_them(tmp_path, opened):
     assert other.database.query("SELECT * FROM p") == [(1, "here before")]
 
 
-def test_our_own_version_1_is_upgraded_populated_and_synced_while_its_peer_stays_on_it(tmp_path, monkeypatch, opened):
-    version_1 = tmp_path / "version_1"
-    version_1.mkdir()
-    for name in ("0000_node.sql", "0001_workflows.sql"):
-        (version_1 / name).write_text((own_migrations()[1] / name).read_text())
-    current = own_migrations()
-    monkeypatch.setattr("replicas.own_migrations", lambda: (current[0], version_1))
+LATER = """
+SELECT crsql_begin_alter('main', 'workflows');
+ALTER TABLE workflows ADD COLUMN colour TEXT NOT NULL DEFAULT 'white';
+SELECT crsql_commit_alter('main', 'workflows');
+"""
+
+
+def test_our_own_schema_is_upgraded_populated_and_synced_while_its_peer_stays_behind(tmp_path, opened):
+    component, folder = own_migrations()
+    later = tmp_path / "later"
+    later.mkdir()
+    for file in folder.iterdir():
+        if file.name.endswith(".sql"):
+            (later / file.name).write_text(file.read_text())
+    number = len(read_migrations(component, folder)) + 1
+    (later / f"{number:04d}_later.sql").write_text(LATER)
     one, other = (opened(Replica(tmp_path / f"{name}.db", seed=number)) for number, name in enumerate("ab"))
     for number in range(20):
         one.write("INSERT INTO workflows (id, title) VALUES (?, 'old')", (f"w{number}",))
     one.write("INSERT INTO script_runs (id, workflow_id) VALUES ('s', 'w1')")
     exchange(one, other)
-    upgrade(one.database, [current])
-    one.write("UPDATE workflows SET status = 'paused' WHERE id = 'w0'")
-    other.write("UPDATE workflows SET title = 'edited on version 1' WHERE id = 'w1'")
+    upgrade(one.database, [(component, later)])
+    one.write("UPDATE workflows SET colour = 'red' WHERE id = 'w0'")
+    other.write("UPDATE workflows SET title = 'edited on the old one' WHERE id = 'w1'")
     exchange(one, other)
-    assert one.database.query("SELECT title, status FROM workflows WHERE id = 'w1'") == [
-        ("edited on version 1", "active")
+    assert one.database.query("SELECT title, colour FROM workflows WHERE id = 'w1'") == [
+        ("edited on the old one", "white")
     ]
     assert other.quarantined() == 1
-    upgrade(other.database, [current])
+    upgrade(other.database, [(component, later)])
     other.storage.retry_quarantined()
     exchange(one, other)
     assert other.quarantined() == 0
-    assert other.database.query("SELECT status FROM workflows WHERE id = 'w0'") == [("paused",)]
+    assert other.database.query("SELECT colour FROM workflows WHERE id = 'w0'") == [("red",)]
     assert one.storage.digest().tables == other.storage.digest().tables
     assert len(one.database.query("SELECT 1 FROM workflows")) == 20

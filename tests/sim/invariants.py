@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from leasemesh.node.database.tables import ONE_WRITER_TABLES
 from leasemesh.node.execution.recovery import Found, Recovery
 from leasemesh.node.model.ids import event_ids, topic_id
 from leasemesh.node.model.leases import Claim, ClaimEffect, ClaimState, EventStatus, Ownership, decide
@@ -23,12 +24,8 @@ JOIN {table}__crsql_pks AS k ON k.id = t.id JOIN {table}__crsql_clock AS c ON c.
 JOIN crsql_site_id AS s ON s.ordinal = c.site_id
 WHERE c.col_name <> '-1' AND t.body <> '{{}}' AND lower(hex(s.site_id)) IS NOT t.body ->> '$.node' ORDER BY 2, 3
 """
-OWN_ROWS = (
-    "reservations", "devices", "handler_runs", "mutations", "permit_requests", "permits", "authorities",
-    "authority_fences", "verdicts", "handler_state",
-)  # fmt: skip
-"""Tables whose rows one node alone writes: it stands in their bodies. The first two are written where no handlers run,
-too."""
+WITHOUT_HANDLERS = ("reservations", "devices")
+"""Of the tables whose rows have one writer those that are written where no handlers run, too."""
 
 _RUNS_ROWS = """
 SELECT 'reservations', lower(hex(id)), body ->> '$.node', body ->> '$.incarnation', state
@@ -157,7 +154,7 @@ class Checks:
                 self.demand("S10", identifier == known == expected, found)
 
     def _one_writer(self, app) -> None:
-        tables = OWN_ROWS if self._world.handled else OWN_ROWS[:2]
+        tables = ONE_WRITER_TABLES if self._world.handled else WITHOUT_HANDLERS
         rows = [row for table in tables for row in app.database.query(_FOREIGN_ROWS.format(table=table))]
         self.demand("S14", not rows, f"{app.device.name}: (table, run, column, site that wrote it) {rows[:3]}")
 

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from leasemesh.node.doctor import ONE_WRITER_TABLES
 from sim.faults import STEPS
-from sim.invariants import OWN_ROWS
 from sim.params import FAULT_KINDS, HANDLED_FAULT_KINDS, lite
 from sim.runner import Job, run_many
 
@@ -74,10 +72,6 @@ def test_every_invariant_is_looked_at_in_the_series(series):
     checked = sum((report.checked for report in series), Counter())
     wanted = (*(f"S{number}" for number in range(1, 16)), *(f"L{number}" for number in range(1, 6)), "convergence")
     assert [invariant for invariant in wanted if not checked[invariant]] == []
-
-
-def test_one_writer_is_demanded_of_the_tables_that_doctor_looks_at():
-    assert sorted(OWN_ROWS) == sorted(ONE_WRITER_TABLES)
 
 
 def test_a_seed_gives_the_same_trace_in_two_processes_that_hash_differently():

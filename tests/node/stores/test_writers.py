@@ -3,7 +3,8 @@
 import pytest
 from devices import meet
 
-from leasemesh.node.doctor import ONE_WRITER_TABLES, examine
+from leasemesh.node.database.tables import ONE_WRITER_TABLES
+from leasemesh.node.doctor import examine
 
 
 def writers(device):

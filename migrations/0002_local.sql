@@ -1,5 +1,5 @@
--- What a node keeps for itself: no table of this file replicates. Loses nothing that peers could not tell again, except
--- `eras`, by which peers recognise this file's history.
+-- What a node keeps for itself. No table of this file replicates, and none follows from the facts. With them a file loses nothing that
+-- peers could not tell again, except `eras`, by which peers recognise this file's history.
 
 -- Settings of this node: workspace id, node name and the like.
 CREATE TABLE node (
@@ -83,3 +83,37 @@ CREATE TABLE peers (
     incarnation BLOB NOT NULL,
     vector BLOB
 ) STRICT, WITHOUT ROWID;
+
+-- Since when this device itself has seen another node's claims unchanged (its own monotonic clock, for one boot of the machine).
+CREATE TABLE claim_watches (
+    run BLOB NOT NULL PRIMARY KEY,
+    boot TEXT NOT NULL,
+    since_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- When a consumer wants to run next; a wish of this device only.
+CREATE TABLE wake_ups (
+    handler_id BLOB NOT NULL PRIMARY KEY,
+    wake_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Runs of producers that are under way and that nobody was told of. Most polls find nothing; such a one leaves no row that all devices
+-- would have to keep. `body`: that of the row of `handler_runs` that it becomes when it has something to tell, or does not end.
+CREATE TABLE polls (
+    run BLOB NOT NULL PRIMARY KEY,
+    body TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- The last hybrid time that this device issued.
+CREATE TABLE hybrid_clock (
+    id INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
+    latest INTEGER NOT NULL
+) STRICT;
+INSERT INTO hybrid_clock VALUES (1, 0);
+
+-- The greatest hybrid time seen in each 2^27 ms (37 hours). Whether a time is too far ahead to be believed is decided when the
+-- next one is issued, against the wall clock; here it would depend on the order in which times arrive.
+CREATE TABLE seen_times (
+    period INTEGER NOT NULL PRIMARY KEY,
+    latest INTEGER NOT NULL
+) STRICT;
