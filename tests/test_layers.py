@@ -50,7 +50,7 @@ FORBIDDEN_IMPORTS: dict[str, set[str]] = {
     "node/runtime/*.py": SQL | {"websockets", "socket", "select", "time", "datetime", "secrets", "uuid", "os"},
 }
 CHANGES_TABLE = "crsql_changes"
-MAY_NAME_CHANGES_TABLE = "node/replication/storage.py"
+MAY_NAME_CHANGES_TABLE = {"node/replication/reading.py", "node/replication/merging.py"}
 FOR_TESTS = "leasemesh.node.testing"
 
 
@@ -67,8 +67,8 @@ def violations(module: str, source: str) -> list[str]:
     found = [f"{module} imports {name}" for name in imported_names(tree, module) if prefixes(name) & forbidden]
     if not module.startswith("node/testing/"):
         found += [f"{module} imports {name}" for name in imported_names(tree, module) if FOR_TESTS in prefixes(name)]
-    if module != MAY_NAME_CHANGES_TABLE and any(CHANGES_TABLE in text for text in strings_that_are_used(tree)):
-        found.append(f"{module} names {CHANGES_TABLE}, which is for {MAY_NAME_CHANGES_TABLE} alone")
+    if module not in MAY_NAME_CHANGES_TABLE and any(CHANGES_TABLE in text for text in strings_that_are_used(tree)):
+        found.append(f"{module} names {CHANGES_TABLE}, which is for {sorted(MAY_NAME_CHANGES_TABLE)} alone")
     return found
 
 
@@ -140,7 +140,7 @@ def test_rule_finds_a_module_that_breaks_it(module, source):
     [
         ("sync/engine.py", '"""What crsql_changes means here."""\nimport struct'),
         ("sync/drivers/loop.py", "import asyncio, time"),
-        ("node/replication/storage.py", 'import apsw\nSQL = "SELECT 1 FROM crsql_changes"'),
+        ("node/replication/reading.py", 'import apsw\nSQL = "SELECT 1 FROM crsql_changes"'),
         ("node/authoring/schedule.py", "from datetime import datetime"),
         ("node/runtime/loops.py", "import asyncio\nfrom random import Random"),
         ("node/node.py", "import asyncio\nfrom sync.loop import Loop"),
