@@ -39,26 +39,15 @@ from leasemesh.node.model.jsonvalue import Json, check_text
 from leasemesh.node.replication.peers import Peer, PeerStore
 from leasemesh.node.replication.storage import ChangeStorage
 from leasemesh.node.stores import (
-    AuthorityStore,
-    DeviceStore,
     Event,
-    EventStore,
     Explanation,
-    HandlerBlockStore,
-    HandlerRunStore,
-    HandlerStateStore,
-    ModeStore,
-    MutationStore,
     NewEvent,
     Permit,
-    PermitStore,
     PublishCounts,
     Published,
-    ScriptRunStore,
-    TopicStore,
-    WorkflowStore,
+    StatusName,
+    Stores,
 )
-from leasemesh.node.stores.reading import StatusName
 from leasemesh.node.stores.settings import SettingStore
 from leasemesh.node.work.authority import AWAITED_TABLES, OWN_TABLES, Arbiter, Authority
 from leasemesh.node.work.reservation import Reservation
@@ -99,14 +88,12 @@ class WorkspaceMismatch(LeasemeshError):
         self.wanted = wanted
 
 
-class Node:
-    """One device's file, open. Made by `Node.open`; a context manager, plain or async.
+class Node(Stores):
+    """One device's file, open. Made by `Node.open`; a context manager, plain or async. It has all stores as attributes,
+    see `Stores`.
 
     Attributes:
-        database: the file, for whoever needs transactions that span stores.
         environment: what the node was lent of the machine that it runs on.
-        workflows, topics, events, script_runs, handler_runs, mutations, handler_states, permits, authorities,
-            modes, handler_blocks, devices: the stores.
         authority: whoever decides on permits.
         staleness: since when other nodes' claims are watched, for take-over.
         calls_going_on: the runs whose effect is being called in this process, perhaps by a thread whose time is over.
@@ -116,22 +103,10 @@ class Node:
 
     def __init__(self, database: Database, *, workspace_id: str, name: str, environment: Environment) -> None:
         """Use `Node.open`."""
-        self.database = database
+        super().__init__(database)
         self.environment = environment
         self.workspace_id = workspace_id
         self.name = name
-        self.workflows = WorkflowStore(database)
-        self.topics = TopicStore(database)
-        self.events = EventStore(database)
-        self.script_runs = ScriptRunStore(database)
-        self.handler_runs = HandlerRunStore(database)
-        self.mutations = MutationStore(database)
-        self.handler_states = HandlerStateStore(database)
-        self.permits = PermitStore(database)
-        self.authorities = AuthorityStore(database)
-        self.modes = ModeStore(database)
-        self.handler_blocks = HandlerBlockStore(database)
-        self.devices = DeviceStore(database)
         self.authority: Authority = Arbiter(database)
         self.staleness = StalenessWatch(
             database, rule=environment.staleness, now_ms=environment.monotonic_ms, boot=environment.boot
