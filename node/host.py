@@ -21,20 +21,7 @@ from leasemesh.node.model.errors import IllegalState
 from leasemesh.node.model.ids import RunId
 from leasemesh.node.replication.peers import Peer, PeerStore
 from leasemesh.node.replication.storage import ChangeStorage
-from leasemesh.node.stores import (
-    AuthorityStore,
-    DeviceStore,
-    EventStore,
-    HandlerBlockStore,
-    HandlerRunStore,
-    HandlerStateStore,
-    ModeStore,
-    MutationStore,
-    PermitStore,
-    ScriptRunStore,
-    TopicStore,
-    WorkflowStore,
-)
+from leasemesh.node.stores import Stores
 from leasemesh.node.work.authority import Authority
 from leasemesh.node.work.staleness import StalenessWatch
 
@@ -60,14 +47,11 @@ class SyncArguments(TypedDict, total=False):
     dial_ssl: ssl_module.SSLContext | None
 
 
-class Host:
-    """One device's file, open, and its links to peers.
+class Host(Stores):
+    """One device's file, open, with all its stores and its links to peers.
 
     Attributes:
-        database: the file, for whoever needs transactions that span stores.
         environment: what the node takes from the machine that it runs on.
-        workflows, topics, events, script_runs, handler_runs, mutations, handler_states, permits, authorities,
-            modes, handler_blocks, devices: the stores.
         authority: decides on permits, as far as this node does.
         staleness: since when other nodes' claims are watched, for take-over.
         calls_going_on: the runs whose effect is being called in this process, perhaps by a thread whose time is over.
@@ -77,22 +61,10 @@ class Host:
 
     def __init__(self, database: Database, *, workspace_id: str, name: str, environment: Environment) -> None:
         """Use `Node.open`."""
-        self.database = database
+        super().__init__(database)
         self.environment = environment
         self.workspace_id = workspace_id
         self.name = name
-        self.workflows = WorkflowStore(database)
-        self.topics = TopicStore(database)
-        self.events = EventStore(database)
-        self.script_runs = ScriptRunStore(database)
-        self.handler_runs = HandlerRunStore(database)
-        self.mutations = MutationStore(database)
-        self.handler_states = HandlerStateStore(database)
-        self.permits = PermitStore(database)
-        self.authorities = AuthorityStore(database)
-        self.modes = ModeStore(database)
-        self.handler_blocks = HandlerBlockStore(database)
-        self.devices = DeviceStore(database)
         self.authority = Authority(database)
         self.staleness = StalenessWatch(
             database, rule=environment.staleness, now_ms=environment.monotonic_ms, boot=environment.boot

@@ -43,8 +43,8 @@ from leasemesh.node.stores import (
     Permit,
     PublishCounts,
     Published,
+    StatusName,
 )
-from leasemesh.node.stores.reading import StatusName
 from leasemesh.node.stores.settings import SettingStore
 from leasemesh.node.work.reservation import Reservation
 from leasemesh.node.work.starting import keep_owned, require_owned

@@ -23,7 +23,7 @@ from leasemesh.node.model.errors import InvalidInput
 from leasemesh.node.model.ids import RunId
 from leasemesh.node.model.jsonvalue import TIME_MS_MAX, Json, check_whole
 from leasemesh.node.stores import Event, EventStore, NewEvent
-from leasemesh.node.stores.publications import encode_event
+from leasemesh.node.stores.events.publications import encode_event
 
 FunctionPhase = Literal["producer", "prepare", "mutate", "next"]
 EffectOutcome = Literal["none", "applied"]

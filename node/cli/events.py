@@ -12,8 +12,7 @@ from leasemesh.node.cli.naming import existing_topic
 from leasemesh.node.cli.output import Column, ago, status_text, styled
 from leasemesh.node.model.errors import NotFound
 from leasemesh.node.model.ids import short
-from leasemesh.node.stores import Event
-from leasemesh.node.stores.reading import StatusName
+from leasemesh.node.stores import Event, StatusName
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

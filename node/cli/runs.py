@@ -13,7 +13,7 @@ from leasemesh.node.cli.output import Column, ago, brief, clock, count_of, joine
 from leasemesh.node.model.errors import InvalidInput, NotFound
 from leasemesh.node.model.ids import short, short_run
 from leasemesh.node.stores import Event, HandlerRun, Permit, ReservationInfo
-from leasemesh.node.stores.runs import STATUSES
+from leasemesh.node.stores.phases import STATUSES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -26,7 +26,7 @@ from leasemesh.node.model.errors import NotAvailable
 from leasemesh.node.model.ids import EventId, NodeId, RunId
 from leasemesh.node.model.jsonvalue import Json, encode
 from leasemesh.node.stores import Event, HandlerRun
-from leasemesh.node.stores.runs import ENDED, Phase, RunStatus
+from leasemesh.node.stores.phases import ENDED, Phase, RunStatus
 
 if TYPE_CHECKING:
     from leasemesh.node.host import Host

@@ -1,6 +1,6 @@
 """The manager: every transition of a run, each in one transaction, and nobody else makes any.
 
-Which transitions are legal stands in `node.stores.runs.PHASES`; what each does together with the phase:
+Which transitions are legal stands in `node.stores.phases.PHASES`; what each does together with the phase:
 
 | transition | in the same transaction |
 |---|---|
@@ -36,7 +36,7 @@ from leasemesh.node.model.errors import IllegalState, LeaseLost, LeasemeshError,
 from leasemesh.node.model.ids import RunId, short
 from leasemesh.node.model.jsonvalue import Json
 from leasemesh.node.stores import HandlerRun
-from leasemesh.node.stores.runs import ENDED, Phase, RunStatus
+from leasemesh.node.stores.phases import ENDED, Phase, RunStatus
 
 SESSION_LOG_CHARACTERS_MAX = 4_000
 """What a session shows of its runs' logs; it is one cell, rewritten with each of them."""

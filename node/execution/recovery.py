@@ -31,8 +31,8 @@ from leasemesh.node.execution.manager import Manager
 from leasemesh.node.model.errors import HomeElsewhere, IllegalState, LeaseLost, NotAvailable, NotFound
 from leasemesh.node.model.ids import RunId, short, short_run
 from leasemesh.node.stores import HandlerRun, Mutation
-from leasemesh.node.stores.runs import ENDED, RunStatus
-from leasemesh.node.stores.takeover import HeldElsewhere
+from leasemesh.node.stores.events.takeover import HeldElsewhere
+from leasemesh.node.stores.phases import ENDED, RunStatus
 
 log = logging.getLogger("leasemesh.runtime")
 

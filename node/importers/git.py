@@ -11,7 +11,7 @@ from typing import IO
 from leasemesh.node.importers.records import Record, make_record
 from leasemesh.node.model.errors import LeasemeshError
 from leasemesh.node.model.jsonvalue import TITLE_CHARACTERS_MAX
-from leasemesh.node.stores.publications import NewEvent
+from leasemesh.node.stores.events.publications import NewEvent
 
 _FIELDS = ("%H", "%an", "%aI", "%P", "%s", "%b")
 _CHUNK_BYTES = 64 * 1024

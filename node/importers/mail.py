@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from leasemesh.node.importers.records import Problem, Record, TooLong, content_id, make_record, numbered_lines
 from leasemesh.node.model.jsonvalue import TITLE_CHARACTERS_MAX
-from leasemesh.node.stores.publications import NewEvent
+from leasemesh.node.stores.events.publications import NewEvent
 
 MAIL_BYTES_MAX = 64 * 1024 * 1024
 """A mail with its attachments, as large as mail services accept at most. Only its headers and text are kept."""

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, ParamSpec, cast
 
 from leasemesh.node.model.errors import InvalidInput, LeasemeshError
 from leasemesh.node.model.jsonvalue import PAYLOAD_BYTES_MAX
-from leasemesh.node.stores.publications import NewEvent, encode_event
+from leasemesh.node.stores.events.publications import NewEvent, encode_event
 
 LINE_BYTES_MAX = 8 * PAYLOAD_BYTES_MAX
 """A payload at its limit may take six bytes for each of its own when all of it is written as \\u escapes."""

@@ -18,7 +18,7 @@ from leasemesh.node.importers.records import (
     make_record,
     numbered_lines,
 )
-from leasemesh.node.stores.publications import NewEvent
+from leasemesh.node.stores.events.publications import NewEvent
 
 _JSON_NAMES: dict[type, str] = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
 _DELIMITERS = ",;\t"

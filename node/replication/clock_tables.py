@@ -15,7 +15,7 @@ from typing import Any
 import apsw
 
 from leasemesh.node.database.versions import Query
-from leasemesh.node.replication.sizes import change_bytes
+from leasemesh.node.replication.changes import SEQUENCE, VERSION, change_bytes
 from leasemesh.sync import limits
 from leasemesh.sync.ports import Change
 
@@ -27,8 +27,6 @@ BYTES_MAX = limits.ROWS_BYTES_MAX
 
 Execute = Callable[..., apsw.Cursor]
 """Runs SQL with its parameters on some connection."""
-
-_ORDER = (5, 8)  # The indices of db_version and seq in a change.
 
 
 class ClockTables:
@@ -74,7 +72,7 @@ class ClockTables:
                     size += change_bytes(row)
                     if len(rows) > rows_max or size > bytes_max:
                         return None
-        return sorted(rows, key=lambda row: (row[_ORDER[0]], row[_ORDER[1]]))
+        return sorted(rows, key=lambda row: (row[VERSION], row[SEQUENCE]))
 
 
 def _compose(query: Query, table: str) -> str:

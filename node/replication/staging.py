@@ -13,7 +13,7 @@ from typing import Any
 import apsw
 
 from leasemesh.node.database.connection import DatabaseError
-from leasemesh.node.replication.sizes import change_bytes
+from leasemesh.node.replication.changes import change_bytes
 from leasemesh.sync import limits
 from leasemesh.sync.errors import StagingLost, StorageLimit
 from leasemesh.sync.ports import Change, Incoming

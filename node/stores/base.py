@@ -16,6 +16,9 @@ WorkOutcome = Literal["none", "applied", "failed", "skipped", "unknown"]
 CLAIMS_MAX = 1_000
 """Events in one reservation: it is one row, and settling it is one transaction."""
 
+LIST_MAX = 10_000
+"""What one list holds at the most; a caller who wants more asks again."""
+
 INTERNAL_PREFIX = "~"
 """With it begin the names of topics that the runtime keeps for itself: they have no mode, are hidden from lists, and
 nobody else publishes there."""

@@ -14,8 +14,7 @@ from leasemesh.node.model import ids
 from leasemesh.node.model.errors import InvalidInput
 from leasemesh.node.model.ids import NodeId, RunId
 from leasemesh.node.model.jsonvalue import TITLE_CHARACTERS_MAX, check_text, check_whole, encode
-from leasemesh.node.stores.base import Store, blob_of
-from leasemesh.node.stores.reading import LIST_MAX
+from leasemesh.node.stores.base import LIST_MAX, Store, blob_of
 
 EVERYWHERE = NodeId("")
 """In place of a device: all of them."""

@@ -11,7 +11,7 @@ from leasemesh.node.stores.base import Store, blob_of
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class DeviceInfo:
     """A device: its node id, its name for people, and when it took that name (Unix milliseconds).
 
     A device that was restored from a backup, or copied, goes on under a new id: its old self stays in the list.
@@ -46,7 +46,9 @@ class DeviceStore(Store):
         found = self._bodies("devices", "id = ?", (blob_of(node),))
         return found[0][1]["name"] if found else None
 
-    def list(self) -> builtins.list[Device]:
+    def list(self) -> builtins.list[DeviceInfo]:
         """Return all devices that have told their names, by name."""
-        found = [Device(NodeId(node), body["name"], body["at"]) for node, body in self._bodies("devices", "TRUE", ())]
+        found = [
+            DeviceInfo(NodeId(node), body["name"], body["at"]) for node, body in self._bodies("devices", "TRUE", ())
+        ]
         return sorted(found, key=lambda device: (device.name, device.node))

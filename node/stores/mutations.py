@@ -21,10 +21,9 @@ from leasemesh.node.model.jsonvalue import (
     decode_object,
     encode,
 )
+from leasemesh.node.stores.base import LIST_MAX, blob_of, give_up_permit, said_in, work_outcome
 from leasemesh.node.stores.base import WorkOutcome as WorkOutcome
-from leasemesh.node.stores.base import blob_of, give_up_permit, said_in, work_outcome
 from leasemesh.node.stores.permits import PermitStore
-from leasemesh.node.stores.reading import LIST_MAX
 from leasemesh.node.stores.works import WorkReader
 
 MutationStatus = Literal["pending", "in_flight", "applied", "failed", "needs_reconcile", "indeterminate"]

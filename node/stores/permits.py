@@ -19,8 +19,7 @@ from leasemesh.node.model.errors import IllegalState, LeaseLost, NotFound, Permi
 from leasemesh.node.model.ids import EventId, NodeId, RunId, WorkId
 from leasemesh.node.model.jsonvalue import check_whole, decode_object, encode
 from leasemesh.node.stores.authorities import AuthorityStore, str_ids
-from leasemesh.node.stores.base import CLAIMS_MAX, blob_of
-from leasemesh.node.stores.reading import LIST_MAX
+from leasemesh.node.stores.base import CLAIMS_MAX, LIST_MAX, blob_of
 from leasemesh.node.stores.works import WorkReader
 
 PermitState = Literal["waiting", "granted", "refused", "void"]
@@ -134,27 +133,6 @@ class PermitStore(WorkReader):
         if found.state != "granted":
             raise PermitRefused(run, found.reason or f"its request is {found.state}")
         return found
-
-    def withdraw(self, run: str) -> bool:
-        """Give up a run's permit, or its request. Returns whether there was one to give up.
-
-        Raises:
-            NotOwner: the run is another node's.
-            IllegalState: its effect may have happened.
-        """
-        with self._database.transaction() as transaction:
-            found = self.get(run)
-            if found is None or found.state == "void":
-                return False
-            self._refuse_other_writer(run, found.node)
-            rows = self._database.query("SELECT status FROM mutations WHERE id = ?", (blob_of(run),))
-            if rows and rows[0][0] not in ("pending", "failed"):
-                raise IllegalState(f"the effect of run {run}", rows[0][0], "its permit cannot be given up")
-            transaction.execute(
-                "UPDATE permit_requests SET body = json_set(body, '$.withdrawn', json('true')) WHERE id = ?",
-                (blob_of(run),),
-            )
-        return True
 
     def ask_again(self) -> int:
         """Ask the present authority for what this node asked of an earlier one in vain; returns how many requests."""

@@ -1,8 +1,7 @@
 """Handler runs: one row for each attempt of one handler on one node, written by that node only. A producer's run that
 found nothing has none: it is a *poll*, a row of a local table while it is under way.
 
-*Phase* says how far a run got and only moves forward; *status* says why it is not moving. `PHASES` is the whole of
-the legal transitions.
+Which phases and statuses there are stands in `node.stores.phases`.
 
 A row has three cells, each with its own manner of change: `body` never changes, `progress` changes as the run goes on,
 `ended` is written once. `migrations/0001_facts.sql` says why, and what copies of one file come to that went on apart;
@@ -16,7 +15,7 @@ import builtins
 import heapq
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any
 
 from leasemesh.node.database.file import Transaction
 from leasemesh.node.model import ids
@@ -31,69 +30,22 @@ from leasemesh.node.model.jsonvalue import (
     decode_object,
     encode,
 )
-from leasemesh.node.stores.base import Store, WorkOutcome, blob_of, said_in, work_outcome
-from leasemesh.node.stores.reading import LIST_MAX
-
-RunKind = Literal["producer", "consumer"]
-Phase = Literal["pending", "executing", "preparing", "prepared", "mutating", "mutated", "emitting", "committed"]
-RunStatus = Literal[
-    "active",
-    "paused:transient",
-    "paused:approval",
-    "paused:reconciliation",
-    "paused:confirmation",
-    "failed:logic",
-    "failed:internal",
-    "lost",
-    "crashed",
-    "superseded",
-    "committed",
-]
-
-PHASES: dict[RunKind, dict[Phase, tuple[Phase, ...]]] = {
-    "producer": {
-        "pending": ("executing",),
-        "executing": ("committed",),
-        "committed": (),
-    },
-    "consumer": {
-        "pending": ("preparing",),
-        "preparing": ("prepared",),
-        "prepared": (
-            "mutating",
-            "emitting",
-        ),  # emitting: nothing was reserved, or the effect is known from an earlier run
-        "mutating": ("mutated",),
-        "mutated": ("emitting",),
-        "emitting": ("committed",),
-        "committed": (),
-    },
-}
-
-STATUSES: tuple[RunStatus, ...] = get_args(RunStatus)
-_ENDINGS: dict[RunStatus, int] = {
-    "crashed": 0,
-    "failed:internal": 1,
-    "failed:logic": 2,
-    "lost": 3,
-    "superseded": 4,
-    "committed": 5,
-}
-"""The number that precedes the word in the column `ended`: of two that copies of one file wrote, the truth wins. A
-later start of the node says crashed of what the process itself knew better; nothing is as certain as a commit."""
-ENDED: frozenset[RunStatus] = frozenset(_ENDINGS)
-"""A run in one of these never moves again; a retry is a new run. Superseded: another run goes on with its work, or a
-person ended it."""
+from leasemesh.node.stores.base import LIST_MAX, Store, WorkOutcome, blob_of, said_in, work_outcome
+from leasemesh.node.stores.phases import (
+    BEGINNINGS,
+    ENDED,
+    ENDINGS,
+    INCOMPLETE,
+    PHASES,
+    STATUSES,
+    Phase,
+    RunKind,
+    RunStatus,
+)
 
 RETRY_CHAIN_MAX = 100
 DETAILS_BYTES_MAX = PAYLOAD_BYTES_MAX
 """All details of a run together, as JSON."""
-
-_INCOMPLETE = tuple(status for status in STATUSES if status not in ENDED)
-_BEGINNINGS: dict[RunKind, tuple[Phase, ...]] = {
-    "producer": ("pending", "executing"),
-    "consumer": ("pending", "preparing", "prepared"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +56,7 @@ class HandlerRun:
         id: the run.
         node, incarnation: the device and its process that run it.
         workflow, handler, kind: what is run.
-        phase, status: see the module.
+        phase, status: see `node.stores.phases`.
         session: the `script_runs` row it belongs to.
         retry_of: the run that this one tries again, or goes on with.
         started_at, ended_at: Unix milliseconds; `ended_at` is None while it may still move.
@@ -167,10 +119,10 @@ class HandlerRunStore(Store):
         """
         if kind not in PHASES:
             raise InvalidInput("kind", f"{kind!r} is not one of {', '.join(PHASES)}")
-        if phase not in _BEGINNINGS[kind] and not (phase == "emitting" and kind == "consumer" and retry_of is not None):
+        if phase not in BEGINNINGS[kind] and not (phase == "emitting" and kind == "consumer" and retry_of is not None):
             raise InvalidInput("phase", f"a {kind} run that is new does not begin in {phase!r}")
-        if status not in _INCOMPLETE:
-            raise InvalidInput("status", f"{status!r} is not one of {', '.join(_INCOMPLETE)}")
+        if status not in INCOMPLETE:
+            raise InvalidInput("status", f"{status!r} is not one of {', '.join(INCOMPLETE)}")
         body = self._body(workflow, handler, kind, session, retry_of)
         progress = {"phase": phase, "status": status, "details": _check_details(details or {})}
         key = blob_of(self.new_id() if run is None else run)
@@ -311,14 +263,6 @@ class HandlerRunStore(Store):
 
     # --- Lists --------------------------------------------------------------------------------------------------------
 
-    def incomplete(self, workflow: str, *, limit: int = 1000) -> builtins.list[HandlerRun]:
-        """Return the runs of a workflow that may still move, the oldest first; every node's."""
-        check_whole("limit", limit, least=1, most=LIST_MAX)
-        places = ", ".join("?" * len(_INCOMPLETE))
-        return self._select(
-            f"workflow = ? AND status IN ({places}) ORDER BY started_at, id LIMIT ?", (workflow, *_INCOMPLETE, limit)
-        )
-
     def own_incomplete(self) -> builtins.list[HandlerRun]:
         """Return all runs of this node that have not ended, whichever of its processes began them; the oldest first."""
         return self._select("node = ? AND ended = '' ORDER BY started_at, id", (self._database.site_id,))
@@ -364,10 +308,6 @@ class HandlerRunStore(Store):
         """Return the runs of a session, the oldest first."""
         check_whole("limit", limit, least=1, most=LIST_MAX)
         return self._select("session = ? ORDER BY started_at, id LIMIT ?", (session, limit))
-
-    def by_workflow(self, workflow: str, *, limit: int = 100) -> builtins.list[HandlerRun]:
-        """Return a workflow's runs, the newest first."""
-        return self.list(workflow, limit=limit)
 
     def retry_chain(self, run: str) -> builtins.list[HandlerRun]:
         """Return a run with all the runs that it retries and that retry it, the first attempt first (at most 100)."""
@@ -429,12 +369,12 @@ class HandlerRunStore(Store):
         """Write what moved. The end is one cell, with the details that came with it."""
         added = _check_details(details or {})
         together = _check_details(run.details | added) if added else run.details
-        ended_at = self._database.clock_ms() if status in _ENDINGS else None
+        ended_at = self._database.clock_ms() if status in ENDINGS else None
         cells: dict[str, str] = {}
-        if status not in _ENDINGS:
+        if status not in ENDINGS:
             cells["progress"] = _encode({"phase": phase, "status": status, "details": together})
         else:
-            cells["ended"] = f"{_ENDINGS[status]} {status} {_encode({'at': ended_at, 'details': added})}"
+            cells["ended"] = f"{ENDINGS[status]} {status} {_encode({'at': ended_at, 'details': added})}"
             if phase not in ("committed", run.phase):
                 cells["progress"] = _encode({"phase": phase, "status": "active", "details": run.details})
         with self._database.transaction() as transaction:

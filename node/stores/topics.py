@@ -97,8 +97,3 @@ class TopicStore(Store):
             )
             transaction.execute("DELETE FROM topics WHERE id = ?", (blob,))
         return int(total)
-
-    def delete_by_workflow(self, workflow: str, *, force: bool = False) -> int:
-        """Delete all topics of a workflow with their events; returns how many events there were. Raises as `delete`."""
-        with self._database.transaction():
-            return sum(self.delete(topic.id, force=force) for topic in self.list(workflow, internal=True))

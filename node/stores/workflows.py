@@ -9,8 +9,7 @@ from typing import Literal
 from leasemesh.node.database.file import Value
 from leasemesh.node.model.errors import InvalidInput, NotFound
 from leasemesh.node.model.jsonvalue import TITLE_CHARACTERS_MAX, Json, check_text, check_whole, decode, encode
-from leasemesh.node.stores.base import Store
-from leasemesh.node.stores.reading import LIST_MAX
+from leasemesh.node.stores.base import LIST_MAX, Store
 
 Trigger = Literal["schedule", "manual", "event", "retry"]
 TRIGGERS: tuple[Trigger, ...] = ("schedule", "manual", "event", "retry")
@@ -19,7 +18,7 @@ LOGS_CHARACTERS_MAX = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Workflow:
+class WorkflowInfo:
     """A workflow.
 
     Attributes:
@@ -74,18 +73,18 @@ _SCRIPT_RUN_COLUMNS = ", ".join(field.name for field in fields(ScriptRun))
 class WorkflowStore(Store):
     """Workflows by id."""
 
-    def get(self, workflow: str) -> Workflow | None:
+    def get(self, workflow: str) -> WorkflowInfo | None:
         """Return a workflow."""
         rows = self._database.query(f"SELECT {_WORKFLOW_COLUMNS} FROM workflows WHERE id = ?", (workflow,))
         return _workflow(rows[0]) if rows else None
 
-    def list(self) -> list[Workflow]:
+    def list(self) -> list[WorkflowInfo]:
         """Return all workflows by id."""
         return [
             _workflow(row) for row in self._database.query(f"SELECT {_WORKFLOW_COLUMNS} FROM workflows ORDER BY id")
         ]
 
-    def get_or_create(self, workflow: str, *, title: str = "") -> Workflow:
+    def get_or_create(self, workflow: str, *, title: str = "") -> WorkflowInfo:
         """Return the workflow, creating it when this device does not know it."""
         found = self.get(check_text("workflow", workflow))
         if found is not None:
@@ -97,7 +96,7 @@ class WorkflowStore(Store):
                 "INSERT INTO workflows (id, title, created_at, updated_at) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 (workflow, title, now, now),
             )
-        return Workflow(workflow, title, True, "active", "", {}, now, now)
+        return WorkflowInfo(workflow, title, True, "active", "", {}, now, now)
 
     def update(
         self,
@@ -108,7 +107,7 @@ class WorkflowStore(Store):
         status: str | None = None,
         error: str | None = None,
         handler_config: Json = None,
-    ) -> Workflow:
+    ) -> WorkflowInfo:
         """Change what is given and return the result.
 
         Raises:
@@ -222,9 +221,9 @@ class ScriptRunStore(Store):
         return found
 
 
-def _workflow(row: tuple[Value, ...]) -> Workflow:
+def _workflow(row: tuple[Value, ...]) -> WorkflowInfo:
     identifier, title, enabled, status, error, config, created_at, updated_at = row
-    return Workflow(
+    return WorkflowInfo(
         str(identifier),
         str(title),
         bool(enabled),

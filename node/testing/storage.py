@@ -7,7 +7,8 @@ from typing import Any
 
 import apsw
 
-from leasemesh.node.replication.storage import ChangeReader, ChangeStorage
+from leasemesh.node.replication.reading import ChangeReader
+from leasemesh.node.replication.storage import ChangeStorage
 from leasemesh.node.testing.crashes import Moment
 from leasemesh.sync import ports
 from leasemesh.sync.ports import Applied, DatabaseDigest, Incoming, LocalState, ReadRequest, ReadResult

@@ -21,7 +21,7 @@ import apsw
 
 from benchmarks.measuring import PAYLOAD, TOPIC, WORKFLOW, database
 from leasemesh.node.database.connection import connect, disconnect
-from leasemesh.node.stores.publications import EVENTS_MAX
+from leasemesh.node.stores.events.publications import EVENTS_MAX
 
 CHANGES = '"table", pk, cid, val, col_version, db_version, site_id, cl, seq'
 

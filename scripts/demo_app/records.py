@@ -15,10 +15,9 @@ from demo_app.played import DEVICES, Played
 from leasemesh.node.doctor import Finding, combined, examine
 from leasemesh.node.model.ids import EventId, RunId, event_ids, topic_id
 from leasemesh.node.node import Node
-from leasemesh.node.stores import Event, HandlerRun, Permit
-from leasemesh.node.stores.leasing import ReservationInfo
+from leasemesh.node.stores import Event, HandlerRun, Permit, ReservationInfo, StatusName
+from leasemesh.node.stores.base import LIST_MAX
 from leasemesh.node.stores.mutations import Mutation
-from leasemesh.node.stores.reading import LIST_MAX, StatusName
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,7 +227,7 @@ def test_what_ended_a_group_of_tasks_is_named(leasemesh, database, monkeypatch):
     def failing(*_):
         raise ExceptionGroup("unhandled", [BrokenPipeError(), ExceptionGroup("inner", [NotFound("topic", ["a/b"])])])
 
-    monkeypatch.setattr("leasemesh.node.stores.events.EventStore.counts", failing)
+    monkeypatch.setattr("leasemesh.node.stores.events.reading.EventReader.counts", failing)
     failed = leasemesh("topics")
     assert (failed.code, failed.err) == (3, "leasemesh: no such topic: a/b\n")
 

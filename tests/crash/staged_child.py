@@ -5,7 +5,7 @@ import asyncio
 from crash_child import OPTIONS, Steps, transfer
 
 from leasemesh import NewEvent, Node
-from leasemesh.node.replication.storage import ChangeReader
+from leasemesh.node.replication.reading import ChangeReader
 from leasemesh.sync import limits
 
 PARTS = 5

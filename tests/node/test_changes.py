@@ -13,12 +13,10 @@ from replicas import NOTES, Replica, converge, exchange, incoming, pieces, reque
 from leasemesh.node.database.connection import DatabaseError
 from leasemesh.node.doctor import examine
 from leasemesh.node.machine.boot import boot_id
-from leasemesh.node.replication import quarantine as quarantine
-from leasemesh.node.replication import staging, version_vectors
-from leasemesh.node.replication import storage as changes
+from leasemesh.node.replication import merging, quarantine, reading, staging, version_vectors
+from leasemesh.node.replication.changes import change_bytes
 from leasemesh.node.replication.clock_tables import ROWS_MAX, ClockTables
 from leasemesh.node.replication.packed_keys import is_well_formed
-from leasemesh.node.replication.sizes import change_bytes
 from leasemesh.node.replication.storage import ChangeStorage
 from leasemesh.node.replication.version_vectors import read_absorbed
 from leasemesh.node.stores import TopicStore
@@ -414,7 +412,7 @@ def test_a_piece_is_merged_with_its_version_vector_or_not_at_all(make, monkeypat
     def fail(*_):
         raise OSError("disk on fire")
 
-    monkeypatch.setattr(changes, "raise_vector", fail)
+    monkeypatch.setattr(merging, "raise_vector", fail)
     before = other.storage.state()
     with pytest.raises(OSError, match="disk on fire"):
         other.storage.apply(incoming(one, result))
@@ -464,7 +462,7 @@ def test_the_short_way_reads_what_crsql_changes_shows(make):
                 start = chance.randrange(one.database.version())
                 end = chance.randrange(start, one.database.version()) + 1
                 tables = one.database.tables_changed_since(start)
-                expected = reader._query(changes._SELECT, (start, end))
+                expected = reader._query(reading._SELECT, (start, end))
                 found = ClockTables().read(reader._connection.execute, tables, start, end)
                 assert (found is None) == (len(expected) > ROWS_MAX)
                 if found is not None:
@@ -715,8 +713,8 @@ def test_poison_is_tried_again_only_after_the_schema_has_changed(make, monkeypat
     one.write("INSERT INTO small VALUES (x'01', 500, 'x')")
     send(one, other)
     tried = []
-    insert = changes._insert_carefully
-    monkeypatch.setattr(changes, "_insert_carefully", lambda *args: tried.append(args) or insert(*args))
+    insert = merging._insert_carefully
+    monkeypatch.setattr(merging, "_insert_carefully", lambda *args: tried.append(args) or insert(*args))
     one.write("INSERT INTO small VALUES (x'02', 1, 'x')")
     send(one, other)
     assert tried == []

@@ -11,7 +11,7 @@ from leasemesh.node.importers.mail import MAIL_BYTES_MAX
 from leasemesh.node.importers.records import LINE_BYTES_MAX, SPOOL_MEMORY_BYTES_MAX
 from leasemesh.node.model.errors import LeasemeshError
 from leasemesh.node.model.jsonvalue import PAYLOAD_BYTES_MAX
-from leasemesh.node.stores.publications import NewEvent
+from leasemesh.node.stores.events.publications import NewEvent
 
 
 def records(content, source_format, **fields):

@@ -10,12 +10,16 @@ from leasemesh.node.authoring.workflow import Consumer
 from leasemesh.node.execution.manager import Manager
 from leasemesh.node.execution.recovery import Recovery
 from leasemesh.node.model import ids
-from leasemesh.node.replication.storage import ChangeReader, ChangeStorage
+from leasemesh.node.replication.reading import ChangeReader
+from leasemesh.node.replication.storage import ChangeStorage
 from leasemesh.node.runtime.performing import perform
 from leasemesh.node.runtime.runner import Runner
-from leasemesh.node.stores import EventStore, MutationStore
+from leasemesh.node.stores import MutationStore
 from leasemesh.node.stores.base import Store
-from leasemesh.node.stores.leasing import Leasing
+from leasemesh.node.stores.events.claiming import Claims
+from leasemesh.node.stores.events.effects_behind import EffectsBehind
+from leasemesh.node.stores.events.reservations import Reservations
+from leasemesh.node.stores.events.settling import Settlements
 from leasemesh.node.work.authority import Authority
 from leasemesh.sync.drivers.loop import SyncLoop
 from sim import files
@@ -100,7 +104,7 @@ def test_S2_finds_that_a_copy_releases_what_its_original_had_consumed(altered_sc
         for stored, word in plain.items():
             sql = sql.replace(stored, word)
         altered_schema(f"DROP TRIGGER {name}; {sql}")
-    monkeypatch.setattr("leasemesh.node.stores.leasing._STORED_OUTCOMES", {})
+    monkeypatch.setattr("leasemesh.node.stores.events.settling._STORED_OUTCOMES", {})
     assert first_violation("S2", preset="copies")
 
 
@@ -128,7 +132,7 @@ def test_S3_finds_that_outcomes_do_not_travel(monkeypatch):
 
 
 def test_S4_finds_that_a_run_begins_an_effect_for_events_that_it_has_lost(monkeypatch):
-    monkeypatch.setattr(EventStore, "require_owned", lambda self, run: None)
+    monkeypatch.setattr(Reservations, "require_owned", lambda self, run: None)
     assert first_violation("S4", preset="handlers")
 
 
@@ -154,7 +158,7 @@ def test_S8_finds_that_work_of_unknown_outcome_is_begun_again(altered_schema, mo
     ((view,),) = rows_of_the_template("SELECT sql FROM sqlite_schema WHERE name = 'ranked_claims'")
     assert "r.effect = 1" in view
     altered_schema(f"DROP VIEW ranked_claims; {view.replace('r.effect = 1', '0')}")
-    monkeypatch.setattr(Leasing, "effect_behind", lambda self, run: None)
+    monkeypatch.setattr(EffectsBehind, "effect_behind", lambda self, run: None)
     monkeypatch.setattr(MutationStore, "_refuse_to_begin", lambda self, run, work: None)
     assert first_violation("S8", preset="handlers")
 
@@ -169,20 +173,20 @@ def test_S8_finds_a_call_that_is_made_twice(monkeypatch):
 
 
 def test_S9_finds_a_claim_that_does_not_take_the_next_epoch(monkeypatch):
-    claim = Leasing._claim
+    claim = Claims.claim
 
     def claim_again(self, transaction, run, workflow, handler, events, *rest):
         same = [event._replace(epoch=max(event.epoch - 1, 0)) for event in events]
         return claim(self, transaction, run, workflow, handler, same, *rest)
 
-    monkeypatch.setattr(Leasing, "_claim", claim_again)
+    monkeypatch.setattr(Claims, "claim", claim_again)
     assert first_violation("S9")
 
 
 @pytest.mark.parametrize(("invariant", "text"), [("S9", "and had seen @"), ("S13", "which run ")])
 def test_S9_and_S13_find_that_a_run_settles_what_it_has_lost(monkeypatch, invariant, text):
-    settle = Leasing._settle
-    monkeypatch.setattr(Leasing, "_settle", lambda self, run, outcome, _: settle(self, run, outcome, True))
+    settle = Settlements._settle
+    monkeypatch.setattr(Settlements, "_settle", lambda self, run, outcome, _: settle(self, run, outcome, True))
     assert text in first_violation(invariant, preset="apart").violations[invariant]
 
 
@@ -195,7 +199,7 @@ def test_S10_finds_that_devices_give_one_message_two_ids(monkeypatch):
             self.count = getattr(self, "count", 0) + 1
             return ids.event_ids(topic, [f"{message}-{self.count}" for message in message_ids])
 
-    monkeypatch.setattr("leasemesh.node.stores.events.ids", ByChance())
+    monkeypatch.setattr("leasemesh.node.stores.events.publishing.ids", ByChance())
     assert first_violation("S10")
 
 
@@ -217,7 +221,7 @@ def test_S11_finds_that_a_phase_goes_back(monkeypatch):
 
 
 def test_S11_finds_a_committed_run_whose_events_have_another_outcome(monkeypatch):
-    monkeypatch.setattr(EventStore, "consume", lambda self, run, *, effect_happened=False: self.skip(run))
+    monkeypatch.setattr(Settlements, "consume", lambda self, run, *, effect_happened=False: self.skip(run))
     assert "is committed" in first_violation("S11", preset="handlers").violations["S11"]
 
 
@@ -226,7 +230,7 @@ def test_S12_finds_that_recovery_ends_the_runs_of_others(monkeypatch):
         rows = self._database.query("SELECT id FROM run_index WHERE state = 0 ORDER BY at, id")
         return [row[0].hex() for row in rows]
 
-    monkeypatch.setattr(EventStore, "held_runs", all_held)
+    monkeypatch.setattr(Reservations, "held_runs", all_held)
     monkeypatch.setattr(Store, "_refuse_other_writer", lambda self, run, node: None)
     assert first_violation("S12")
 
@@ -241,12 +245,12 @@ def test_S12_finds_that_the_runtime_ends_a_run_of_another_node(monkeypatch):
 
 
 def test_S13_finds_a_reservation_of_only_some_of_the_events(monkeypatch):
-    reserve = EventStore.reserve
+    reserve = Claims.reserve
 
     def reserve_some(self, run, workflow, wanted, *, partial=False, handler="manual"):
         return reserve(self, run, workflow, wanted, partial=True, handler=handler)
 
-    monkeypatch.setattr(EventStore, "reserve", reserve_some)
+    monkeypatch.setattr(Claims, "reserve", reserve_some)
     assert first_violation("S13")
 
 

@@ -210,7 +210,7 @@ async def test_a_topic_that_is_deleted_under_what_is_to_be_gone_on_with_blocks_n
     assert carry_out(by_hand.consume(consumer)) == "committed"
     publish(node, "one")
     assert carry_out(by_hand.consume(consumer)) == "failed"
-    node.events.delete_by_topic("mail", "inbox", force=True)
+    node.topics.delete(node.topics.get_by_name("mail", "inbox").id, force=True)
     publish(node, "two")
     async with within(), node.running([mail], retry=quick) as runner:
         told = runner.observe()

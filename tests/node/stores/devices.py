@@ -12,20 +12,7 @@ from leasemesh.node.database.file import Database
 from leasemesh.node.database.migrate import own_migrations, upgrade
 from leasemesh.node.model import ids
 from leasemesh.node.replication.version_vectors import StateReader, raise_vector
-from leasemesh.node.stores import (
-    AuthorityStore,
-    DeviceStore,
-    EventStore,
-    HandlerBlockStore,
-    HandlerRunStore,
-    HandlerStateStore,
-    ModeStore,
-    MutationStore,
-    PermitStore,
-    ScriptRunStore,
-    TopicStore,
-    WorkflowStore,
-)
+from leasemesh.node.stores import Stores
 
 NOW_MS = 1_700_000_000_000
 HOSTILE_SITE = b"a hostile device"
@@ -55,7 +42,7 @@ class RolledBack(Exception):
     """Ends a transaction that a test does not want to keep."""
 
 
-class Device:
+class Device(Stores):
     """One database file with all stores, a clock that the test sets, and randomness from a seed."""
 
     def __init__(self, path, *, seed=0, template=None):
@@ -67,20 +54,10 @@ class Device:
             shutil.copyfile(template, path)
             with closing(apsw.Connection(str(path))) as connection:
                 connection.execute("UPDATE crsql_site_id SET site_id = ?", (self.random.randbytes(16),))
-        self.database = Database.open(path, clock_ms=lambda: self.now_ms, random_bytes=self.random.randbytes)
+        super().__init__(Database.open(path, clock_ms=lambda: self.now_ms, random_bytes=self.random.randbytes))
         upgrade(self.database, [own_migrations()])
-        self.topics = TopicStore(self.database)
-        self.events = EventStore(self.database)
-        self.runs = HandlerRunStore(self.database)
-        self.mutations = MutationStore(self.database)
-        self.states = HandlerStateStore(self.database)
-        self.workflows = WorkflowStore(self.database)
-        self.sessions = ScriptRunStore(self.database)
-        self.authorities = AuthorityStore(self.database)
-        self.permits = PermitStore(self.database)
-        self.modes = ModeStore(self.database)
-        self.blocks = HandlerBlockStore(self.database)
-        self.devices = DeviceStore(self.database)
+        self.runs, self.sessions = self.handler_runs, self.script_runs
+        self.states, self.blocks = self.handler_states, self.handler_blocks
 
     @property
     def node(self):
@@ -92,6 +69,10 @@ class Device:
     def publish(self, *message_ids, topic="inbox", workflow="mail"):
         for message_id in message_ids:
             self.events.publish(workflow, topic, message_id, title=f"Title of {message_id}", payload={"id": message_id})
+
+    def delete(self, topic="inbox", workflow="mail", *, force=False):
+        """Delete a topic; returns how many events there were."""
+        return self.topics.delete(ids.topic_id(workflow, topic), force=force)
 
     def reserve(self, *message_ids, topic="inbox", workflow="mail", **options):
         """Reserve by name; returns the run."""

@@ -15,7 +15,7 @@ from devices import NOW_MS, Device, absorb_all, merge
 from leasemesh.node.database.derived import rebuild
 from leasemesh.node.model.errors import IllegalState, LeaseLost, NotAvailable
 from leasemesh.node.replication.identity import reidentify
-from leasemesh.node.stores.runs import ENDED
+from leasemesh.node.stores.phases import ENDED
 
 NAIVE = "CREATE TABLE naive (id BLOB NOT NULL PRIMARY KEY, body TEXT NOT NULL DEFAULT '{}')"
 """The design that is not ours: all that is known of a thing in one cell, which is written at each step."""

@@ -297,7 +297,7 @@ def act(devices, action, number, choose):
             work = choose(mutations.unresolved()).work
             mutations.resolve(work, choose(st.sampled_from(["happened", "skip", "not_happened"])), by="Ann")
         case "delete topic":
-            events.delete_by_topic("mail", "inbox", force=choose(st.booleans()))
+            device.delete(force=choose(st.booleans()))
         case "merge":
             merge(devices[number - 1], device)
         case "meet":

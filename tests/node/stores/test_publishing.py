@@ -6,7 +6,7 @@ from devices import NOW_MS, event_of, forged, meet, merge, publication_body
 from leasemesh.node.model.clock import DRIFT_MS_MAX
 from leasemesh.node.model.errors import InvalidInput
 from leasemesh.node.stores import NewEvent, PublishCounts
-from leasemesh.node.stores.publications import BYTES_TARGET, EVENTS_MAX
+from leasemesh.node.stores.events.publications import BYTES_TARGET, EVENTS_MAX
 
 DAY_MS = 24 * 3600 * 1000
 

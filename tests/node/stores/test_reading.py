@@ -8,8 +8,9 @@ from leasemesh.node.model import ids
 from leasemesh.node.model.errors import Ambiguous, InvalidInput
 from leasemesh.node.model.leases import EventStatus
 from leasemesh.node.stores import ClaimInfo, NewEvent
-from leasemesh.node.stores.publications import PublicationReader
-from leasemesh.node.stores.reading import LIST_MAX, status_name, status_number
+from leasemesh.node.stores.base import LIST_MAX
+from leasemesh.node.stores.events.publications import PublicationReader
+from leasemesh.node.stores.events.reading import status_name, status_number
 
 
 def test_peek_lists_the_oldest_pending_events_and_changes_nothing(device):
@@ -45,9 +46,8 @@ def test_a_limit_out_of_range_is_refused(device, limit):
     calls = [
         lambda: device.events.peek("mail", "inbox", limit=limit),
         lambda: device.events.duplicates(limit=limit),
-        lambda: device.runs.incomplete("mail", limit=limit),
         lambda: device.runs.by_session("s", limit=limit),
-        lambda: device.runs.by_workflow("mail", limit=limit),
+        lambda: device.runs.list("mail", limit=limit),
         lambda: device.mutations.due(0, limit=limit),
         lambda: device.mutations.unresolved(limit=limit),
         lambda: device.sessions.by_workflow("mail", limit=limit),
@@ -75,7 +75,6 @@ def test_what_is_absent_reads_as_nothing(device):
     assert events.get_many("mail", "inbox", ["a"]) == []
     assert events.find("00000") is None
     assert events.reserved_by("0" * 32) == []
-    assert events.count_pending("mail", "inbox") == 0
     assert events.counts("mail") == []
     assert events.explain("0" * 32) is None
     assert events.duplicates() == [] and events.count_duplicates() == 0
@@ -168,7 +167,6 @@ def test_counts_are_by_topic_and_status(device):
     assert (inbox.topic, inbox.by_status, inbox.total) == ("inbox", {"pending": 2, "consumed": 1}, 3)
     assert (archive.topic, archive.by_status) == ("archive", {"pending": 1})
     assert (empty.topic, empty.by_status, empty.total) == ("empty", {}, 0)
-    assert device.events.count_pending("mail", "inbox") == 2
 
 
 def test_a_claim_that_arrives_before_its_event_shows_nothing_yet(pair):
@@ -220,7 +218,7 @@ def test_a_caller_s_changes_to_a_payload_stay_with_the_caller(device):
 
 
 def test_a_thread_may_drop_a_publication_from_memory_while_another_reads_it(device, monkeypatch):
-    monkeypatch.setattr("leasemesh.node.stores.publications.CACHED_MAX", 1)
+    monkeypatch.setattr("leasemesh.node.stores.events.publications.CACHED_MAX", 1)
     device.publish("a", "b")
     first, second = (row[0] for row in device.query("SELECT publication FROM event_index ORDER BY at"))
     reader = PublicationReader(device.database)

@@ -180,7 +180,7 @@ def test_an_effect_for_a_new_generation_is_new_work(device):
 def test_a_deleted_topic_takes_all_generations_along(device):
     dead_lettered(device, "a")
     device.events.requeue(event_of("a"))
-    device.events.delete_by_topic("mail", "inbox")
+    device.delete()
     assert device.event("a") is None
     assert device.events.publish("mail", "inbox", "a").event.generation == 0
 

@@ -5,7 +5,7 @@ from devices import NOW_MS, Device, meet, merge, run_body, work_of
 
 from leasemesh.node.model.errors import Ambiguous, IllegalState, InvalidInput, NotFound, NotOwner
 from leasemesh.node.model.jsonvalue import PAYLOAD_BYTES_MAX
-from leasemesh.node.stores.runs import ENDED, PHASES, STATUSES
+from leasemesh.node.stores.phases import ENDED, PHASES, STATUSES
 
 ROUTES = {
     "producer": [["executing", "committed"]],
@@ -28,9 +28,9 @@ def test_a_run_begins_pending_and_active(device):
 
 def test_what_is_absent_reads_as_nothing(device):
     assert device.runs.get("0" * 32) is None
-    assert device.runs.incomplete("mail") == []
+    assert device.runs.own_incomplete() == []
     assert device.runs.by_session("s1") == []
-    assert device.runs.by_workflow("mail") == []
+    assert device.runs.list("mail") == []
     assert device.runs.retry_chain("0" * 32) == []
 
 
@@ -77,7 +77,7 @@ def test_a_status_says_why_a_run_does_not_move(device, status):
     changed = device.runs.set_status(run, status, details={"error": "no network"})
     assert (changed.status, changed.phase, changed.details) == (status, "pending", {"error": "no network"})
     assert changed.ended_at == (device.now_ms if status in ENDED else None)
-    assert (run in [one.id for one in device.runs.incomplete("mail")]) == (status not in ENDED)
+    assert (run in [one.id for one in device.runs.own_incomplete()]) == (status not in ENDED)
 
 
 @pytest.mark.parametrize("status", sorted(ENDED - {"committed"}))
@@ -172,7 +172,7 @@ def test_another_node_s_run_is_left_alone(pair):
             two.runs.advance(run, "preparing")
         with pytest.raises(NotOwner):
             two.runs.set_status(run, "crashed")
-    assert [(found.id, found.node) for found in two.runs.incomplete("mail")] == [(run, one.node)]
+    assert [(found.id, found.node) for found in two.runs.list("mail")] == [(run, one.node)]
 
 
 def test_lists_are_by_workflow_and_by_session_in_order_of_time(device):
@@ -183,12 +183,10 @@ def test_lists_are_by_workflow_and_by_session_in_order_of_time(device):
         runs.append(device.runs.create("mail", "send", "consumer", session=session).id)
     device.runs.create("other", "send", "consumer")
     device.runs.set_status(runs[1], "crashed")
-    listed = [run.id for run in device.runs.by_workflow("mail")]
+    listed = [run.id for run in device.runs.list("mail")]
     assert listed == runs[::-1]
-    assert [run.id for run in device.runs.by_workflow("mail", limit=2)] == runs[:1:-1]
+    assert [run.id for run in device.runs.list("mail", limit=2)] == runs[:1:-1]
     assert [run.id for run in device.runs.by_session("s0")] == [runs[0], runs[2]]
-    assert [run.id for run in device.runs.incomplete("mail")] == [runs[0], runs[2], runs[3]]
-    assert [run.id for run in device.runs.incomplete("mail", limit=1)] == [runs[0]]
 
 
 def test_a_chain_of_retries_is_found_from_every_link(device):
@@ -237,7 +235,7 @@ def test_a_run_without_a_body_counts_as_absent(device):
     assert device.forge("handler_runs", b"r" * 16, None, column="-1")
     assert device.query("SELECT body FROM handler_runs") == [("{}",)]
     assert device.runs.get((b"r" * 16).hex()) is None
-    assert device.runs.by_workflow("mail") == []
+    assert device.runs.list("mail") == []
 
 
 def test_run_ids_of_one_node_sort_by_time(device):
@@ -411,7 +409,7 @@ def test_what_has_not_ended_of_this_node_is_found_whichever_process_began_it(pai
     again = opened(Device(one.path, seed=9))
     own = [again.runs.create("mail", "poll", "producer").id]
     assert [run.id for run in again.runs.own_incomplete()] == sorted(runs[1:] + own)
-    assert theirs in [run.id for run in again.runs.incomplete("mail")]
+    assert theirs in [run.id for run in again.runs.list("mail", status="active")]
 
 
 def test_the_newest_runs_of_a_handler_come_first(pair):
@@ -470,7 +468,6 @@ def test_a_limit_is_a_limit(device, limit):
     for call in (
         lambda: device.runs.recent("mail", "send", limit=limit),
         lambda: device.runs.list(limit=limit),
-        lambda: device.runs.by_workflow("mail", limit=limit),
     ):
         with pytest.raises(InvalidInput, match="limit"):
             call()

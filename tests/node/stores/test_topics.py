@@ -2,7 +2,7 @@ import pytest
 from devices import event_of, meet, merge
 
 from leasemesh.node.model import ids
-from leasemesh.node.model.errors import InvalidInput, NotFound, StillReserved
+from leasemesh.node.model.errors import InvalidInput, StillReserved
 from leasemesh.node.stores.base import is_internal
 
 WRONG_NAMES = ["", "x" * 513, None, 5, b"inbox", "a\x00b", "\ud800"]
@@ -75,13 +75,6 @@ def test_deleting_takes_the_events_and_leaves_other_topics(device):
 def test_deleting_what_is_absent_deletes_nothing(device):
     with device.unchanged():
         assert device.topics.delete("0" * 32) == 0
-        assert device.topics.delete_by_workflow("mail") == 0
-        assert device.events.delete_by_workflow("mail") == 0
-
-
-def test_deleting_by_an_unknown_name_is_an_error_that_names_it(device):
-    with device.unchanged(), pytest.raises(NotFound, match="no such topic: mail/inbox"):
-        device.events.delete_by_topic("mail", "inbox")
 
 
 def test_deleting_is_refused_while_something_is_reserved(device):
@@ -89,10 +82,8 @@ def test_deleting_is_refused_while_something_is_reserved(device):
     device.reserve("a")
     with device.unchanged():
         with pytest.raises(StillReserved, match="topic inbox has 1 reserved events") as caught:
-            device.events.delete_by_topic("mail", "inbox")
+            device.delete()
         assert caught.value.count == 1
-        with pytest.raises(StillReserved):
-            device.events.delete_by_workflow("mail")
 
 
 def test_deleting_is_refused_while_an_effect_is_unknown(device):
@@ -100,21 +91,13 @@ def test_deleting_is_refused_while_an_effect_is_unknown(device):
     run = device.reserve("a")
     device.effect(run)
     with device.unchanged(), pytest.raises(StillReserved):
-        device.events.delete_by_topic("mail", "inbox")
-
-
-def test_one_reserved_topic_keeps_all_topics_of_its_workflow(device):
-    device.publish("a", topic="archive")
-    device.publish("b", topic="inbox")
-    device.reserve("b")
-    with device.unchanged(), pytest.raises(StillReserved):
-        device.topics.delete_by_workflow("mail")
+        device.delete()
 
 
 def test_a_forced_deletion_leaves_the_run_able_to_end(device):
     device.publish("a", "b")
     run, other = device.reserve("a"), device.reserve("b")
-    assert device.events.delete_by_topic("mail", "inbox", force=True) == 2
+    assert device.delete(force=True) == 2
     assert device.events.reserved_by(run) == []
     assert device.events.get(event_of("a")) is None
     assert device.events.consume(run) == 1
@@ -126,7 +109,7 @@ def test_a_forced_deletion_leaves_the_run_able_to_end(device):
 def test_an_outcome_outlives_its_topic(device):
     device.publish("a")
     device.events.consume(device.reserve("a"))
-    device.events.delete_by_topic("mail", "inbox")
+    device.delete()
     device.publish("a")
     assert device.status("a") == "consumed"
 
@@ -135,7 +118,7 @@ def test_a_deletion_reaches_every_device(pair):
     one, two = pair
     one.publish("a", "b")
     meet(one, two)
-    two.events.delete_by_topic("mail", "inbox")
+    two.delete()
     meet(one, two)
     assert one.event("a") is None
     assert one.topics.list("mail") == []
@@ -146,7 +129,7 @@ def test_what_another_device_published_meanwhile_survives_a_deletion(pair):
     one.publish("both", "mine")
     two.now_ms += 5
     two.publish("both", "theirs")
-    assert one.events.delete_by_topic("mail", "inbox") == 2
+    assert one.delete() == 2
     meet(one, two)
     for device in (one, two):
         assert sorted(device.pending()) == ["both", "theirs"]
@@ -162,7 +145,7 @@ def test_of_two_publications_the_deletion_of_the_first_brings_the_second_up(trio
     merge(one, three)
     merge(two, three)
     assert three.event("a").title == "Title of a"
-    one.events.delete_by_topic("mail", "inbox")
+    one.delete()
     merge(one, three)
     assert three.event("a").title == "second"
     assert not three.events.explain(event_of("a")).conflicting
@@ -173,7 +156,7 @@ def test_a_topic_that_was_deleted_can_be_created_again(pair):
     one, two = pair
     one.publish("a")
     meet(one, two)
-    one.events.delete_by_topic("mail", "inbox")
+    one.delete()
     one.publish("b")
     meet(one, two)
     assert two.pending() == ["b"]
@@ -188,9 +171,3 @@ def test_the_runtimes_own_topics_are_shown_only_to_whoever_asks_for_them(device)
     assert [counts.topic for counts in device.events.counts("mail")] == ["inbox"]
     assert [counts.topic for counts in device.events.counts("mail", internal=True)] == ["inbox", "~state"]
     assert is_internal("~state") and not is_internal("state~")
-
-
-def test_a_deleted_workflow_takes_the_runtimes_own_topics_along(device):
-    device.publish("token", topic="~state")
-    assert device.events.delete_by_workflow("mail") == 1
-    assert device.topics.list("mail", internal=True) == []

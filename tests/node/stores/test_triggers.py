@@ -28,7 +28,7 @@ from devices import (
 
 from leasemesh.node.database.derived import rebuild
 from leasemesh.node.model import ids
-from leasemesh.node.stores import EventStore
+from leasemesh.node.stores.events.reading import EventReader
 
 WORK = work_of("1" * 32)
 RUN = b"r" * 16
@@ -95,11 +95,10 @@ def read_everything(device):
             device.events.reserved_by(run)
     for name in ("a", "b"):
         device.events.explain(event_of(name))
-    device.runs.by_workflow("mail")
+    device.runs.list("mail")
     device.runs.list()
     device.runs.list(status="active")
     device.runs.recent("mail", "send")
-    device.runs.incomplete("mail")
     device.runs.own_incomplete()
     device.runs.retry_chain(RUN.hex())
     device.mutations.get(RUN.hex())
@@ -445,6 +444,6 @@ def test_all_times_are_whole_milliseconds(device):
 
 
 def test_peek_takes_only_what_it_uses():
-    assert list(inspect.signature(EventStore.peek).parameters) == [
+    assert list(inspect.signature(EventReader.peek).parameters) == [
         "self", "workflow", "topic", "limit", "status", "permitted",
     ]  # fmt: skip

@@ -14,17 +14,14 @@ from leasemesh.node.model.errors import InvalidInput
 from leasemesh.node.model.ids import EventId, RunId
 from leasemesh.node.model.jsonvalue import Json, check_whole
 from leasemesh.node.model.leases import EventStatus
-from leasemesh.node.stores.base import INTERNAL_TOPICS, Store, blob_of, events_of, topic_of
-from leasemesh.node.stores.publications import PublicationReader
+from leasemesh.node.stores.base import INTERNAL_TOPICS, LIST_MAX, Store, blob_of, events_of, topic_of
+from leasemesh.node.stores.events.publications import PublicationReader
 
 StatusName = Literal["pending", "reserved", "unknown", "consumed", "skipped", "dead"]
-LIST_MAX = 10_000
-"""Events that one call returns at the most; a caller who wants more asks again."""
-
-NOT_PERMITTED = "AND NOT EXISTS (SELECT 1 FROM permitted_events AS s WHERE s.event = e.id)"
+_NOT_PERMITTED = "AND NOT EXISTS (SELECT 1 FROM permitted_events AS s WHERE s.event = e.id)"
 """Of events e: those that stand in nobody's permit."""
 
-EVENT_COLUMNS = (
+_COLUMNS = (
     "e.id, e.publication, e.position, e.at, e.status, e.epoch, (SELECT r.id FROM run_index AS r WHERE r.n = e.run)"
 )
 
@@ -76,7 +73,7 @@ class TopicCounts:
 
 
 class EventReader(Store):
-    """The read half of the event store."""
+    """Events by topic, status, id and message id."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)
@@ -107,15 +104,15 @@ class EventReader(Store):
         check_whole("limit", limit, least=1, most=LIST_MAX)
         topic_id = topic_of(workflow, topic)
         return self._events(
-            f"SELECT {EVENT_COLUMNS} FROM event_index AS e "
-            f"WHERE e.topic = ? AND e.status = ? {'' if permitted else NOT_PERMITTED} ORDER BY e.at, e.id LIMIT ?",
+            f"SELECT {_COLUMNS} FROM event_index AS e "
+            f"WHERE e.topic = ? AND e.status = ? {'' if permitted else _NOT_PERMITTED} ORDER BY e.at, e.id LIMIT ?",
             (blob_of(topic_id), status_number(status), limit),
         )
 
     def get(self, event: str) -> Event | None:
         """Return the event with this id (32 hexadecimal characters)."""
         found = self._events(
-            f"SELECT {EVENT_COLUMNS} FROM event_index AS e WHERE e.id = ? AND e.publication IS NOT NULL",
+            f"SELECT {_COLUMNS} FROM event_index AS e WHERE e.id = ? AND e.publication IS NOT NULL",
             (blob_of(event),),
         )
         return found[0] if found else None
@@ -124,7 +121,7 @@ class EventReader(Store):
         """Return the event that a topic has under this message id: the newest generation of it that is known here."""
         first = events_of(topic_of(workflow, topic), [message_id])
         with self._database.snapshot():
-            return self.get(self._newest(first)[0])
+            return self.get(self.newest_generations(first)[0])
 
     def get_many(self, workflow: str, topic: str, message_ids: Sequence[str]) -> list[Event]:
         """Return those of the named events that exist, in the order of the names, whatever their status; of each the
@@ -132,9 +129,9 @@ class EventReader(Store):
         firsts = events_of(topic_of(workflow, topic), message_ids)
         with self._database.snapshot():
             return self._events(
-                f"SELECT {EVENT_COLUMNS} FROM json_each(?) AS j CROSS JOIN event_index AS e "
+                f"SELECT {_COLUMNS} FROM json_each(?) AS j CROSS JOIN event_index AS e "
                 "WHERE e.id = unhex(j.value) AND e.publication IS NOT NULL ORDER BY j.key",
-                (json.dumps(self._newest(firsts)),),
+                (json.dumps(self.newest_generations(firsts)),),
             )
 
     def find(self, prefix: str) -> Event | None:
@@ -151,18 +148,11 @@ class EventReader(Store):
         """Return the events that a run owns now, oldest first; without those whose content was deleted or is not here
         yet."""
         return self._events(
-            f"SELECT {EVENT_COLUMNS} FROM run_index AS r CROSS JOIN claims AS c ON c.run = r.n "
+            f"SELECT {_COLUMNS} FROM run_index AS r CROSS JOIN claims AS c ON c.run = r.n "
             "CROSS JOIN event_index AS e ON e.n = c.event "
             "WHERE r.id = ? AND e.run = c.run AND e.status IN (1, 2) AND e.publication IS NOT NULL ORDER BY e.at, e.id",
             (blob_of(run),),
         )
-
-    def count_pending(self, workflow: str, topic: str) -> int:
-        """Return how many events of a topic are pending."""
-        rows = self._database.query(
-            "SELECT count(*) FROM event_index WHERE topic = ? AND status = 0", (blob_of(topic_of(workflow, topic)),)
-        )
-        return int(rows[0][0])
 
     def any_pending(self, workflow: str, topic: str) -> bool:
         """Tell whether a topic has pending events; costs the same whatever their number."""
@@ -209,13 +199,13 @@ class EventReader(Store):
         )
         if workflow is None:
             return self._events(
-                f"SELECT {EVENT_COLUMNS} FROM event_index AS e WHERE {waiting.format('e')} "
+                f"SELECT {_COLUMNS} FROM event_index AS e WHERE {waiting.format('e')} "
                 f"AND NOT EXISTS (SELECT 1 FROM topics AS t WHERE t.id = e.topic AND t.name GLOB '{INTERNAL_TOPICS}') "
                 "ORDER BY e.at DESC, e.id DESC LIMIT ?",
                 (limit,),
             )
         return self._events(
-            f"SELECT {EVENT_COLUMNS} FROM topics AS t CROSS JOIN event_index AS e "
+            f"SELECT {_COLUMNS} FROM topics AS t CROSS JOIN event_index AS e "
             f"WHERE t.workflow = ?1 AND t.name NOT GLOB '{INTERNAL_TOPICS}' AND e.n IN ("
             f"SELECT d.n FROM event_index AS d WHERE d.topic = t.id AND {waiting.format('d')} "
             "ORDER BY d.at DESC, d.id DESC LIMIT ?2) ORDER BY e.at DESC, e.id DESC LIMIT ?2",
@@ -226,7 +216,7 @@ class EventReader(Store):
         """Return events that two runs consumed, the newest first."""
         check_whole("limit", limit, least=1, most=LIST_MAX)
         return self._events(
-            f"SELECT {EVENT_COLUMNS} FROM (SELECT event FROM duplicates ORDER BY event DESC LIMIT ?) AS d "
+            f"SELECT {_COLUMNS} FROM (SELECT event FROM duplicates ORDER BY event DESC LIMIT ?) AS d "
             "CROSS JOIN event_index AS e ON e.n = d.event WHERE e.publication IS NOT NULL",
             (limit,),
         )
@@ -235,7 +225,16 @@ class EventReader(Store):
         """Return how many events two runs consumed."""
         return int(self._database.query("SELECT count(*) FROM duplicates")[0][0])
 
-    def _newest(self, firsts: Sequence[EventId]) -> list[EventId]:
+    def by_ids(self, identifiers: Sequence[EventId]) -> dict[EventId, Event]:
+        """Return those of these events that exist, by id, the oldest first."""
+        found = self._events(
+            f"SELECT {_COLUMNS} FROM json_each(?) AS j CROSS JOIN event_index AS e "
+            "WHERE e.id = unhex(j.value) AND e.publication IS NOT NULL ORDER BY e.at, e.id",
+            (json.dumps(identifiers),),
+        )
+        return {event.id: event for event in found}
+
+    def newest_generations(self, firsts: Sequence[EventId]) -> list[EventId]:
         """Return for each event of generation 0 the newest generation of it that is known here."""
         newest = list(firsts)
         for index, event in self._database.query(

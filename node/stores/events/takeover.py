@@ -4,7 +4,7 @@ Two ways, which differ in what becomes of the holder's effect:
 
 * `take_over` claims events to do them anew. It refuses what an effect has happened for, or is to be skipped.
 * `take_over_run` claims all that a run still owns, to go on where it stopped, and records that it does: whoever takes
-  over from the taker finds the first run's effect behind it (`Leasing.effect_behind`), and does not repeat it.
+  over from the taker finds the first run's effect behind it (`EffectsBehind.effect_behind`), and does not repeat it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from leasemesh.node.database.file import Database
 from leasemesh.node.model.errors import HomeElsewhere, IllegalState, NotFound
 from leasemesh.node.model.ids import EventId, NodeId, RunId
 from leasemesh.node.model.jsonvalue import check_whole
-from leasemesh.node.stores.base import CLAIMS_MAX, blob_of
-from leasemesh.node.stores.leasing import EffectBehind, Leasing, ReservationInfo
+from leasemesh.node.stores.base import CLAIMS_MAX, LIST_MAX, Store, blob_of
+from leasemesh.node.stores.events.claiming import Claims
+from leasemesh.node.stores.events.effects_behind import EffectBehind, EffectsBehind
+from leasemesh.node.stores.events.reading import Event, EventReader
+from leasemesh.node.stores.events.reservations import ReservationInfo, Reservations
 from leasemesh.node.stores.modes import Mode, ModeStore
-from leasemesh.node.stores.reading import LIST_MAX, Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,22 @@ class HeldElsewhere:
     effect: EffectBehind | None
 
 
-class TakingOver(Leasing):
-    """The part of the event store that gives one run's work to another."""
+class TakeOvers(Store):
+    """Gives one run's work to another."""
+
+    def __init__(
+        self,
+        database: Database,
+        reader: EventReader,
+        reservations: Reservations,
+        effects: EffectsBehind,
+        claims: Claims,
+    ) -> None:
+        super().__init__(database)
+        self._reader = reader
+        self._reservations = reservations
+        self._effects = effects
+        self._claims = claims
 
     def take_over(
         self, run: str, events: Sequence[str], *, handler: str = "manual", default_mode: Mode = "soft"
@@ -60,7 +77,7 @@ class TakingOver(Leasing):
         for event in events:
             blob_of(event)
         with self._database.transaction() as transaction:
-            found = self._existing([EventId(event) for event in events])
+            found = self._reader.by_ids([EventId(event) for event in events])
             missing = [event for event in events if event not in found]
             if missing:
                 raise NotFound("event", missing)
@@ -68,26 +85,26 @@ class TakingOver(Leasing):
                 if one.status != "reserved":
                     raise IllegalState(f"event {one.id}", one.status, "only a reserved event can be taken over")
             for holder in dict.fromkeys(one.run for one in found.values() if one.run):
-                effect = self.effect_behind(holder)
+                effect = self._effects.effect_behind(holder)
                 if effect is not None and effect.outcome in ("applied", "skipped"):
                     wanted = f"it must not be done again; take over what run {holder} holds by itself, to finish it"
                     raise IllegalState(f"the effect of run {effect.run}", effect.outcome, wanted)
             workflow = found[EventId(events[0])].workflow
             mode = self._mode_to_take(workflow, list(found.values()), handler, default_mode)
-            self._refuse_permitted(list(found.values()), mode)
-            return self._claim(transaction, run, workflow, handler, list(found.values()), mode)
+            self._claims.refuse_permitted(list(found.values()), mode)
+            return self._claims.claim(transaction, run, workflow, handler, list(found.values()), mode)
 
     def decided_holder(self, events: Sequence[str]) -> ReservationInfo | None:
         """Return the reservation of the one run that holds all these events, if its effect happened or is to be
         skipped: then they are to be finished, by `take_over_run`. Otherwise None."""
         with self._database.snapshot():
-            found = self._existing([EventId(event) for event in events]).values()
+            found = self._reader.by_ids([EventId(event) for event in events]).values()
             holders = {event.run if event.status == "reserved" else None for event in found}
             holder = holders.pop() if len(holders) == 1 else None
-            effect = self.effect_behind(holder) if holder is not None else None
+            effect = self._effects.effect_behind(holder) if holder is not None else None
             if holder is None or effect is None or effect.outcome not in ("applied", "skipped"):
                 return None
-            return self.reservation(holder)
+            return self._reservations.reservation(holder)
 
     def take_over_run(self, run: str, of: str, *, handler: str, default_mode: Mode = "soft") -> list[Event]:
         """Claim all events that run `of` still owns for `run`, at the next epoch, to go on with its work.
@@ -102,38 +119,40 @@ class TakingOver(Leasing):
             NotAvailable: its effect may still be begun, and events stand in a permit.
         """
         with self._database.transaction() as transaction:
-            held = self.reservation(of)
+            held = self._reservations.reservation(of)
             if held is None:
                 raise NotFound("reservation of run", [of], "`leasemesh status` lists the held ones")
-            events = self.reserved_by(of)
+            events = self._reader.reserved_by(of)
             if not events:
                 return []
-            effect = self.effect_behind(of)
+            effect = self._effects.effect_behind(of)
             if any(event.status == "unknown" for event in events) or (effect and effect.outcome == "unknown"):
                 raise IllegalState(f"the effect of run {of}", "unknown", "its events wait until it is known")
             mode = self._mode_to_take(held.workflow, events, handler, default_mode)
             # Its permit has served when the effect happened, or never shall: nobody does it any more.
             if effect is None or effect.outcome not in ("applied", "skipped"):
-                self._refuse_permitted(events, mode)
-            return self._claim(transaction, run, held.workflow, handler, events, mode, of=of)
+                self._claims.refuse_permitted(events, mode)
+            return self._claims.claim(transaction, run, held.workflow, handler, events, mode, of=of)
 
     def stale_candidates(self, handlers: Collection[tuple[str, str]], *, limit: int = 100) -> list[HeldElsewhere]:
         """Return what other nodes' runs of these (workflow, handler) pairs hold, the longest silent first.
 
         They are candidates: `node.work.staleness` tells which have been silent for long enough. Runs whose effect has
-        an         unknown outcome are left out, because nobody may take over from them.
+        an unknown outcome are left out, because nobody may take over from them.
         """
         check_whole("limit", limit, least=1, most=LIST_MAX)
         with self._database.snapshot():
             rows = self._database.query(_HELD_ELSEWHERE, (self._database.site_id, json.dumps(list(handlers)), limit))
             return [
-                HeldElsewhere(RunId(run), NodeId(node), workflow, handler, EventId(event), self.effect_behind(run))
+                HeldElsewhere(
+                    RunId(run), NodeId(node), workflow, handler, EventId(event), self._effects.effect_behind(run)
+                )
                 for run, node, workflow, handler, event in rows
             ]
 
     def _mode_to_take(self, workflow: str, events: Sequence[Event], handler: str, default: Mode) -> Mode:
         topics = dict.fromkeys(event.topic for event in events)
-        mode = self._mode(workflow, topics, handler, default)
+        mode = self._claims.mode(workflow, topics, handler, default)
         self._refuse_claims_of_home(workflow, topics, handler, events)
         return mode
 
