@@ -1,5 +1,5 @@
-"""The event store, and the parts that it is made of: each has the SQL of one subject and calls the others by their
-methods."""
+"""The event store, made of parts: here belongs the SQL about events and the reservations of them, each subject in a
+part of its own that calls the others by their methods. The SQL of other tables does not."""
 
 from leasemesh.node.stores.events.store import EventStore
 
