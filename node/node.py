@@ -21,29 +21,23 @@ import os
 import platform
 import ssl as ssl_module
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from leasemesh.node.database import derived, migrate
-from leasemesh.node.database.file import Database, Row, Transaction, Value
+from leasemesh.node.database.file import Database
 from leasemesh.node.doctor import Finding, examine
 from leasemesh.node.host import Host, SyncArguments
 from leasemesh.node.machine.environment import Environment
 from leasemesh.node.model import ids
 from leasemesh.node.model.errors import IllegalState, InvalidInput, LeasemeshError, NotFound, TooEarly
 from leasemesh.node.model.ids import RunId
-from leasemesh.node.model.jsonvalue import Json, check_text
+from leasemesh.node.model.jsonvalue import check_text
 from leasemesh.node.replication.storage import ChangeStorage
 from leasemesh.node.stores import (
-    Event,
-    Explanation,
-    NewEvent,
     Permit,
-    PublishCounts,
-    Published,
-    StatusName,
 )
 from leasemesh.node.stores.settings import SettingStore
 from leasemesh.node.work.reservation import Reservation
@@ -91,6 +85,19 @@ class Node(Host):
         """Use `Node.open`."""
         super().__init__(database, workspace_id=workspace_id, name=name, environment=environment)
         self._runner: Runner | None = None
+        # What an app does most often, by a short name; signatures and descriptions are those of what is named.
+        self.transaction = database.transaction
+        """`Database.transaction`: what is called on this node in the block is one transaction."""
+        self.query = database.query
+        """`Database.query`: all rows of a SELECT, over the app's tables or leasemesh's own."""
+        self.publish = self.events.publish
+        """`EventStore.publish`: publish one event."""
+        self.publish_many = self.events.publish_many
+        """`EventStore.publish_many`: publish events in one transaction."""
+        self.peek = self.events.peek
+        """`EventStore.peek`: the oldest events of a topic with a status."""
+        self.explain = self.events.explain
+        """`EventStore.explain`: why an event is in its state."""
 
     @classmethod
     def open(
@@ -146,28 +153,6 @@ class Node(Host):
             raise
 
     # --- Work ---------------------------------------------------------------------------------------------------------
-
-    def transaction(self) -> AbstractContextManager[Transaction]:
-        """Run a block as one transaction; everything that is called on this node in the block is a part of it."""
-        return self.database.transaction()
-
-    def query(self, sql: str, parameters: Sequence[Value] | dict[str, Value] = ()) -> list[Row]:
-        """Return all rows of a SELECT, over the app's tables or leasemesh's own."""
-        return self.database.query(sql, parameters)
-
-    def publish(
-        self, workflow: str, topic: str, message_id: str, *, title: str = "", payload: Json = None
-    ) -> Published:
-        """Publish one event; see `EventStore.publish`."""
-        return self.events.publish(workflow, topic, message_id, title=title, payload=payload)
-
-    def publish_many(self, workflow: str, topic: str, events: Iterable[NewEvent]) -> PublishCounts:
-        """Publish events in one transaction; see `EventStore.publish_many`."""
-        return self.events.publish_many(workflow, topic, events)
-
-    def peek(self, workflow: str, topic: str, *, limit: int = 100, status: StatusName = "pending") -> list[Event]:
-        """Return the oldest events of a topic with a status; see `EventStore.peek`."""
-        return self.events.peek(workflow, topic, limit=limit, status=status)
 
     def reserve(
         self,
@@ -291,10 +276,6 @@ class Node(Host):
                 else:
                     raise IllegalState(f"node {self.name}", "closed", "the request of the run stays")
         return self.permits.require(run)
-
-    def explain(self, event: str) -> Explanation | None:
-        """Tell why an event is in its state; see `EventStore.explain`."""
-        return self.events.explain(event)
 
     def digest(self) -> DatabaseDigest:
         """Compute the digest of all replicated tables; equal on nodes that have converged."""
