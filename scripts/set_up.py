@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 READY = VENV / ".ready"
 PYTHON = VENV / "bin" / "python"
-GET_EXTENSION = ROOT / "scripts" / "load_crsqlite.py"
+DISTRIBUTIONS = (ROOT / "node" / "crsqlite", ROOT)
+"""What the checkout builds, in the order in which it is installed."""
 LOCK = ROOT / "scripts" / "requirements.txt"
 OUTPUT_LINES_SHOWN = 15
 
@@ -34,7 +35,7 @@ def main() -> int:
             make_environment(fingerprint)
         # A step of its own, because the extension lives in a cache outside the checkout, which may come and go.
         return subprocess.run(
-            [str(PYTHON), str(GET_EXTENSION), "get", "--install-tools", "--quiet"], cwd=ROOT
+            [str(PYTHON), "-m", "leasemesh_crsqlite", "get", "--install-tools", "--quiet"], cwd=ROOT
         ).returncode
 
 
@@ -54,9 +55,10 @@ def one_at_a_time() -> Iterator[None]:
 
 
 def environment_fingerprint() -> str:
-    """Hash of what the environment depends on: the lock, the project file, the Python, and the checkout's place."""
+    """Hash of what the environment depends on: the lock, the project files, the Python, and the checkout's place."""
     digest = hashlib.sha256()
-    for part in (LOCK.read_bytes(), (ROOT / "pyproject.toml").read_bytes(), sys.version.encode(), os.fsencode(ROOT)):
+    projects = [(folder / "pyproject.toml").read_bytes() for folder in DISTRIBUTIONS]
+    for part in (LOCK.read_bytes(), *projects, sys.version.encode(), os.fsencode(ROOT)):
         digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()
 
@@ -76,7 +78,8 @@ def make_environment(fingerprint: str) -> None:
         step("making .venv", [sys.executable, "-m", "venv", str(VENV)])
     pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     step("installing the locked dependencies", [*pip, "--require-hashes", "--requirement", str(LOCK)])
-    step("installing leasemesh", [*pip, "--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
+    editable = [part for folder in DISTRIBUTIONS for part in ("--editable", str(folder))]
+    step("installing leasemesh", [*pip, "--no-deps", "--no-build-isolation", *editable])
     READY.write_text(fingerprint)
 
 

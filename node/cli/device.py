@@ -151,13 +151,12 @@ def identity_reset(
 def version(context: Context) -> None:
     """Show the versions of leasemesh and of what it stands on."""
     import apsw
-
-    from leasemesh.node import crsqlite
+    import leasemesh_crsqlite
 
     document = {
         "leasemesh": installed_version("leasemesh"),
         "python": platform.python_version(),
         "sqlite": apsw.sqlite_lib_version(),
-        "cr-sqlite": crsqlite.VERSION,
+        "cr-sqlite": leasemesh_crsqlite.VERSION,
     }
     context.screen.show(document, lambda: [styled(f"{name} {number}") for name, number in document.items()])

@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import apsw
+from leasemesh_crsqlite import ENTRY_POINT, extension_path
 
-from leasemesh.node.crsqlite import ENTRY_POINT, extension_path
 from leasemesh.node.model.errors import LeasemeshError
 from leasemesh.sync.errors import StorageDamaged
 
@@ -255,7 +255,7 @@ def refuse_misread_keys(connection: apsw.Connection) -> None:
     if connection.execute(sql).fetchall() != [(200,)]:
         raise DatabaseError(
             f"The cr-sqlite at {extension_path()} was built with a newer version of a library and misreads keys; "
-            f"build it anew with `python -m leasemesh.node.crsqlite build`."
+            f"build it anew with `python -m leasemesh_crsqlite build`."
         )
 
 

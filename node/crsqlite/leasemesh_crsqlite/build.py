@@ -3,8 +3,11 @@
 Upstream's own build wants a nightly compiler of 2023, bindgen and network access to crates. The edits below take these
 away:
 
-- RUSTC_BOOTSTRAP lets a stable compiler accept the nightly features that the code uses; the pinned tool chain and the
-  lock files go, and so does a feature name that newer compilers no longer know (the code does not use it).
+- RUSTC_BOOTSTRAP lets a stable compiler accept the nightly features that the code uses; the pinned tool chain goes, and
+  so does a feature name that newer compilers no longer know (the code does not use it).
+- The lock file of this package takes the place of upstream's: the same crates with the same checksums, but for bindgen
+  and what that needs. Debian's crates are of other versions, which Debian has checked: a build with them says so, also
+  in the record beside the library.
 - The package ships the bindings that bindgen made for it, so bindgen need not run again.
 - Crate requirements are widened to what Debian has. One set of edits serves Debian's crates and cargo's default one.
 - A bug goes: three functions pass "main" as a C string without its terminating NUL; with newer compilers
@@ -27,6 +30,8 @@ from .tools import CRATE_PACKAGES, Tell, apt_install, c_compiler, can_install, c
 
 _SHIPPED_BINDINGS = "rs/bundle_static/target/release/build/sqlite3_capi-*/out/bindings.rs"
 _CAPI = "rs/sqlite-rs-embedded/sqlite3_capi"
+_BUNDLE = "rs/bundle_static"
+CARGO_LOCK = Path(__file__).parent / "locks" / "Cargo.lock"
 _BUILD_SCRIPT = """\
 fn main() {
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR").unwrap());
@@ -60,8 +65,11 @@ EDITS = (
 )
 
 
-def build_library(source: Path, workspace: Path, *, install_tools: bool, tell: Tell) -> Path:
-    """Build the extension from the unpacked `source`, which is changed by it, and return the library's path.
+def build_library(source: Path, workspace: Path, *, install_tools: bool, tell: Tell) -> tuple[Path, bool]:
+    """Build the extension from the unpacked `source`, which is changed by it.
+
+    Returns:
+        The library's path, and whether its crates were those of the lock file.
 
     Args:
         install_tools: on Debian as root, install the crates with apt-get when cargo's default registry does not serve.
@@ -71,11 +79,11 @@ def build_library(source: Path, workspace: Path, *, install_tools: bool, tell: T
     """
     prepare_source(source)
     tell("building cr-sqlite from source, which takes about half a minute ...")
-    archive = _compile_rust(source, workspace / "target", install_tools=install_tools, tell=tell)
+    archive, locked = _compile_rust(source, workspace / "target", install_tools=install_tools, tell=tell)
     library = workspace / library_name()
     flags = ["-O2", "-s", "-std=c99", "-fPIC", "-shared", "-I", "src", "-I", "src/sqlite"]
     run([_compiler(), *flags, *_C_SOURCES, str(archive), "-o", str(library)], directory=source)
-    return library
+    return library, locked
 
 
 def prepare_source(source: Path) -> None:
@@ -90,7 +98,7 @@ def prepare_source(source: Path) -> None:
     shutil.copyfile(bindings[0], source / _CAPI / "bindings.rs")
     for target in [*source.glob("rs/*/target")]:
         shutil.rmtree(target)
-    for pattern in ("rust-toolchain.toml", "Cargo.lock"):
+    for pattern in ("rust-toolchain.toml", "Cargo.lock"):  # The lock of this package comes in their place.
         _remove_all(source, pattern)
     for edit in EDITS:
         apply_edit(source, edit)
@@ -124,10 +132,12 @@ def _remove_all(source: Path, name: str) -> None:
         path.unlink()
 
 
-def _compile_rust(source: Path, target: Path, *, install_tools: bool, tell: Tell) -> Path:
-    """Compile the Rust part into a static library, with crates from the first place that has them."""
+def _compile_rust(source: Path, target: Path, *, install_tools: bool, tell: Tell) -> tuple[Path, bool]:
+    """Compile the Rust part into a static library, with crates from the first place that has them. True: the locked
+    ones."""
+    shutil.copyfile(CARGO_LOCK, source / _BUNDLE / "Cargo.lock")
     try:
-        return _run_cargo(source, target, ())
+        return _run_cargo(source, target, ("--locked",)), True
     except WayFailed as error:
         from_default_registry = error
     if not debian_has_crates() and install_tools and can_install():
@@ -135,23 +145,21 @@ def _compile_rust(source: Path, target: Path, *, install_tools: bool, tell: Tell
     if not debian_has_crates():
         hint = f"Debian: apt-get install {' '.join(CRATE_PACKAGES)}"
         raise WayFailed(f"{from_default_registry} (where cargo's registry cannot be reached, {hint})")
-    tell("cargo's own registry did not serve; using Debian's crates ...")
+    tell("cargo's own registry did not serve; using Debian's crates, for which the lock file does not count ...")
+    (source / _BUNDLE / "Cargo.lock").unlink()
     directory_source = (
-        'source.crates-io.replace-with = "debian"',
-        f'source.debian.directory = "{tools.DEBIAN_CRATES}"',
-    )
-    return _run_cargo(source, target, directory_source)
+        "--config", 'source.crates-io.replace-with = "debian"',
+        "--config", f'source.debian.directory = "{tools.DEBIAN_CRATES}"',
+    )  # fmt: skip
+    return _run_cargo(source, target, directory_source), False
 
 
-def _run_cargo(source: Path, target: Path, configuration: tuple[str, ...]) -> Path:
+def _run_cargo(source: Path, target: Path, options: tuple[str, ...]) -> Path:
     program = cargo()
     if program is None:
         raise WayFailed("cargo is not there any more")
-    for lock in source.rglob("Cargo.lock"):  # The other registry's choice of versions must not bind this one.
-        lock.unlink()
-    options = [part for setting in configuration for part in ("--config", setting)]
-    command = [program, *options, "build", "--release", "--features", "loadable_extension", "--target-dir", str(target)]
-    run(command, directory=source / "rs/bundle_static", environment=_cargo_environment())
+    command = [program, "build", *options, "--release", "--features", "loadable_extension", "--target-dir", str(target)]
+    run(command, directory=source / _BUNDLE, environment=_cargo_environment())
     archive = target / "release/libcrsql_bundle_static.a"
     if not archive.is_file():
         raise WayFailed(f"cargo built no {archive.name}")

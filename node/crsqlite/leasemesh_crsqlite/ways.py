@@ -20,14 +20,13 @@ from .source import fetch_source
 from .tools import Tell, require_build_tools, run
 
 
-def acquire(*, trust_unverified: bool | None = None, install_tools: bool = False, tell: Tell) -> Path:
+def acquire(*, sha256: str | None = None, install_tools: bool = False, tell: Tell) -> Path:
     """Return the extension's path, getting it first when it is not on this machine.
 
     Several processes may call this at the same time: one works, the others wait for it.
 
     Args:
-        trust_unverified: take a release archive whose checksum nobody vouches for (macOS, Windows). Unless given, it is
-            whether the environment variable LEASEMESH_CRSQLITE_TRUST_UNVERIFIED is 1.
+        sha256: the checksum of the release archive, by the user's word; see `release.download_library`.
         install_tools: on Debian as root, install missing compilers with apt-get.
         tell: called with one line of progress before anything that takes long.
 
@@ -39,8 +38,6 @@ def acquire(*, trust_unverified: bool | None = None, install_tools: bool = False
     except CrsqliteMissing:
         if os.environ.get("CRSQLITE_PATH"):
             raise
-    if trust_unverified is None:
-        trust_unverified = os.environ.get("LEASEMESH_CRSQLITE_TRUST_UNVERIFIED") == "1"
     with _cache_to_ourselves(tell):
         try:
             return extension_path()  # Another process may have got it while we waited.
@@ -48,7 +45,7 @@ def acquire(*, trust_unverified: bool | None = None, install_tools: bool = False
             if cached_path().exists():
                 tell(str(missing))
         with _workspace() as workspace:
-            library, origin = _first_way_that_works(workspace, trust_unverified, install_tools, tell)
+            library, origin = _first_way_that_works(workspace, sha256, install_tools, tell)
             store(library, origin, cache_directory())
     return extension_path()
 
@@ -61,21 +58,21 @@ def build_anew(*, install_tools: bool = False, tell: Tell) -> Path:
     """
     with _cache_to_ourselves(tell), _workspace() as workspace:
         try:
-            library = _build(workspace, install_tools, tell)
+            library, origin = _build(workspace, install_tools, tell)
         except WayFailed as error:
             raise CrsqliteError(f"cr-sqlite {VERSION} cannot be built: {error}.") from None
-        return store(library, "built from source", cache_directory())
+        return store(library, origin, cache_directory())
 
 
-def _first_way_that_works(workspace: Path, trust_unverified: bool, install_tools: bool, tell: Tell) -> tuple[Path, str]:
+def _first_way_that_works(workspace: Path, sha256: str | None, install_tools: bool, tell: Tell) -> tuple[Path, str]:
     try:
-        return _download(workspace, trust_unverified, tell), "official release"
+        return _download(workspace, sha256, tell), "official release"
     except WayFailed as error:
         not_downloaded = error
         if isinstance(error, ChecksumMismatch):
             tell(f"Warning: {error}; it was thrown away unopened.")
     try:
-        return _build(workspace, install_tools, tell), "built from source"
+        return _build(workspace, install_tools, tell)
     except WayFailed as not_built:
         raise CrsqliteError(
             f"The cr-sqlite extension could not be got: the download failed because {not_downloaded}; the build failed "
@@ -84,22 +81,22 @@ def _first_way_that_works(workspace: Path, trust_unverified: bool, install_tools
         ) from None
 
 
-def _download(workspace: Path, trust_unverified: bool, tell: Tell) -> Path:
+def _download(workspace: Path, sha256: str | None, tell: Tell) -> Path:
     tell(f"downloading the cr-sqlite {VERSION} release ...")
     library = workspace / library_name()
-    library.write_bytes(download_library(trust_unverified=trust_unverified))
+    library.write_bytes(download_library(sha256=sha256))
     _check_loads(library)
     return library
 
 
-def _build(workspace: Path, install_tools: bool, tell: Tell) -> Path:
+def _build(workspace: Path, install_tools: bool, tell: Tell) -> tuple[Path, str]:
     if not sys.platform.startswith("linux"):
         raise WayFailed("building from source is only known to work on Linux")
     require_build_tools(install=install_tools, tell=tell)
     source = fetch_source(workspace, tell)
-    library = build_library(source, workspace, install_tools=install_tools, tell=tell)
+    library, locked = build_library(source, workspace, install_tools=install_tools, tell=tell)
     _check_loads(library)
-    return library
+    return library, "built from source" if locked else "built from source, with Debian's crates"
 
 
 def _check_loads(library: Path) -> None:

@@ -4,10 +4,9 @@ Rules:
 
 1. `extension_path()` only looks: the file that CRSQLITE_PATH names, the one bundled in the wheel, the one in the
    per-user cache. It is cheap enough for every connection and never downloads, builds or runs anything.
-2. `acquire()` gets the extension when it is not there: the official release first, then a build from source. Whatever
-   it fetches is compared with a checksum in this package before it is unpacked, compiled or loaded.
-3. The modules here use each other by relative import and nothing else of `node`, because the wheel's build hook loads
-   this package on its own, before the dependencies of leasemesh are installed.
+2. `acquire()` gets the extension when it is not there: the official release first, then a build from source. What it
+   fetches is compared with a checksum before it is unpacked, compiled or loaded. The checksums stand in this package.
+3. Anything of leasemesh does not belong here: the build of the wheel loads this package on its own.
 """
 
 from importlib import import_module

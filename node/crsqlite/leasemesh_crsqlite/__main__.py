@@ -1,4 +1,4 @@
-"""`python -m node.crsqlite`: get, build or find the cr-sqlite extension by hand."""
+"""`python -m leasemesh_crsqlite`: get, build or find the cr-sqlite extension by hand."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.action == "path":
             path = extension_path()
         elif options.action == "get":
-            path = acquire(
-                trust_unverified=options.trust_unverified or None, install_tools=options.install_tools, tell=_tell
-            )
+            path = acquire(sha256=options.sha256, install_tools=options.install_tools, tell=_tell)
         else:
             path = build_anew(install_tools=options.install_tools, tell=_tell)
     except CrsqliteError as error:
@@ -38,9 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     path = actions.add_parser("path", help="print where the extension is; exit code 1 when it is nowhere")
     get = actions.add_parser("get", help="print where it is, downloading or building it first when it is nowhere")
     get.add_argument(
-        "--trust-unverified",
-        action="store_true",
-        help="take the official release for a platform whose checksum nobody vouches for (macOS, Windows)",
+        "--sha256",
+        metavar="HEX",
+        help="the checksum of the release archive, for a platform for which none is known here (macOS, Windows)",
     )
     build = actions.add_parser("build", help="build it from source into the cache, whatever is there")
     for action in (get, build):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -17,12 +18,15 @@ from .locate import VERSION, library_name, platform_name
 
 RELEASE_URL = f"https://github.com/vlcn-io/cr-sqlite/releases/download/v{VERSION}"
 
-# Checksums from sources other than the release page itself. The other archives exist, but nobody vouches for them.
+# From sources other than the release page itself. The archives without one exist, but nobody vouches for them here.
 ARCHIVE_SHA256 = {
     "linux-x86_64": "8f6fd31a2be2ba8c3101aad067a504a2e63c8e9b51cc4ace786009c02e7ecbae",
     "linux-aarch64": "c26aac668db9f0c455a37cbfba2ae129a11313a1f5b30b4bdcee69cfa1d1f94a",
+    "darwin-x86_64": None,
+    "darwin-aarch64": None,
+    "win-x86_64": None,
 }
-UNVERIFIED_PLATFORMS = ("darwin-x86_64", "darwin-aarch64", "win-x86_64")
+SHA256_VARIABLE = "LEASEMESH_CRSQLITE_SHA256"
 
 # Many networks cannot reach the release page at all, and a build that does not need it follows: do not wait long.
 CONNECT_SECONDS_MAX = 5.0
@@ -34,33 +38,42 @@ LIBRARY_BYTES_MAX = 64 * 2**20
 _CHUNK_BYTES = 64 * 1024
 
 
-def download_library(*, trust_unverified: bool, connect_seconds_max: float = CONNECT_SECONDS_MAX) -> bytes:
+def download_library(*, sha256: str | None = None, connect_seconds_max: float = CONNECT_SECONDS_MAX) -> bytes:
     """Return the extension's bytes out of the official archive for this platform.
 
     The environment variable LEASEMESH_CRSQLITE_URL names a mirror of the release folder. A mirror need not be trusted,
     since the checksum is compared all the same.
 
     Args:
-        trust_unverified: take an archive whose checksum nobody vouches for. The user must have said so.
+        sha256: the archive's SHA-256, in hexadecimal digits, by the user's word. Without it LEASEMESH_CRSQLITE_SHA256
+            counts, and then the one in this package.
         connect_seconds_max: longest wait for a connection, and for each piece of an answer.
 
     Raises:
-        WayFailed: no archive for this platform, it cannot be fetched, it is not what its checksum says, or it is not an
-            archive with the extension in it.
+        WayFailed: no archive or no checksum for this platform, it cannot be fetched, it is not what its checksum says,
+            or it is not an archive with the extension in it.
     """
     platform = platform_name()
-    sha256 = ARCHIVE_SHA256.get(platform)
-    if sha256 is None and platform not in UNVERIFIED_PLATFORMS:
+    if platform not in ARCHIVE_SHA256:
         raise WayFailed(f"there is no release for the platform {platform}")
-    if sha256 is None and not trust_unverified:
-        raise WayFailed(
-            f"no trusted checksum of the release for {platform} is known "
-            "(LEASEMESH_CRSQLITE_TRUST_UNVERIFIED=1 takes it as it is)"
-        )
-    archive = _download(f"{release_url()}/crsqlite-{platform}.zip", connect_seconds_max)
-    if sha256 is not None and hashlib.sha256(archive).hexdigest() != sha256:
-        raise ChecksumMismatch(f"what was downloaded as crsqlite-{platform}.zip does not have the right SHA-256")
+    name = f"crsqlite-{platform}.zip"
+    expected = _checked(sha256 or os.environ.get(SHA256_VARIABLE) or ARCHIVE_SHA256[platform], name)
+    archive = _download(f"{release_url()}/{name}", connect_seconds_max)
+    if hashlib.sha256(archive).hexdigest() != expected:
+        raise ChecksumMismatch(f"what was downloaded as {name} does not have the right SHA-256")
     return _only_library(archive)
+
+
+def _checked(sha256: str | None, name: str) -> str:
+    if sha256 is None:
+        raise WayFailed(
+            f"no checksum of {name} is known here (get the SHA-256 of {release_url()}/{name} from somebody whom you "
+            f"trust, and give it with --sha256 or {SHA256_VARIABLE})"
+        )
+    expected = sha256.strip().lower()
+    if not re.fullmatch("[0-9a-f]{64}", expected):
+        raise WayFailed(f"{sha256!r} is no SHA-256, which has 64 hexadecimal digits")
+    return expected
 
 
 def release_url() -> str:

@@ -1,7 +1,6 @@
 """Hatchling's build hook: puts the cr-sqlite extension into the wheel and tags the wheel for this platform.
 
-It runs where the dependencies of leasemesh are not installed, but for those that pyproject.toml names as build
-requirements.
+It runs where only the build requirements of pyproject.toml are installed.
 """
 
 from __future__ import annotations
@@ -16,25 +15,24 @@ from packaging.tags import platform_tags
 
 
 class CrsqliteHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Adds `node/_crsqlite/` to wheels that are going to be installed elsewhere, not to editable ones."""
+    """Adds `leasemesh_crsqlite/bundled/` to wheels that are going to be installed elsewhere, not to editable ones."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called before the wheel is put together."""
         if version == "editable":
             return
-        sys.path.insert(0, str(Path(self.root) / "scripts"))
-        from load_crsqlite import load_crsqlite
+        sys.path.insert(0, self.root)
+        from leasemesh_crsqlite import CrsqliteError, acquire, locate
 
-        crsqlite = load_crsqlite()
         try:
-            library = crsqlite.acquire(tell=self.app.display_info)
-        except crsqlite.CrsqliteError as error:
+            library = acquire(tell=self.app.display_info)
+        except CrsqliteError as error:
             self.app.abort(str(error))
         # A copy with its own record: what CRSQLITE_PATH names has none.
         self._folder = tempfile.TemporaryDirectory()
-        stored = crsqlite.locate.store(library, "bundled in the wheel", Path(self._folder.name))
-        for path in (stored, crsqlite.locate.record_path(stored)):
-            build_data["force_include"][str(path)] = f"node/_crsqlite/{path.name}"
+        stored = locate.store(library, "bundled in the wheel", Path(self._folder.name))
+        for path in (stored, locate.record_path(stored)):
+            build_data["force_include"][str(path)] = f"leasemesh_crsqlite/bundled/{path.name}"
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{this_platform()}"
 
@@ -47,8 +45,8 @@ class CrsqliteHook(BuildHookInterface):  # type: ignore[type-arg]
 def this_platform() -> str:
     """The most precise platform tag.
 
-    What was built here needs this machine's C library or a newer one, and that is what the first manylinux tag says;
-    the plain `linux` tag says nothing, and package indexes refuse it.
+    What was built here needs this machine's C library or a newer one, and that is what the first manylinux tag says.
+    The plain `linux` tag says nothing, and package indexes refuse it.
     """
     tags = [*platform_tags()]
     return next((tag for tag in tags if not tag.startswith("linux_")), tags[0])

@@ -1,0 +1,8 @@
+"""What PyInstaller needs to put the extension into a program. Other hooks do not belong here."""
+
+from pathlib import Path
+
+
+def hook_dirs() -> list[str]:
+    """Where PyInstaller finds the hooks; the entry point `pyinstaller40` names this function."""
+    return [str(Path(__file__).parent)]
