@@ -96,7 +96,7 @@ _NAMES_BY_MODULE = {
     "node.work.reservation": ("Reservation",),
     "sync.address": ("AddressError",),
 }
-"""What the block above imports, for when the program runs; tests/test_packaging.py compares the two."""
+"""What the block above imports, for when the program runs. A test in tests/test_packaging.py compares the two."""
 
 _MODULE_BY_NAME = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 

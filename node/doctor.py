@@ -41,7 +41,7 @@ class Finding:
 
 
 def examine(database: Database, *, progress: Progress | None = None) -> list[Finding]:
-    """Examine a database; changes nothing.
+    """Examine a database. Changes nothing.
 
     Args:
         database: the database. Its writers wait while the derived tables are compared.
@@ -60,7 +60,7 @@ def examine(database: Database, *, progress: Progress | None = None) -> list[Fin
 
 
 def combined(digest: DatabaseDigest) -> str:
-    """Return one digest of all tables, 32 hexadecimal characters; equal on nodes that have converged."""
+    """Return one digest of all tables, 32 hexadecimal characters. Equal on nodes that have converged."""
     together = hashlib.blake2b(digest_size=16)
     for name, table in sorted(digest.tables.items()):
         if table.cells:

@@ -114,7 +114,7 @@ class Host(Stores):
         Args:
             listen: host and port to listen on; port 0 takes a free one (`Syncing.url` tells it).
             peers: addresses to keep a link to: ws://…, wss://… or host:port. Who is away is dialled again and again.
-            token: the workspace's shared secret; needed to listen on more than this machine.
+            token: the workspace's shared secret. Needed to listen on more than this machine.
             listen_ssl: serve wss:// with this.
             dial_ssl: for wss:// peers with other than the system's certificates.
 
@@ -172,11 +172,11 @@ class Host(Stores):
     async def barrier(self) -> None:
         """Wait until every node within reach has what is committed here now, and this node what they had before that.
 
-        Returns at once when nobody is within reach. See `start`, which is what it is for; `sync.barrier` has the
+        Returns at once when nobody is within reach. See `start`, which is what it is for. `sync.barrier` has the
         argument. Use `asyncio.timeout` to bound it.
 
         Raises:
-            SyncRefused: another process syncs this file; only that one knows who is within reach.
+            SyncRefused: another process syncs this file. Only that one knows who is within reach.
             LocalProtocolError: sync was stopped meanwhile.
         """
         if self._sync is None and not self._sync_begins:
@@ -191,7 +191,7 @@ class Host(Stores):
             await self._sync.loop.barrier()
 
     def peers(self) -> list[Peer]:
-        """Return the peers of the process that syncs this file, this one or another; none when nobody does."""
+        """Return the peers of the process that syncs this file, this one or another. None when nobody does."""
         return self._sync.peers() if self._sync is not None else PeerStore(self.database).list()
 
     def changes(self) -> Changes:

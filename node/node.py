@@ -1,6 +1,6 @@
 """The node: one file with everything that belongs to it, put together.
 
-Nothing is decided here. The stores say what may be written, the engine what is sent; this is where an app gets hold of
+Nothing is decided here. The stores say what may be written, the engine what is sent. This is where an app gets hold of
 them:
 
     with Node.open("app.db") as node:
@@ -77,8 +77,19 @@ class WorkspaceMismatch(LeasemeshError):
 
 
 class Node(Host):
-    """One device's file, open, with everything that an app does with it. Made by `Node.open`; a context manager, plain
-    or async. What it is made of is described at `Host`.
+    """One device's file, open, with everything that an app does with it.
+
+    Made by `Node.open`. A context manager, plain or async.
+
+    | for | there are |
+    |---|---|
+    | events | `publish`, `publish_many`, `peek`, `explain` |
+    | work | `reserve`, `start`, `take_over`, `permit` |
+    | handlers | `running`, `run`, `runner` |
+    | other devices | `syncing`, `start_sync`, `stop_sync`, `sync`, `peers`, `caught_up`, `barrier`, `compare` |
+    | the file | `transaction`, `query`, `digest`, `changes`, `doctor`, `reset_identity`, `close` |
+    | who it is | `path`, `name`, `site_id`, `workspace_id`, `incarnation` |
+    | all else | the stores of `Host`: `events`, `topics`, `handler_runs`, `modes`, ... |
     """
 
     def __init__(self, database: Database, *, workspace_id: str, name: str, environment: Environment) -> None:
@@ -110,20 +121,20 @@ class Node(Host):
         create: bool = True,
         environment: Environment | None = None,
     ) -> Node:
-        """Open a node's file, or create it; bring its schema up to date.
+        """Open a node's file, or create it. Bring its schema up to date.
 
         Args:
-            path: the file; its folder must exist.
-            workspace: the workspace's id. Every device of a workspace gives the same one when its file is created;
-                without one a new workspace begins. An existing file knows its own.
-            name: what people call this node; the machine's name, if never given.
-            migrations: the folder with the app's own numbered SQL files; see `node.database.migrate`.
+            path: the file. Its folder must exist.
+            workspace: the workspace's id. Every device of a workspace gives the same one when its file is created.
+                Without one a new workspace begins. An existing file knows its own.
+            name: what people call this node. The machine's name, if never given.
+            migrations: the folder with the app's own numbered SQL files. See `node.database.migrate`.
             create: False: the file must exist.
-            environment: clocks, chance and network, for tests; the real machine's, if not lent.
+            environment: clocks, chance and network, for tests. The real machine's, if not lent.
 
         Raises:
             WorkspaceMismatch: the file belongs to another workspace.
-            DatabaseError: the file cannot be used; MigrationError, when it is because of its schema.
+            DatabaseError: the file cannot be used. MigrationError, when it is because of its schema.
             InvalidInput: workspace or name cannot be accepted.
         """
         file = Path(path)
@@ -174,7 +185,7 @@ class Node(Host):
             handler: who works on them.
 
         Raises:
-            NotAvailable, NotFound, InvalidInput: see `EventStore.reserve`; nothing is reserved.
+            NotAvailable, NotFound, InvalidInput: see `EventStore.reserve`. Nothing is reserved.
             HomeElsewhere: another node alone claims there.
         """
         run = self._new_run()
@@ -199,17 +210,17 @@ class Node(Host):
 
         What another node's claim has won meanwhile is given back, so that the reservation may hold fewer events, or
         none, and tells of it as `lost`. Nodes that stay connected and begin like this never work on one event at the
-        same time; see `node.work.starting` for what is not promised. Without sync, or without peers, the block runs at
-        once. Otherwise it takes as long as the slowest peer needs to be level; use `asyncio.timeout` to bound it,
+        same time. See `node.work.starting` for what is not promised. Without sync, or without peers, the block runs at
+        once. Otherwise it takes as long as the slowest peer needs to be level. Use `asyncio.timeout` to bound it,
         nothing is begun then. At the end of the block, what is not settled is released.
 
         Args:
             workflow, topic, limit, message_ids, partial, handler: see `reserve`.
 
         Raises:
-            LeaseLost: with message ids and not `partial`, another node's claim won one of them; all are given back.
-            NotAvailable, NotFound, InvalidInput: see `reserve`; nothing is reserved.
-            SyncRefused, LocalProtocolError: see `barrier`; what was reserved is released.
+            LeaseLost: with message ids and not `partial`, another node's claim won one of them. All are given back.
+            NotAvailable, NotFound, InvalidInput: see `reserve`. Nothing is reserved.
+            SyncRefused, LocalProtocolError: see `barrier`. What was reserved is released.
         """
         whole = message_ids is not None and not partial
         with self.reserve(
@@ -256,15 +267,15 @@ class Node(Host):
 
     async def permit(self, run: str, *, work: str | None = None) -> Permit:
         """Wait for the authority's permit for all that a run holds. It waits for as long as that takes: who decides
-        may be away, or not appointed yet. Use `asyncio.timeout` to bound it; the request stays, and asking again goes
+        may be away, or not appointed yet. Use `asyncio.timeout` to bound it. The request stays, and asking again goes
         on with it.
 
         Args:
             run: a run of this node with a held reservation.
-            work: the work id; see `PermitStore.request`.
+            work: the work id. See `PermitStore.request`.
 
         Raises:
-            PermitRefused: the authority decided otherwise; it names who holds which event.
+            PermitRefused: the authority decided otherwise. It names who holds which event.
             NotFound, NotOwner, IllegalState, LeaseLost: see `PermitStore.request`.
         """
         async with self.changes() as changes:
@@ -278,11 +289,11 @@ class Node(Host):
         return self.permits.require(run)
 
     def digest(self) -> DatabaseDigest:
-        """Compute the digest of all replicated tables; equal on nodes that have converged."""
+        """Compute the digest of all replicated tables. Equal on nodes that have converged."""
         return self._storage.digest()
 
     def doctor(self, *, rebuild: bool = False) -> list[Finding]:
-        """Examine the file; see `node.doctor.examine`.
+        """Examine the file. See `node.doctor.examine`.
 
         Args:
             rebuild: first make the derived tables anew from the facts.
@@ -310,7 +321,7 @@ class Node(Host):
 
     @asynccontextmanager
     async def syncing(self, **arguments: Unpack[SyncArguments]) -> AsyncIterator[Syncing]:
-        """Sync during a block; see `start_sync` for arguments and errors. Raises what sync failed with, should it."""
+        """Sync during a block. See `start_sync` for arguments and errors. Raises what sync failed with, should it."""
         sync = await self.start_sync(**arguments)
         try:
             yield sync
@@ -337,13 +348,13 @@ class Node(Host):
         """Run the handlers of workflows during a block.
 
         First it looks after what earlier runs have left behind. At the end nothing new is begun, and what runs has
-        `drain_s` seconds to end; see `Runner.stop`. Raises what the runner failed with, should it fail.
+        `drain_s` seconds to end. See `Runner.stop`. Raises what the runner failed with, should it fail.
 
         Args:
-            workflows: their handlers run here; the same code on every device.
-            concurrency: runs at a time, 1 to 1,000; of one handler never more than one.
+            workflows: their handlers run here. The same code on every device.
+            concurrency: runs at a time, 1 to 1,000. Of one handler never more than one.
             drain_s: how long runs may take to end, in seconds.
-            retry: when to try again; 10 seconds after a first failure, by default, and 5 times.
+            retry: when to try again. 10 seconds after a first failure, by default, and 5 times.
 
         Raises:
             InvalidInput: a handler cannot run, or a number is out of its range.
@@ -368,14 +379,14 @@ class Node(Host):
             self._runner = None
 
     async def run(self, *workflows: Workflow, concurrency: int = 8, drain_s: float = 10.0) -> None:
-        """Run the handlers of workflows until this is cancelled; see `running`."""
+        """Run the handlers of workflows until this is cancelled. See `running`."""
         async with self.running(workflows, concurrency=concurrency, drain_s=drain_s) as runner:
             await runner.wait()
 
     # --- More about peers ---------------------------------------------------------------------------------------------
 
     async def caught_up(self, peer: str | None = None) -> None:
-        """Wait until this node and its peers are level; see `Syncing.caught_up`. Use `asyncio.timeout` to bound it."""
+        """Wait until this node and its peers are level. See `Syncing.caught_up`. Use `asyncio.timeout` to bound it."""
         await self._running_sync().caught_up(peer)
 
     async def compare(

@@ -1,6 +1,7 @@
 """Runs every check of the project, all of them even when one fails, and ends with one sentence.
 
-Arguments go to pytest. The exit code is 0 only when everything passed, and when pytest ran at least one test.
+Arguments go to pytest. The exit code is 0 only when everything passed, and when pytest ran at least one test. With
+--quick, as the first argument, what takes long is left out.
 """
 
 from __future__ import annotations
@@ -24,6 +25,31 @@ QUIET_STEPS = {
     "types": [str(BIN / "mypy")],
 }
 
+LEFT_OUT_OF_QUICK = {
+    "tests/crash": "kills processes, again and again",
+    "tests/sim": "thousands of simulated seeds",
+    "tests/cli": "a process for each command",
+    "tests/node/runtime": "handlers on whole devices",
+    "tests/node/stores/test_merging.py": "every pair of histories",
+    "tests/node/test_meshes.py": "random meshes",
+    "tests/node/test_mesh_engine.py": "random meshes",
+    "tests/node/test_rough_links.py": "bad networks",
+    "tests/node/test_slow_links.py": "slow networks",
+    "tests/node/test_testing_lab.py": "whole devices in virtual time",
+    "tests/node/test_testing_example.py": "the same",
+    "tests/sync/test_fuzzing.py": "damaged messages by the thousand",
+    "tests/test_benchmarks.py": "runs each benchmark once",
+    "tests/test_beside_other_code.py": "builds wheels",
+    "tests/test_demo.py": "three processes and their services",
+    "tests/test_demo_services.py": "the demo's services",
+    "tests/test_docs.py": "builds the documentation",
+    "tests/test_examples.py": "runs apps",
+    "tests/test_packaging.py": "builds wheels",
+    "tests/test_pyinstaller.py": "builds a program",
+    "tests/test_tutorial.py": "types the whole tutorial",
+}
+"""What `--quick` leaves out, and what takes long there."""
+
 ON_ALL_CORES = ("--numprocesses=auto", "--dist=loadfile")
 """Each file by one process: what a module's fixtures make is made once. `-n0` among the arguments undoes it."""
 
@@ -42,7 +68,10 @@ class TestCounts:
 def main() -> int:
     begin = time.monotonic()
     failed = [name for name, command in QUIET_STEPS.items() if not quiet_step(name, command)]
-    tests_passed, counts = test_step(sys.argv[1:])
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["--quick"]:
+        arguments = [*(f"--ignore={path}" for path in LEFT_OUT_OF_QUICK), *arguments[1:]]
+    tests_passed, counts = test_step(arguments)
     if not tests_passed:
         failed.append("tests")
     seconds = f"{time.monotonic() - begin:.0f} s"

@@ -1,6 +1,6 @@
-"""What the engine asks for: actions are values; the loop (or the simulator) carries them out.
+"""What the engine asks for: actions are values. The loop (or the simulator) carries them out.
 
-The engine never waits. Each input returns at once; the answer to an action comes back as a later input:
+The engine never waits. Each input returns at once. The answer to an action comes back as a later input:
 
 | action | answered by |
 |---|---|
@@ -13,7 +13,7 @@ The engine never waits. Each input returns at once; the answer to an action come
 | ComputeDigest | `digest_done` or `digest_failed` |
 | Reidentify | `reidentified` |
 
-Answers about a link that is gone may still be given; the engine takes from them what is about the database and forgets
+Answers about a link that is gone may still be given. The engine takes from them what is about the database and forgets
 the rest. Order matters for Send (within a link), for BeginRead, ContinueRead and EndRead (within a link: one after
 another, in the order given) and for Apply (in the order given, over all links).
 """
@@ -27,7 +27,7 @@ from leasemesh.sync.ports import DatabaseDigest, Incoming, ReadRequest
 from leasemesh.sync.version_vector import Era, SiteId, VersionVector
 
 LinkId = NewType("LinkId", int)
-"""One connection to one peer, numbered by the loop; never used again within a process."""
+"""One connection to one peer, numbered by the loop. Never used again within a process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class ComputeDigest:
 
 @dataclass(frozen=True, slots=True)
 class Reidentify:
-    """Give the database a new site id; nothing else is done by the engine until `reidentified`."""
+    """Give the database a new site id. Nothing else is done by the engine until `reidentified`."""
 
     reason: str
 

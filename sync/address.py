@@ -9,7 +9,7 @@ LOOPBACK_HOSTS = frozenset({"localhost", "ip6-localhost"})
 
 
 class AddressError(ValueError):
-    """An address that cannot be dialled or listened on; the message says which and why."""
+    """An address that cannot be dialled or listened on. The message says which and why."""
 
 
 def parse_address(text: str) -> str:

@@ -18,11 +18,11 @@ _DOUBLINGS_MAX = 32  # 2**failures of a peer that is away for a month would be a
 
 
 def delay(failures: int, *, first: float, most: float, jitter: float = 0.0, chance: float = 0.0) -> float:
-    """Return how long to wait after so many failures in a row, in the unit of `first`; 0 after none.
+    """Return how long to wait after so many failures in a row, in the unit of `first`. 0 after none.
 
     Args:
         failures: how many.
-        first: the wait after one failure; it doubles with each further one.
+        first: the wait after one failure. It doubles with each further one.
         most: the longest wait.
         jitter: up to this share of a wait is left out, 0 to 1.
         chance: how much of the jitter is left out, 0 to 1.

@@ -6,9 +6,9 @@ only after it has sent there all that was committed here when it wanted to (sync
 after it has stored all that came before it on that link. So on no hop does a marker overtake changes.
 
 **Echo.** The node that wants to know sends a Barrier with a new id on all its open links. A node that gets an id for
-the first time remembers the link as the id's parent and passes the Barrier on to its other links; when all of these
+the first time remembers the link as the id's parent and passes the Barrier on to its other links. When all of these
 have replied, it replies to the parent. A node that has seen the id before replies at once. When all links of the first
-node have replied, the barrier is done; without links it is done at once.
+node have replied, the barrier is done. Without links it is done at once.
 
 **Why that is enough.** Let X be any node that was reached, C the claim that the barrier's node had committed before it
 began, and D a claim of X on the same event.
@@ -47,7 +47,7 @@ class _Echo:
     """A barrier that has passed here and is not answered yet.
 
     Attributes:
-        parent: the link that wants the answer; None for a barrier of this node.
+        parent: the link that wants the answer. None for a barrier of this node.
         token: what this node calls its barrier.
         waiting: the links that have not replied, in order.
         whole: no link has ended while it owed a reply, as far as is known here.
@@ -92,7 +92,7 @@ class Barriers:
         self._pass_on(identifier, _Echo(None, token, dict.fromkeys(self._links())))
 
     def take(self, link: LinkId, marker: Marker) -> None:
-        """Handle a marker; everything that came before it on its link is stored.
+        """Handle a marker. Everything that came before it on its link is stored.
 
         Raises:
             RemoteProtocolError: the peer has asked for more than BARRIERS_MAX that are not answered.
@@ -103,7 +103,7 @@ class Barriers:
             self._replied(link, marker)
 
     def closed(self, link: LinkId) -> None:
-        """A link has ended; it is not among the open links any more."""
+        """A link has ended. It is not among the open links any more."""
         for identifier, echo in list(self._echoes.items()):
             if echo.parent == link:
                 self._forget(identifier)

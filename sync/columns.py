@@ -12,7 +12,7 @@ byte for each row) or an array. db_version and seq come as [base, numbers]: the 
 neighbours, the first one the difference to the base, so that rows of one transaction cost nothing for them.
 
 `decode_rows` trusts nothing: whatever arrives, it returns rows of the right types and ranges or raises
-RemoteProtocolError. It does so column by column; a check of each row would cost more than the decoding.
+RemoteProtocolError. It does so column by column. A check of each row would cost more than the decoding.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def array(value: Any, what: str, length_min: int, length_max: int) -> list[Any]:
 
 
 def encode_rows(rows: Sequence[Change]) -> bytes:
-    """Return the body for `rows`; empty for no rows.
+    """Return the body for `rows`. Empty for no rows.
 
     Raises:
         LocalProtocolError: a name, key or value is longer than peers accept.

@@ -1,6 +1,6 @@
 """The engine of one node: every decision about every link, with no socket, no clock, no SQL and no chance of its own.
 
-Inputs are method calls, each with the monotonic time; outputs are the actions that `take_actions` returns
+Inputs are method calls, each with the monotonic time. Outputs are the actions that `take_actions` returns
 (sync/actions.py). Given the same inputs it gives the same outputs, in the same order: nothing here is iterated in the
 order of a set.
 
@@ -9,7 +9,7 @@ What holds at any time (cited as E1 to E6 below):
 E1 An error of a peer ends its link and changes nothing else.
 E2 Nothing of the database is told to a peer that has not proven to hold the token.
 E3 At most one link to a site has `started` for syncing. Two processes with one site id are a clone, never two peers.
-E4 While a peer's claim about this node's own history is in doubt, that peer is sent no rows; when the claim is true and
+E4 While a peer's claim about this node's own history is in doubt, that peer is sent no rows. When the claim is true and
    this file does not know of it, the file takes a new site id before anything else happens.
 E5 Whatever is committed here, locally or from a peer, is read for every other started link.
 E6 Every link brings something every SILENCE_MS, and an Ack every ACK_MS when one is due, or is closed.
@@ -125,7 +125,7 @@ class Engine:
             link: a number never used before.
             dialed: this node opened it.
             now_ms: monotonic milliseconds, here and in every other input.
-            purpose: "inspect" for a link that only asks for digests. Only whoever dials decides; ignored otherwise.
+            purpose: "inspect" for a link that only asks for digests. Only whoever dials decides. Ignored otherwise.
             compress: compress large messages sent over this link (a loopback link is faster without).
         """
         session = Session(
@@ -298,7 +298,7 @@ class Engine:
                 )
 
     def _doubt(self, connection: Link, claims: list[Entry]) -> None:
-        """Keep E4: compare what a peer says of this node's history with it; when in doubt, ask the database again."""
+        """Keep E4: compare what a peer says of this node's history with it. When in doubt, ask the database again."""
         doubtful = self._not_owned(claims)
         if not doubtful:
             return
@@ -373,7 +373,7 @@ class Engine:
             connection.read(result.first, result.last)
 
     def read_failed(self, link: LinkId, error: Exception, now_ms: int) -> None:
-        """Answers BeginRead and ContinueRead; ends the link."""
+        """Answers BeginRead and ContinueRead. Ends the link."""
         self._failed(link, error, now_ms, "could not read its changes")
 
     def applied(self, link: LinkId, applied: Applied, now_ms: int) -> None:
@@ -387,7 +387,7 @@ class Engine:
         self._poke(but=link, quarantined=applied.quarantined > 0)
 
     def apply_failed(self, link: LinkId, error: Exception, now_ms: int) -> None:
-        """Answers Apply; ends the link. A `SyncError` decides by its attributes whether dialling again can help."""
+        """Answers Apply. Ends the link. A `SyncError` decides by its attributes whether dialling again can help."""
         self._failed(link, error, now_ms, "could not store the changes")
 
     def digest_done(self, link: LinkId, request: int, digest: DatabaseDigest, now_ms: int) -> None:
@@ -398,7 +398,7 @@ class Engine:
             connection.session.send(Digest(request, digest))
 
     def digest_failed(self, link: LinkId, request: int, error: Exception, now_ms: int) -> None:
-        """Answers ComputeDigest; ends the link."""
+        """Answers ComputeDigest. Ends the link."""
         self._failed(link, error, now_ms, "could not compute its digest")
 
     def reidentified(self, state: LocalState, now_ms: int) -> None:
@@ -420,14 +420,14 @@ class Engine:
     # --- Everything else ---------------------------------------------------------------------------------------------
 
     def local_commit(self, state: LocalState, now_ms: int) -> None:
-        """Something was committed here, by this process or another; `state` is the database's state read after it."""
+        """Something was committed here, by this process or another. `state` is the database's state read after it."""
         self._refresh(state)
         self._poke()
 
     def begin_barrier(self, token: int, state: LocalState, now_ms: int) -> None:
-        """Find out when everybody within reach has what is committed here; BarrierDone with the token tells it.
+        """Find out when everybody within reach has what is committed here. BarrierDone with the token tells it.
 
-        Then this node also has what all of them had committed before; see sync/barrier.py. It takes as long as the
+        Then this node also has what all of them had committed before. See sync/barrier.py. It takes as long as the
         slowest link needs to be level. One barrier at a time is enough for a node: the next covers all who wait.
 
         Args:
@@ -459,7 +459,7 @@ class Engine:
             connection.checkpoint_timer_fired()
 
     def request_digest(self, link: LinkId, now_ms: int) -> None:
-        """Ask the peer for its digest; the answer comes as a Tell of kind "digest". The link must be open.
+        """Ask the peer for its digest. The answer comes as a Tell of kind "digest". The link must be open.
 
         Raises:
             LocalProtocolError: the link is not open, or an earlier request is not answered yet.

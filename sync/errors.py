@@ -1,7 +1,7 @@
-"""What can go wrong between two nodes. Programs read the attributes, people read the sentence; nobody parses text.
+"""What can go wrong between two nodes. Programs read the attributes, people read the sentence. Nobody parses text.
 
-`LocalProtocolError` means that this side asked for something it may not; `RemoteProtocolError` that the peer did. A
-`Refused` is a peer that speaks well but may not join; which of its kinds it is says what a person has to change.
+`LocalProtocolError` means that this side asked for something it may not. `RemoteProtocolError` that the peer did. A
+`Refused` is a peer that speaks well but may not join. Which of its kinds it is says what a person has to change.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class CloseCode(IntEnum):
     LIMIT = 4010
     """What the peer sends is more than this node may hold."""
     INTERNAL = 4011
-    """The node failed to do its part; its own log says why."""
+    """The node failed to do its part. Its own log says why."""
     STOPPING = 4012
     """The node is being stopped."""
 
@@ -63,7 +63,7 @@ class SyncError(Exception):
 
     Attributes:
         message: one sentence: who did what.
-        hint: what to do about it, one sentence without its full stop; empty when nothing can be done here.
+        hint: what to do about it, one sentence without its full stop. Empty when nothing can be done here.
         close_code: the code that the link ends with.
         retryable: dialling again may help without anybody changing anything.
     """
@@ -101,7 +101,7 @@ class StorageLimit(SyncError):
 
 
 class StagingLost(SyncError):
-    """The first part of a large transaction was given up to make room for another peer's; it has to come again."""
+    """The first part of a large transaction was given up to make room for another peer's. It has to come again."""
 
     close_code = CloseCode.BUSY
 

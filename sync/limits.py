@@ -1,6 +1,6 @@
 """Every bound of the protocol, each with its reason. All sizes in bytes, all times in monotonic milliseconds.
 
-What a peer sends is refused above these; what this node sends stays below them. Both ends of a link use the same
+What a peer sends is refused above these. What this node sends stays below them. Both ends of a link use the same
 numbers: they belong to the protocol version, so changing one of the "wire" group is a change of `PROTOCOL_VERSION`.
 """
 
@@ -12,7 +12,7 @@ MIB = 1024 * KIB
 # --- Wire: sizes -----------------------------------------------------------------------------------------------------
 
 GREETING_BYTES_MAX = 256
-"""Before its Greeting a peer is anybody; a Greeting takes about 50 bytes, and later versions may add a little."""
+"""Before its Greeting a peer is anybody. A Greeting takes about 50 bytes, and later versions may add a little."""
 
 CONTROL_BYTES_MAX = 512 * KIB
 """All messages but Changes. The longest is a Hello or a Presence with VECTOR_ENTRIES_MAX entries (about 45 bytes
@@ -23,7 +23,7 @@ VALUE_BYTES_MAX = 16 * MIB
 is larger belongs into files. (SQLite itself allows 1 GB.)"""
 
 PRIMARY_KEY_BYTES_MAX = 64 * KIB
-"""A packed primary key. leasemesh's own take 18 bytes; a key this long would be a value in disguise."""
+"""A packed primary key. leasemesh's own take 18 bytes. A key this long would be a value in disguise."""
 
 MESSAGE_BYTES_MAX = VALUE_BYTES_MAX + 2 * MIB
 """A whole message, on the wire and again after decompression: one row of the longest value that came on top of a full
@@ -33,7 +33,7 @@ ROWS_MAX = 64 * KIB
 """Rows of one message. A full piece of the smallest possible rows (about 20 bytes) has fewer."""
 
 NAME_BYTES_MAX = 255
-"""Table, column, node, workspace and component names, in UTF-8. SQLite has no limit; nobody types longer ones."""
+"""Table, column, node, workspace and component names, in UTF-8. SQLite has no limit. Nobody types longer ones."""
 
 NAMES_MAX = 4096
 """Different table and column names in one message, and tables in a digest: SQLite allows 2000 columns (32767 at
@@ -55,10 +55,10 @@ NONCE_BYTES = 16
 """128 random bits: the same nonce never comes twice."""
 
 INCARNATION_BYTES = 8
-"""64 random bits tell the starts of one node's process apart; there are few, and nobody guesses them for gain."""
+"""64 random bits tell the starts of one node's process apart. There are few, and nobody guesses them for gain."""
 
 ERA_BYTES_MAX = 16
-"""An era's random token; empty before the first write."""
+"""An era's random token. Empty before the first write."""
 
 DIGEST_BYTES = 16
 """A table's digest."""
@@ -68,7 +68,7 @@ BARRIER_BYTES = 16
 
 BARRIERS_MAX = 1024
 """Barriers that one peer may have asked for without an answer yet. Each node runs one of its own at a time, so it is
-more than there are nodes; one takes some hundred bytes."""
+more than there are nodes. One takes some hundred bytes."""
 
 BARRIERS_REMEMBERED = 4096
 """Ids of barriers that are over. In a ring the last request for an id comes within a round trip or two of the first."""
@@ -82,7 +82,7 @@ second."""
 
 VERSION_JUMP_MAX = 2**40
 """How far a peer's version may be ahead of this node's. A merge lifts the local version to the peer's, so that a
-single wrong number would otherwise use up the whole range at once; honest histories are never a million million
+single wrong number would otherwise use up the whole range at once. Honest histories are never a million million
 transactions apart."""
 
 COUNTER_MAX = 2**31 - 1
@@ -100,14 +100,14 @@ ones show earlier and block a slow link for less long: this is 4 seconds at 1 Mb
 
 WINDOW_BYTES = 4 * MIB
 """Unacknowledged bytes of Changes (before compression) after which a sender waits. Enough for reading, sending and
-applying to overlap (eight full pieces); as Python objects it is some ten times as much memory at the receiver."""
+applying to overlap (eight full pieces). As Python objects it is some ten times as much memory at the receiver."""
 
 MESSAGE_COST_BYTES = 256
 """What a Changes message counts in the window besides its header and rows: without it a peer could send empty ones
 without end."""
 
 SNAPSHOT_BYTES = 16 * MIB
-"""About how much is sent out of one read snapshot; then the transfer begins anew, with a new one, where it was. SQLite
+"""About how much is sent out of one read snapshot. Then the transfer begins anew, with a new one, where it was. SQLite
 cannot fold its log into the file while a snapshot is open, so that on a slow link the log would grow for hours."""
 
 COMPRESS_BYTES_MIN = 1 * KIB
@@ -117,7 +117,7 @@ COMPRESS_LEVEL = 1
 """Level 1 compresses rows of JSON nearly as well as 6 and takes a third of the time."""
 
 PEERS_MAX = 64
-"""Established links for syncing. Each may hold a read snapshot, a reader and a window of messages; a workspace is a
+"""Established links for syncing. Each may hold a read snapshot, a reader and a window of messages. A workspace is a
 person or a team, not a public service."""
 
 # --- Time ------------------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ HANDSHAKE_MS = 10_000
 stranger."""
 
 PRESENCE_MS = 5_000
-"""Between two presence frames. They cost some 60 bytes each; take-over wants to know within seconds who is alive."""
+"""Between two presence frames. They cost some 60 bytes each. Take-over wants to know within seconds who is alive."""
 
 SILENCE_MS = 30_000
 """A link that brought nothing for so long is dead: six presence frames, or one full piece at 150 kbit/s."""

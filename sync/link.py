@@ -21,7 +21,7 @@ class PeerStatus:
 
     Attributes:
         link: the link's number.
-        dialed: this node dialled; False: it was dialled.
+        dialed: this node dialled. False: it was dialled.
         purpose: "inspect" for a link that only compares.
         state: the state of the link's session.
         site, name, incarnation: who is there (site and incarnation empty as long as it has not said).

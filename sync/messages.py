@@ -40,7 +40,7 @@ class Hello:
         workspace: the workspace's id.
         name: the node's name for people.
         incarnation: tells this start of the node's process from others.
-        purpose: "inspect" for a link that only compares; the answer repeats the dialling side's purpose.
+        purpose: "inspect" for a link that only compares. The answer repeats the dialling side's purpose.
         schema: component -> number of its last migration.
         vector: what the node includes.
         resume: how far an unfinished transfer from the receiver of this Hello came, and out of which snapshot.
@@ -60,7 +60,7 @@ class Changes:
     """One piece of a transfer.
 
     Attributes:
-        header: of the transfer; in its first message only.
+        header: of the transfer. In its first message only.
         rows: ordered by db_version.
         upto: the sender's history is delivered up to here, once a message is `whole`.
         whole: no version continues in the next message.
@@ -102,7 +102,7 @@ class Presence:
         probe: above 0: answer at once with a Presence whose `answer` is this number.
         answer: the number of the probe that this frame answers, or 0.
         heartbeats: those of other nodes, as they came to the sender, directly or through others.
-        vector: what the sender includes; None: nothing new since it last said.
+        vector: what the sender includes. None: nothing new since it last said.
     """
 
     count: int
@@ -138,7 +138,7 @@ class Goodbye:
 
 @dataclass(frozen=True, slots=True)
 class Barrier:
-    """Asks whether everybody behind this link has stored what came before; see sync/barrier.py."""
+    """Asks whether everybody behind this link has stored what came before. See sync/barrier.py."""
 
     identifier: bytes
 

@@ -1,7 +1,7 @@
 """What the sync engine needs from a database, as protocols: `node.replication.storage` implements them, the loop and
 the simulator use them.
 
-All methods block and are called from worker threads, one call at a time for each object; `Storage.open_reader` and
+All methods block and are called from worker threads, one call at a time for each object. `Storage.open_reader` and
 `Storage.digest` may run beside any other call. No SQL is visible here, and no socket there.
 """
 
@@ -50,7 +50,7 @@ class TransferHeader:
     Attributes:
         point: the sender's own version and era at the snapshot.
         vector: the sender's version vector there, its own entry included.
-        rows_estimate: about how many rows will come; for progress display only.
+        rows_estimate: about how many rows will come. For progress display only.
     """
 
     entry: Entry

@@ -30,7 +30,7 @@ class PresenceBoard:
         self._heartbeats: dict[SiteId, Heartbeat] = {}
 
     def note(self, site: SiteId, news: Heartbeat) -> bool:
-        """Take in news of `site`; return False when they are old."""
+        """Take in news of `site`. Return False when they are old."""
         known = self._heartbeats.get(site)
         if known is not None:
             same_process = known.incarnation == news.incarnation
@@ -44,7 +44,7 @@ class PresenceBoard:
     def note_all(
         self, heartbeats: dict[SiteId, RelayedHeartbeat], *, own_site: SiteId, now_ms: int
     ) -> dict[SiteId, Heartbeat]:
-        """Take in what a peer heard of others; return what of it is news."""
+        """Take in what a peer heard of others. Return what of it is news."""
         news = {
             site: Heartbeat(node.incarnation, node.count, now_ms - node.age_ms)
             for site, node in heartbeats.items()

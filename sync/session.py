@@ -71,10 +71,10 @@ class EngineConfig:
         workspace: the workspace's id.
         name: the node's name for people.
         incarnation: a random token of 8 bytes, new for each start of the process.
-        token: the workspace's shared secret; None: links need no proof. Never sent, never shown.
+        token: the workspace's shared secret. None: links need no proof. Never sent, never shown.
 
     Raises:
-        ValueError: one of them cannot be said on the wire; the text says which.
+        ValueError: one of them cannot be said on the wire. The text says which.
     """
 
     workspace: str
@@ -97,11 +97,11 @@ class Session:
 
     Attributes:
         link, role, compress: as given.
-        purpose: what the link is for; a listener learns it from the peer's Hello.
+        purpose: what the link is for. A listener learns it from the peer's Hello.
         state: where TRANSITIONS has got to.
         peer: what the peer said of itself, once that was verified.
-        peer_site: the peer's site; a mere claim as long as `peer` is None. Empty before its Greeting.
-        sending, receiving: the halves, once the peer is verified; they are still held back until `start`.
+        peer_site: the peer's site. A mere claim as long as `peer` is None. Empty before its Greeting.
+        sending, receiving: the halves, once the peer is verified. They are still held back until `start`.
         started: changes flow (or digests, on a link to inspect): nothing stands against the peer any more.
         peer_version: the peer's own version as far as it has told.
         received_at_ms: when anything last came.
@@ -148,14 +148,14 @@ class Session:
 
     @property
     def name(self) -> str:
-        """The peer's name; something to call it by as long as it is not known."""
+        """The peer's name. Something to call it by as long as it is not known."""
         if self.peer is not None:
             return self.peer.name
         return self.peer_site.hex()[:8] or f"link {self.link}"
 
     @property
     def incarnation(self) -> Era:
-        """The peer's incarnation; empty when it is not known."""
+        """The peer's incarnation. Empty when it is not known."""
         return self.peer.incarnation if self.peer is not None else NO_ERA
 
     # --- Opening -----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from leasemesh.sync.version_vector import SiteId, VersionVector
 class SendingHalf:
     """Reads what the peer may lack and sends it, at most a window ahead of the peer's acknowledgements.
 
-    One transfer after another, and a long one out of several snapshots, begun anew at a version's border; so no slow
+    One transfer after another, and a long one out of several snapshots, begun anew at a version's border, so no slow
     peer holds one for long. A transfer is begun when something may be there to send (`want`), and is a checkpoint
     without rows when it turns out that the peer has it all. Such a checkpoint is worth a message only now and then:
     `checkpoint_due` tells the owner to call `want_checkpoint` some time later.
@@ -103,7 +103,7 @@ class SendingHalf:
             raise RemoteProtocolError(f"Barrier: more than {limits.BARRIERS_MAX} at once")
 
     def _send_markers(self) -> None:
-        """Send the markers whose turn it is; never within a transfer, where they would belong to none."""
+        """Send the markers whose turn it is. Never within a transfer, where they would belong to none."""
         while self._markers and self.allowed and not self._in_transfer and not self._header_open:
             version, read, marker = self._markers[0]
             if version > self.read_upto or read > self._reads_begun:
@@ -195,7 +195,7 @@ class SendingHalf:
         return bool(self._unacknowledged)
 
     def acknowledged(self, ack: Ack) -> bool:
-        """Take an acknowledgement; return whether it completed a transfer.
+        """Take an acknowledgement. Return whether it completed a transfer.
 
         Raises:
             RemoteProtocolError: it is for messages that were never sent, or not a new one.
@@ -272,7 +272,7 @@ class ReceivingHalf:
         self.pump()
 
     def mark(self, marker: Marker) -> None:
-        """Take a marker in; `take_markers` gives it out when all that came before it is stored.
+        """Take a marker in. `take_markers` gives it out when all that came before it is stored.
 
         Raises:
             RemoteProtocolError: it comes within a transfer, or there are more than anybody needs.

@@ -13,7 +13,7 @@ class TransportEnd:
     """How a connection ended.
 
     Attributes:
-        code: the websocket close code that the peer or the transport gave; None when the connection just broke off.
+        code: the websocket close code that the peer or the transport gave. None when the connection just broke off.
         reason: one sentence.
     """
 
@@ -22,7 +22,7 @@ class TransportEnd:
 
 
 class DialFailed(Exception):
-    """No connection; the text is one sentence that says why."""
+    """No connection. The text is one sentence that says why."""
 
 
 class Transport(Protocol):
@@ -38,10 +38,10 @@ class Transport(Protocol):
         """Send one message, after those before it. Never waits, never raises."""
 
     def close(self, code: int, reason: str) -> None:
-        """Begin to close; messages that still arrive are dropped. The first call wins."""
+        """Begin to close. Messages that still arrive are dropped. The first call wins."""
 
     def has_received(self) -> bool:
         """Tell whether anything has come since this was last asked, be it a part of a message."""
 
     async def pump(self, received: Callable[[bytes], None]) -> TransportEnd:
-        """Hand over each message until the connection has ended; return how it ended. Ends it when cancelled."""
+        """Hand over each message until the connection has ended. Return how it ended. Ends it when cancelled."""

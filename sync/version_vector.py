@@ -2,10 +2,10 @@
 
 A *point* is a position in one site's history: its version and the era that the version was written in. *VersionVector*
 maps a site to the point up to which this database includes everything that the site had. A *lineage* is a node's own
-list of eras; it tells whether a point that somebody reports about us really belongs to our history (a restored backup
+list of eras. It tells whether a point that somebody reports about us really belongs to our history (a restored backup
 or a copied file uses versions again, so a version alone proves nothing).
 
-Everything here is immutable and free of I/O; `ranges_to_send` is what the whole replication rests on, and the tests
+Everything here is immutable and free of I/O. `ranges_to_send` is what the whole replication rests on, and the tests
 check it against brute force.
 """
 
@@ -20,7 +20,7 @@ SiteId = NewType("SiteId", bytes)
 """The 16 bytes by which cr-sqlite names the database that wrote a change."""
 
 Era = NewType("Era", bytes)
-"""A random token that names one uninterrupted stretch of writing by one process; empty before the first write."""
+"""A random token that names one uninterrupted stretch of writing by one process. Empty before the first write."""
 
 NO_ERA = Era(b"")
 
@@ -158,7 +158,7 @@ def ranges_to_send(
     Args:
         after: the version of ours that the peer already includes.
         upto: our version at the snapshot.
-        absorbed: our log of absorbed ranges, ordered by `first` and not overlapping; may be incomplete.
+        absorbed: our log of absorbed ranges, ordered by `first` and not overlapping. May be incomplete.
         peer_vector: what the peer has.
     """
     ranges: list[tuple[int, int]] = []

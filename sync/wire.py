@@ -1,7 +1,7 @@
 """The protocol of leasemesh, version 1: what two nodes say to each other, byte for byte.
 
 **Messages.** One message is one binary websocket message: a msgpack array whose first item is the message's number.
-Items are positional; there are no maps and no extension types. (Binary and positional because the bulk of the traffic
+Items are positional. There are no maps and no extension types. (Binary and positional because the bulk of the traffic
 is keys and values of SQLite, which are binary; msgpack because its types are SQLite's.)
 
 | no. | message | items after the number | who, when |
@@ -18,31 +18,31 @@ is keys and values of SQLite, which are binary; msgpack because its types are SQ
 | 9 | BarrierReply | id (16 bytes), whole | answers it, between two transfers |
 
 The body of a Hello is an array: workspace, name, incarnation, purpose, schema (flat: component, number, …), version
-vector, resume version, and the point of the snapshot that it belongs to; what they mean says `sync.messages.Hello`. A
+vector, resume version, and the point of the snapshot that it belongs to. What they mean says `sync.messages.Hello`. A
 point is two items, version and era. VersionVector is one flat array: site, version, era, site, …, in order of the
 sites.
 
 **Opening.** Nothing but a Goodbye comes before the Greeting. The first three items of a Greeting stay as they are in
-all versions; a node that speaks another version closes with `VERSION`. The dialling side then sends its Hello. The
+all versions. A node that speaks another version closes with `VERSION`. The dialling side then sends its Hello. The
 other side answers with its own only after it has verified the first, so whoever cannot prove that it belongs here
 learns a nonce and a site id and no more.
 
 **Authentication.** With a shared token each Hello carries HMAC-SHA256(token, context, role, both nonces, both sites,
 hash of the body): fresh by the nonces, not to be reflected because of the role, and about this very body. Both sides
 prove, and both compare in constant time, before they decode the body. Without a token on either side the proof is
-empty; a token on one side only is refused. The proof does not encrypt: use wss where others may listen or interfere.
+empty. A token on one side only is refused. The proof does not encrypt: use wss where others may listen or interfere.
 
 **Transfers.** A transfer is one Changes message or more: the first carries the header (the sender's point and
 version vector at its snapshot, and about how many rows will come), the last the flag LAST. Rows are ordered by
 db_version.
-`upto` says how far the sender's history is delivered; it counts once a message with the flag WHOLE came. The receiver
+`upto` says how far the sender's history is delivered. It counts once a message with the flag WHOLE came. The receiver
 takes over the header's version vector with the LAST message and not before: what the sender has overwritten since is
 missing from the early part of the stream. A header where a transfer has not ended begins it anew from `upto`, out of
-a newer snapshot; it comes after a message with the flag WHOLE only. Rows are columns (sync/columns.py), compressed with
+a newer snapshot. It comes after a message with the flag WHOLE only. Rows are columns (sync/columns.py), compressed with
 zlib when `raw size` is above 0, which is their size then.
 
 **Flow control.** A sender has at most `limits.WINDOW_BYTES` of unacknowledged Changes (sizes before compression,
-`Changes.cost`) when it sends the next one; a receiver may treat more as an error. Acks come when rows are stored, so a
+`Changes.cost`) when it sends the next one. A receiver may treat more as an error. Acks come when rows are stored, so a
 slow disk slows the sender down.
 
 **Barriers** keep their place in the stream of changes: a node sends a Barrier or a BarrierReply only after a transfer

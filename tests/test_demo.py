@@ -9,17 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from demo_app.automation import EVERYBODY, SUBSCRIBER
 from demo_app.invariants import check
 from demo_app.played import DEVICES, Played
 from demo_app.records import read
+from mail_handlers import EVERYBODY, SUBSCRIBER
 
 from leasemesh.node.node import Node
 
 EVENTS = 12
 RUN_SECONDS_MAX = 100
-SCRIPTS = Path(__file__).parent.parent / "scripts"
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(SCRIPTS)}
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "scripts", ROOT / "examples/mail")))}
 
 
 def command_line(*arguments: object) -> list[str]:

@@ -29,7 +29,7 @@ FunctionPhase = Literal["producer", "prepare", "mutate", "next"]
 EffectOutcome = Literal["none", "applied"]
 
 LOG_CHARACTERS_MAX = 50_000
-"""Of one run; its details as a whole are one cell of at most a megabyte."""
+"""Of one run. Its details as a whole are one cell of at most a megabyte."""
 
 COST_MAX = 2**53
 
@@ -69,7 +69,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a phase is given to work on; the attributes of `Run`."""
+    """What a phase is given to work on. The attributes of `Run`."""
 
     events: tuple[Event, ...] = ()
     prepared: Json = None
@@ -89,7 +89,7 @@ class Run:
         prepared: what prepare returned.
         result: what the effect returned (next).
         outcome: "applied" when an effect happened, "none" when none was asked for (next).
-        state: the handler's state as the run before left it; None at first, and for consumers that keep none.
+        state: the handler's state as the run before left it. None at first, and for consumers that keep none.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Run:
         clock_ms: Callable[[], int],
         closed: Collection[str] = (),
     ) -> None:
-        """Made by the runtime; a test of a handler uses a node."""
+        """Made by the runtime. A test of a handler uses a node."""
         self.id = run
         self.workflow = handler.workflow
         self.handler = handler.name
@@ -143,7 +143,7 @@ class Run:
     # --- Prepare ------------------------------------------------------------------------------------------------------
 
     def peek(self, topic: Topic | str, *, limit: int = 100) -> list[Event]:
-        """Return the oldest pending events of a topic of the workflow that the run may have; changes nothing.
+        """Return the oldest pending events of a topic of the workflow that the run may have. Changes nothing.
 
         What stands in another run's permit is left out, and what is at home on another device.
         """
@@ -158,7 +158,7 @@ class Run:
         return self._store.get_many(self.workflow, _name(topic), message_ids)
 
     def reserve(self, events: Event | Iterable[Event]) -> None:
-        """Choose the events to work on; they are reserved, all or none, when prepare has returned.
+        """Choose the events to work on. They are reserved, all or none, when prepare has returned.
 
         Raises:
             PhaseViolation: not in prepare, or an event is of a topic that the consumer does not consume.
@@ -188,14 +188,14 @@ class Run:
         payload: Json = None,
         caused_by: Event | None = None,
     ) -> None:
-        """Publish an event when the run commits; a message id that the topic has already is left as it is.
+        """Publish an event when the run commits. A message id that the topic has already is left as it is.
 
         Args:
             topic: a topic that the handler declared as `publishes`.
             message_id: the event's identity in the topic.
             title: for people.
             payload: JSON, at most 1 MiB.
-            caused_by: the event this follows from; by default the run's only one.
+            caused_by: the event this follows from. By default the run's only one.
 
         Raises:
             PhaseViolation: not in a producer or next, or to a topic that was not declared.

@@ -6,7 +6,7 @@
 
 The first parameter is the key of the work: the same on every device and in every attempt. An outside service that
 accepts an idempotency key should get it. What the function returns, JSON, is the result. It raises `DidNotHappen` when
-the effect certainly did not happen; whatever else it raises, a time-out included, leaves the outcome unknown.
+the effect certainly did not happen. Whatever else it raises, a time-out included, leaves the outcome unknown.
 
     @send_mail.reconcile
     async def was_sent(key: str, *, to: str, body: str):
@@ -50,7 +50,7 @@ class NotApplied:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Reconciliation could not find out; ask again later."""
+    """Reconciliation could not find out. Ask again later."""
 
     reason: str = ""
 
@@ -70,8 +70,8 @@ class Effect(Generic[P]):
     """A declared effect. Made by `effect`.
 
     Attributes:
-        name: the tool's name in the ledger; the same on every device.
-        timeout_s: seconds after which a call is given up, its outcome unknown; also for each reconciliation.
+        name: the tool's name in the ledger. The same on every device.
+        timeout_s: seconds after which a call is given up, its outcome unknown. Also for each reconciliation.
         idempotent: the outside service does nothing twice under one key, so that soft mode is safe enough.
         function: the user's function.
         is_async: whether it is declared `async`, below its decorators.
@@ -129,12 +129,12 @@ def effect(
     timeout_s: float = TIMEOUT_S,
     idempotent: bool = False,
 ) -> Any:
-    """Declare an effect, as a decorator; see the module.
+    """Declare an effect, as a decorator. See the module.
 
     Args:
-        function: sync or async; takes the key first, then parameters by name, and returns JSON. A sync one runs in a
-            thread; what it does after its time-out cannot be stopped.
-        name: what the ledger calls it; the function's name, if not given. Keep it: entries of unknown outcome find
+        function: sync or async. Takes the key first, then parameters by name, and returns JSON. A sync one runs in a
+            thread. What it does after its time-out cannot be stopped.
+        name: what the ledger calls it. The function's name, if not given. Keep it: entries of unknown outcome find
             their reconcile function by it.
         timeout_s: seconds after which its outcome counts as unknown.
         idempotent: the outside service does nothing twice under one key.

@@ -6,7 +6,7 @@ from leasemesh.node.model.errors import LeasemeshError
 
 
 class PhaseViolation(LeasemeshError):
-    """A handler did what its phase does not allow; its code must be changed.
+    """A handler did what its phase does not allow. Its code must be changed.
 
     Attributes:
         call: what was called.
@@ -33,7 +33,7 @@ class DidNotHappen(Exception):
     leaves its outcome unknown.
 
     Attributes:
-        transient: it may well happen when tried again later; otherwise the event is given up after three tries.
+        transient: it may well happen when tried again later. Otherwise the event is given up after three tries.
     """
 
     def __init__(self, reason: str, *, transient: bool = False) -> None:
@@ -59,7 +59,7 @@ ERROR_CHARACTERS_MAX = 2_000
 
 
 def message_of(error: BaseException) -> str:
-    """Return what an error says as a text that can be stored; its kind when it says nothing."""
+    """Return what an error says as a text that can be stored. Its kind when it says nothing."""
     try:
         text = str(error)
     except Exception:  # of somebody's own class, whose fault must not hide the error that it stands for

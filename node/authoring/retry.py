@@ -19,7 +19,7 @@ class RetryRule:
     """How long to wait after failures, and when to give up.
 
     Attributes:
-        first_ms: the wait after one failure; it doubles with each further one.
+        first_ms: the wait after one failure. It doubles with each further one.
         most_ms: the longest wait.
         tries: failures in a row after which a handler is blocked on its device, and reconciliation is left to a person.
         jitter: up to this share of a wait is left out, so that devices that failed together do not return together.
@@ -38,11 +38,11 @@ class RetryRule:
             raise InvalidInput("jitter", f"is {self.jitter}; it must be at least 0 and below 1")
 
     def delay_ms(self, failures: int, chance: float = 0.0) -> int:
-        """Return how long to wait after so many failures in a row; 0 after none.
+        """Return how long to wait after so many failures in a row. 0 after none.
 
         Args:
             failures: how many.
-            chance: 0 to 1; how much of the jitter is left out.
+            chance: 0 to 1. How much of the jitter is left out.
         """
         return round(delay(failures, first=self.first_ms, most=self.most_ms, jitter=self.jitter, chance=chance))
 

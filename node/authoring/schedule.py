@@ -28,14 +28,14 @@ class Schedule(Protocol):
         """Return when it is due next (Unix ms), in the past when it is overdue.
 
         Args:
-            last_ms: when it last ran, on whichever device; None: never.
+            last_ms: when it last ran, on whichever device. None: never.
             now_ms: now.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Every:
-    """Every so often; the first time at once.
+    """Every so often. The first time at once.
 
     Attributes:
         seconds: between 0.1 and a year.
@@ -65,7 +65,7 @@ class Every:
 class Cron:
     """By a cron expression of five fields, as Debian's cron reads it, in a time zone.
 
-    Around daylight saving: a job for a certain time that the clock skips runs right after the gap; one whose time comes
+    Around daylight saving: a job for a certain time that the clock skips runs right after the gap. One whose time comes
     twice runs once. Jobs of every hour or minute follow the time that really passes.
 
     Attributes:

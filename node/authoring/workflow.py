@@ -84,10 +84,10 @@ class Consumer:
         topics: what it consumes.
         publishes: the topics that `next` may publish to.
         batch: events in one run at the most, when there is no prepare.
-        mode: soft or confirmed, when nothing else is set for the topic or the handler; None: confirmed when it has an
+        mode: soft or confirmed, when nothing else is set for the topic or the handler. None: confirmed when it has an
             effect that is not idempotent, otherwise soft.
-        stateful: whether it keeps a state; its runs then never overlap on any connected device.
-        prepare_function, mutate_function, next_function: the phases; None: not needed.
+        stateful: whether it keeps a state. Its runs then never overlap on any connected device.
+        prepare_function, mutate_function, next_function: the phases. None: not needed.
     """
 
     kind: Literal["consumer"] = "consumer"
@@ -133,7 +133,7 @@ class Consumer:
         return self._name
 
     def prepare(self, function: F) -> F:
-        """Declare the phase that chooses events and computes; it returns the prepare result, JSON."""
+        """Declare the phase that chooses events and computes. It returns the prepare result, JSON."""
         return self._declare("prepare_function", function)
 
     def mutate(self, function: F) -> F:
@@ -141,7 +141,7 @@ class Consumer:
         return self._declare("mutate_function", function)
 
     def next(self, function: F) -> F:
-        """Declare the phase that publishes what follows; with `stateful` it returns the next state."""
+        """Declare the phase that publishes what follows. With `stateful` it returns the next state."""
         return self._declare("next_function", function)
 
     def __call__(self, function: Callable[..., Any]) -> Consumer:
@@ -157,7 +157,7 @@ class Consumer:
         """The effects that it may ask for, by name: those it was given, and those its mutate function names.
 
         Raises:
-            InvalidInput: it has a mutate function and no effect; or two effects have one name.
+            InvalidInput: it has a mutate function and no effect, or two effects have one name.
         """
         if self._all_effects is None:
             self._all_effects = self._find_effects()
@@ -216,7 +216,7 @@ class Workflow:
     """One automation: named topics, producers and consumers.
 
     Attributes:
-        name: the same on every device; scopes topics, events and handlers.
+        name: the same on every device. Scopes topics, events and handlers.
         title: for people.
     """
 
@@ -228,7 +228,7 @@ class Workflow:
         self._handlers: dict[str, Handler] = {}
 
     def topic(self, name: str) -> Topic:
-        """Return the topic of that name; the same one each time.
+        """Return the topic of that name. The same one each time.
 
         Raises:
             InvalidInput: the name is empty, too long, or begins with ~.
@@ -251,14 +251,14 @@ class Workflow:
         """Declare a producer, as a decorator of `function(run, state)`.
 
         Args:
-            every_s: run every so many seconds; or
+            every_s: run every so many seconds, or
             cron: by this expression, for example "0 7 * * mon-fri".
             time_zone: of the cron expression, for example "Europe/Berlin".
             publishes: the topics that it may publish to.
             name: the function's name, if not given.
 
         Raises:
-            InvalidInput: not just one of every_s and cron is given; or a value cannot be accepted.
+            InvalidInput: not just one of every_s and cron is given, or a value cannot be accepted.
         """
         if (every_s is None) == (cron is None):
             raise InvalidInput("every_s, cron", "give one of them")
@@ -284,11 +284,11 @@ class Workflow:
         stateful: bool = False,
         effects: Sequence[Effect[...]] = (),
     ) -> Consumer:
-        """Declare a consumer: a decorator for one function, or for each phase; see `Consumer`.
+        """Declare a consumer: a decorator for one function, or for each phase. See `Consumer`.
 
         Args:
-            topics: what it consumes; at least one.
-            name: the function's name, if not given; needed to declare phases one by one.
+            topics: what it consumes. At least one.
+            name: the function's name, if not given. Needed to declare phases one by one.
             publishes: the topics that `next` may publish to.
             batch: events in one run at the most, 1 to 999, when there is no prepare.
             mode: see `Consumer`.

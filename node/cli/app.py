@@ -168,7 +168,7 @@ class Context:
 
 
 def device_name(names: dict[str, str], node: str) -> str:
-    """Return the name of a device; with the short form of its id when another one has the same name, and that form
+    """Return the name of a device. With the short form of its id when another one has the same name, and that form
     alone when its name is not known here."""
     from leasemesh.node.model.ids import short
 
@@ -181,7 +181,7 @@ def device_name(names: dict[str, str], node: str) -> str:
 def command(
     group: typer.Typer, name: str, *, panel: str, examples: Sequence[str]
 ) -> Callable[[Callable[Concatenate[Context, Arguments], None]], Callable[..., None]]:
-    """Register a function as a command. It gets a `Context` and its own options; --db, --json and --debug come with it.
+    """Register a function as a command. It gets a `Context` and its own options. --db, --json and --debug come with it.
 
     Args:
         group: the app or a group of commands.
@@ -227,7 +227,7 @@ def command(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command line and return its exit code; nothing is raised."""
+    """Run the command line and return its exit code. Nothing is raised."""
     arguments = spelled_out(arguments)
     screen = Screen(as_json="--json" in arguments)
     load(arguments)
@@ -251,7 +251,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _cause(error: Exception) -> Exception:
-    """Return what ended a group of tasks; when there are several, the first that is not a reader who has gone."""
+    """Return what ended a group of tasks. When there are several, the first that is not a reader who has gone."""
     if not isinstance(error, ExceptionGroup):
         return error
     causes = [_cause(one) for one in error.exceptions]

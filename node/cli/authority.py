@@ -63,7 +63,7 @@ def move(
 ) -> None:
     """Appoint the next authority. It begins when the one before has stepped back and told it everything.
 
-    When that one is gone for good, say so with --gone. Then every other device must come by once and show its permits;
+    When that one is gone for good, say so with --gone. Then every other device must come by once and show its permits.
     `leasemesh authority show` lists those that have not.
     """
     node = context.node

@@ -1,4 +1,4 @@
-"""Which module has which command; only the one that is called is imported, because importing takes longest of all."""
+"""Which module has which command. Only the one that is called is imported, because importing takes longest of all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODULE_BY_COMMAND = {
     "show": "runs",
     "unknown": "unknown",
     "resolve": "unknown",
-    "dead": "handlers",
+    "dead-letters": "handlers",
     "requeue": "handlers",
     "blocked": "handlers",
     "block": "handlers",
@@ -45,7 +45,7 @@ def spelled_out(arguments: Sequence[str]) -> Sequence[str]:
 
 
 def load(arguments: Sequence[str]) -> None:
-    """Register the command that these arguments call; all commands when they call none."""
+    """Register the command that these arguments call. All commands when they call none."""
     called = arguments[0] if arguments else ""
     modules = [MODULE_BY_COMMAND[called]] if called in MODULE_BY_COMMAND else dict.fromkeys(MODULE_BY_COMMAND.values())
     for module in modules:

@@ -9,5 +9,5 @@ class CommandConsole(Console):
     """Leaves it to the frame of the commands what becomes of a reader that has gone."""
 
     def on_broken_pipe(self) -> None:
-        """Raise the BrokenPipeError further; Rich would end the process, whatever it is doing."""
+        """Raise the BrokenPipeError further. Rich would end the process, whatever it is doing."""
         raise

@@ -92,7 +92,7 @@ def tried_text(effect: dict[str, Any], now_ms: int) -> str:
 
 
 def reason_text(reason: Any) -> str:
-    """Return an error as text; it is whatever JSON somebody stored."""
+    """Return an error as text. It is whatever JSON somebody stored."""
     return reason if isinstance(reason, str) else brief(reason)
 
 

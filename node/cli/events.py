@@ -1,4 +1,4 @@
-"""Commands that look at events: topics, peek; and how events are shown."""
+"""Commands that look at events: topics, peek, and how events are shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that keep handlers from running, or let them run again: block, unblock, blocked; and dead, requeue."""
+"""Commands that keep handlers from running, or let them run again, and those for dead letters."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def block(
     here: HereOption = False,
     reason: Annotated[str, typer.Option(help="Why, one sentence for people.")] = "",
 ) -> None:
-    """Keep a handler from running. A run that is under way ends as it would; `leasemesh unblock` lets it run again."""
+    """Keep a handler from running. A run that is under way ends as it would. `leasemesh unblock` lets it run again."""
     workflow, name = split_handler(handler)
     node = context.node
     where = node.site_id if here else EVERYWHERE
@@ -125,22 +125,27 @@ def _where(context: Context, block: HandlerBlock) -> str:
     return f"on {context.device_name(block.node)}" if block.node else "on any device"
 
 
-# --- Dead events ------------------------------------------------------------------------------------------------------
+# --- Dead letters -----------------------------------------------------------------------------------------------------
 
 
-@command(app, "dead", panel="Handlers", examples=["leasemesh dead", "leasemesh dead shop", "leasemesh dead --json"])
-def dead(
+@command(
+    app,
+    "dead-letters",
+    panel="Handlers",
+    examples=["leasemesh dead-letters", "leasemesh dead-letters shop", "leasemesh dead-letters --json"],
+)
+def dead_letters(
     context: Context,
     workflow: Annotated[str | None, typer.Argument(metavar="WORKFLOW", help="Only those of this workflow.")] = None,
     limit: Annotated[int, typer.Option(help="How many at most.")] = 20,
 ) -> None:
-    """List the events that were given up after too many failures, and the last failure of each."""
-    events = context.node.events.dead(workflow, limit=limit)
-    documents = [_dead_document(context, event) for event in events]
+    """List the dead letters: events that were given up after too many failures, with the last failure of each."""
+    events = context.node.events.dead_letters(workflow, limit=limit)
+    documents = [_dead_letter_document(context, event) for event in events]
 
     def draw() -> Iterable[RenderableType]:
         if not events:
-            return [styled("no event is dead", "green")]
+            return [styled("there are no dead letters", "green")]
         columns = [
             Column("id"), Column("message", flexible=True), Column("failed in", flexible=True),
             Column("last failure", flexible=True, wraps=True),
@@ -158,10 +163,10 @@ def dead(
         after = styled("leasemesh requeue EVENT has it done again, leasemesh why EVENT tells its story", "dim")
         return [context.screen.table(columns, rows), *more, after]
 
-    context.screen.show({"dead": documents}, draw)
+    context.screen.show({"dead_letters": documents}, draw)
 
 
-def _dead_document(context: Context, event: Event) -> dict[str, Any]:
+def _dead_letter_document(context: Context, event: Event) -> dict[str, Any]:
     node = context.node
     reservation = node.events.reservation(event.run) if event.run else None
     run = node.handler_runs.get(event.run) if event.run else None

@@ -41,7 +41,7 @@ def mode(
 ) -> None:
     """Show or set how work is claimed: soft, with a permit, or by one device only.
 
-    soft: whoever claims first; two devices apart may do the same work. confirmed: an effect needs a permit of the
+    soft: whoever claims first. Two devices apart may do the same work. confirmed: an effect needs a permit of the
     authority. home: one device alone claims. What is claimed already ends as it began. Where nothing is set, the app's
     code says how.
     """

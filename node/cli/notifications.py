@@ -76,7 +76,7 @@ class WholeLines(io.TextIOBase):
         self._begun = threading.local()
 
     def write(self, text: str) -> int:
-        """Pass on the lines that are complete; returns how many characters were taken."""
+        """Pass on the lines that are complete. Returns how many characters were taken."""
         whole, end, self._begun.text = (getattr(self._begun, "text", "") + text).rpartition("\n")
         if end:
             self._out.write(whole + end)
@@ -106,7 +106,7 @@ def stopping_on_signals(stop: asyncio.Event, at_once: Callable[[], None] = lambd
     """Within the block the first Ctrl-C (or SIGTERM) sets an event, and the second one ends this process at once.
 
     At once, whatever goes on: code of an app that blocks everything else is no exception. The file is always ready for
-    that; what was under way is looked after by the next start.
+    that. What was under way is looked after by the next start.
 
     Args:
         stop: set by the first signal.
@@ -135,7 +135,7 @@ class Printer:
     """Prints what sync tells: a line for each thing that happened, a bar for each transfer that is under way.
 
     Attributes:
-        stopping: this node was asked to stop; that its links end now is no news.
+        stopping: this node was asked to stop. That its links end now is no news.
     """
 
     def __init__(self, screen: Screen, *, transfers: bool = True) -> None:

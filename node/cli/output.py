@@ -1,12 +1,12 @@
-"""What the commands print: one JSON document, or text for people; and the exit codes.
+"""What the commands print: one JSON document, or text for people, and the exit codes.
 
 Rules:
 
-1. Results go to standard output; errors and progress to standard error.
+1. Results go to standard output. Errors and progress to standard error.
 2. Titles, names and ids come from other devices and mailboxes, so nothing of them is taken for markup, and control
    characters, which could move the cursor or rename the terminal, are shown as such.
 3. Text fits 80 columns in a terminal. Into a pipe nothing is cut, and there are no colours (nor with NO_COLOR).
-4. Rich is imported when something is first drawn; without this rule it would take half of the time of `peek --json`.
+4. Rich is imported when something is first drawn. Without this rule it would take half of the time of `peek --json`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COLUMN_GAP = 2
 FLEXIBLE_COLUMNS_MIN = 12
 
 UNPRINTABLE = frozenset({"Cc", "Cf", "Zl", "Zp"})
-"""Unicode categories of controls; "Cf" holds those that turn the direction of writing."""
+"""Unicode categories of controls. "Cf" holds those that turn the direction of writing."""
 
 JOINERS = "\u200c\u200d"
 """Controls that names in some scripts, and emoji, are spelled with."""
@@ -66,7 +66,7 @@ STATUS_STYLES = {
 
 
 class ExitCode(IntEnum):
-    """How a command ends; `leasemesh --help` tells the same."""
+    """How a command ends. `leasemesh --help` tells the same."""
 
     OK = 0
     FAILED = 1
@@ -144,7 +144,7 @@ class Screen:
         self._sentence(joined(styled("leasemesh: ", "bold red"), text))
 
     def _sentence(self, text: Text) -> None:
-        """Print on standard error: one line, for programs; in a terminal, no word is broken."""
+        """Print on standard error: one line, for programs. In a terminal, no word is broken."""
         self.console(sys.stderr).print(text, soft_wrap=not sys.stderr.isatty())
 
     def console(self, stream: TextIO | None = None) -> Console:
@@ -179,7 +179,7 @@ class Screen:
         return drawn
 
     def facts(self, facts: Iterable[tuple[str, str | Text]], *, indent: int = 0) -> RenderableType:
-        """Return names with what there is to say of each; long text goes on below itself. Without a name a line goes on
+        """Return names with what there is to say of each. Long text goes on below itself. Without a name a line goes on
         with the fact before."""
         from rich.padding import Padding
         from rich.table import Table
@@ -193,11 +193,11 @@ class Screen:
 
     @contextmanager
     def progress(self, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-        """Show a bar on standard error when that is a terminal; the block calls what it gets with how much is done.
+        """Show a bar on standard error when that is a terminal. The block calls what it gets with how much is done.
 
         Args:
             title: what is being done.
-            total: how much there is to do; None: unknown.
+            total: how much there is to do. None: unknown.
         """
         if self.as_json or not sys.stderr.isatty():
             yield lambda done: None
@@ -213,7 +213,7 @@ class Screen:
 def fit(needed: Sequence[int], flexible: Sequence[bool], room: int) -> list[int]:
     """Return the widths of a table's columns.
 
-    Flexible columns share what the others leave, the narrow ones first; each keeps FLEXIBLE_COLUMNS_MIN, however little
+    Flexible columns share what the others leave, the narrow ones first. Each keeps FLEXIBLE_COLUMNS_MIN, however little
     room there is.
     """
     widths = list(needed)

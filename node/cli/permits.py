@@ -29,7 +29,7 @@ def permit(
     """Ask for the permit to do by hand what a run has reserved, when it must not be done twice.
 
     Begin only when this command ends with 0: the permit is granted then, and stands until the run is released or
-    settled. The request stays while the authority is away; asking again goes on with it.
+    settled. The request stays while the authority is away. Asking again goes on with it.
     """
     if timeout is not None and (not wait or timeout <= 0):
         raise CommandError("--timeout goes with --wait and is more than 0", ExitCode.USAGE)
@@ -56,7 +56,7 @@ def permit(
 
 
 async def _wait(context: Context, run: str, timeout_s: float | None) -> Permit:
-    """Wait for a decision; returns the request as it stands when the time is over."""
+    """Wait for a decision. Returns the request as it stands when the time is over."""
     node = context.node
     try:
         async with asyncio.timeout(timeout_s):

@@ -153,7 +153,7 @@ def _format_named(name: str | None) -> Format | None:
 def _checked_file(
     context: Context, file: str, source_format: Format | None, fields: Fields, keep_going: bool
 ) -> Iterator[Checked]:
-    """Read a file to its end before anything is published; gives what it holds."""
+    """Read a file to its end before anything is published. Gives what it holds."""
     name = "standard input" if file == STANDARD_INPUT else file
     with _opened(file) as (stream, size), context.screen.progress(f"reading {Path(file).name}", size) as show:
         head = stream.peek(HEAD_BYTES) if hasattr(stream, "peek") else b""

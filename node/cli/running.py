@@ -39,7 +39,7 @@ TOLD_AFTER_S = 0.3
 """Stopping is not worth a word when it takes no longer."""
 
 LAST_WORDS_S = 2.0
-"""How long it takes at the most to send what the last runs came to; whoever is away gets it another time."""
+"""How long it takes at the most to send what the last runs came to. Whoever is away gets it another time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Options:
     """How the handlers are to be run.
 
     Attributes:
-        listen, peers, token: for sync; without the first two there is none.
+        listen, peers, token: for sync. Without the first two there is none.
         concurrency: runs at a time.
         drain_s: how long runs may take to end.
         until_idle: stop when nothing is left to do.
@@ -99,7 +99,7 @@ def run(
 ) -> None:
     """Run an app's handlers, and sync with other devices if there is --listen or --peer, until Ctrl-C.
 
-    Ctrl-C lets what runs end within --drain seconds, or gives it back; a second one stops at once. What was under way
+    Ctrl-C lets what runs end within --drain seconds, or gives it back. A second one stops at once. What was under way
     then is looked after by the next start.
     """
     options = Options(

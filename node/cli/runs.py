@@ -24,7 +24,7 @@ WIDE_COLUMNS = 110
 
 SHOWN_EVENTS_MAX = 20
 SHOWN_CHARACTERS_MAX = 2_000
-"""Of one JSON value; --json prints it whole."""
+"""Of one JSON value. --json prints it whole."""
 
 ShownRunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it.")]
 
@@ -49,7 +49,7 @@ def runs(
 ) -> None:
     """List the runs of handlers on all devices, the newest first.
 
-    A producer that looks and finds nothing leaves no run; below the list stands when it looked last.
+    A producer that looks and finds nothing leaves no run. Below the list stands when it looked last.
     """
     if status is not None and status not in STATUSES:
         raise InvalidInput("status", f"{status!r} is not one of {', '.join(STATUSES)}")
@@ -68,7 +68,7 @@ def runs(
 
 
 def _polls(context: Context, workflow: str | None, handler: str | None) -> list[dict[str, Any]]:
-    """Return the producers that found nothing when they looked last; of that no run is kept."""
+    """Return the producers that found nothing when they looked last. Of that no run is kept."""
     node = context.node
     workflows = [one.id for one in node.workflows.list()] if workflow is None else [workflow]
     return [
@@ -110,7 +110,7 @@ def run_document(context: Context, run: HandlerRun) -> dict[str, Any]:
 
 
 def error_of(run: HandlerRun) -> str | None:
-    """Return why a run ended otherwise than by its own commit, or what went wrong in it; None when nothing did."""
+    """Return why a run ended otherwise than by its own commit, or what went wrong in it. None when nothing did."""
     said = run.details.get("ended_because") or run.details.get("error")
     return said if isinstance(said, str) and run.status != "committed" else None
 
@@ -194,7 +194,7 @@ def _show_document(context: Context, identifier: str, run: HandlerRun | None) ->
 
 
 def holder_of(run: HandlerRun) -> str | None:
-    """Return the run whose reservation this one goes on with beyond its effect; None when it has its own."""
+    """Return the run whose reservation this one goes on with beyond its effect. None when it has its own."""
     holder = run.details.get("holder")
     return holder if isinstance(holder, str) else None
 

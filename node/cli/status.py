@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from leasemesh.sync.version_vector import VersionVector
 
 LISTED_MAX = 10
-"""Lines of each list in `status`; --json lists a hundred times as many."""
+"""Lines of each list in `status`. --json lists a hundred times as many."""
 
 COUNTED_MAX = 1_000
 
@@ -72,7 +72,7 @@ def _attention(node: Node) -> dict[str, int]:
     return {
         "unknown": undecided,
         "calls_under_way": under_way,
-        "dead": len(node.events.dead(limit=COUNTED_MAX)),
+        "dead_letters": len(node.events.dead_letters(limit=COUNTED_MAX)),
         "blocked": len(node.handler_blocks.list(limit=COUNTED_MAX)),
     }
 
@@ -82,7 +82,7 @@ def _draw_attention(document: dict[str, Any]) -> Iterable[RenderableType]:
         ("unknown", "effect", "of which nobody knows whether it happened", "unknown", "bold red"),
         ("calls_under_way", "call", "under way, or cut off", "unknown", "yellow"),
         ("silent_permits", "permit", "of a silent device", "unknown", "bold red"),
-        ("dead", "dead event", "", "dead", "red"),
+        ("dead_letters", "dead letter", "", "dead-letters", "red"),
         ("blocked", "handler", "blocked", "blocked", "red"),
     ]
     shown = [line for line in lines if document[line[0]]]
@@ -103,7 +103,7 @@ def _event_counts(node: Node) -> dict[str, int]:
 
 
 def _peer_document(peer: Peer, vector: VersionVector, own: str) -> dict[str, Any]:
-    """Return a peer; `behind` is how many versions of it are not here yet, `ahead` how many of ours it may lack."""
+    """Return a peer. `behind` is how many versions of it are not here yet, `ahead` how many of ours it may lack."""
     from leasemesh.sync.version_vector import SiteId
 
     behind = ahead = None

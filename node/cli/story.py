@@ -169,7 +169,7 @@ def _ended(run: dict[str, Any] | None, state: str) -> list[Chapter]:
 
 
 def last_failure(claims: list[dict[str, Any]]) -> str | None:
-    """Return what went wrong in the last run that claimed the event; None when nothing did."""
+    """Return what went wrong in the last run that claimed the event. None when nothing did."""
     runs = [claim["handler_run"] for claim in claims if claim["handler_run"] is not None]
     failed = [run for run in runs if run["error"] and run["status"] not in ("committed", "superseded")]
     return failed[-1]["error"] if failed else None

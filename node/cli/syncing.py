@@ -1,4 +1,4 @@
-"""Commands that talk to other devices: serve, verify; and the options by which `run` does."""
+"""Commands that talk to other devices: serve, verify, and the options by which `run` does."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def serve(
 ) -> None:
     """Sync with other devices until Ctrl-C. What other programs write to the database meanwhile is synced too.
 
-    The shared secret comes from --token-file or LEASEMESH_TOKEN; listening on more than this machine needs one.
+    The shared secret comes from --token-file or LEASEMESH_TOKEN. Listening on more than this machine needs one.
     """
     if listen is None and not peers:
         raise CommandError("serve needs --listen HOST:PORT, --peer URL, or both", ExitCode.USAGE)

@@ -67,14 +67,14 @@ def count_unknown(node: Node) -> tuple[int, int]:
 
 
 def silent_permits(node: Node) -> list[Permit]:
-    """Return the silent permits of the runs on other devices; the longest held first."""
+    """Return the silent permits of the runs on other devices. The longest held first."""
     found = (silent_permit(node, run) for run in node.events.held_runs(own=False)[:LIST_MAX])
     return [permit for permit in found if permit is not None]
 
 
 def silent_permit(node: Node, run: RunId) -> Permit | None:
     """Return the permit of another device's run if it stands and the device has been silent for so long that the work
-    would be taken over without it; else None."""
+    would be taken over without it. Else None."""
     permit = node.permits.get(run)
     if permit is None or permit.state != "granted" or node.mutations.outcome(permit.work) != "none":
         return None  # what is known to be begun, or decided by a person, is not for this list

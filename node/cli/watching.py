@@ -1,4 +1,4 @@
-"""What `leasemesh run` shows: a table that is kept up to date, in a terminal; otherwise a line for each thing that
+"""What `leasemesh run` shows: a table that is kept up to date, in a terminal. Otherwise a line for each thing that
 happens."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from leasemesh.sync.drivers.queues import Subscription
 
 DRAWN_EVERY_S = 0.25
-"""Four pictures a second look alive, and cost little; none is drawn while nothing changes but the time."""
+"""Four pictures a second look alive, and cost little. None is drawn while nothing changes but the time."""
 
 REDRAWN_EVERY_S = 5.0
 """So that "in 40 s" stays true."""

@@ -16,11 +16,11 @@ from leasemesh.node.model.errors import LeasemeshError
 from leasemesh.sync.errors import StorageDamaged
 
 BUSY_SECONDS_MAX = 30
-"""How long a writer waits for writers of other processes. A merge holds the lock for well under a second; thirty
+"""How long a writer waits for writers of other processes. A merge holds the lock for well under a second. Thirty
 seconds outlast a migration of a big table, and are short enough for a person to still be there for the error."""
 
 CACHE_KIBIBYTES_MAX = 32 * 1024
-"""Page cache of a connection. The inner pages of all indexes of a million events fit; a node has a handful of
+"""Page cache of a connection. The inner pages of all indexes of a million events fit. A node has a handful of
 connections and should stay well under 150 MB in all."""
 
 LOG_PAGES_MAX = 4096
@@ -33,7 +33,7 @@ LOG_BYTES_MAX = 64 * 2**20
 
 STATEMENTS_KEPT_MAX = 400
 """Prepared statements that a connection keeps. A statement with triggers takes half a millisecond to prepare and a
-twentieth of that to run; a run of a handler with an effect needs over 60 different ones, and when its process syncs as
+twentieth of that to run. A run of a handler with an effect needs over 60 different ones, and when its process syncs as
 well APSW's 100 are too few: they are dropped in the order of use, and so each is gone when its turn comes."""
 
 
@@ -42,7 +42,7 @@ class DatabaseError(LeasemeshError):
 
 
 class DatabaseDamaged(DatabaseError, StorageDamaged):
-    """SQLite found the file damaged. The text says what to do; sync of the file ends with it."""
+    """SQLite found the file damaged. The text says what to do. Sync of the file ends with it."""
 
 
 class DatabaseBusy(DatabaseError):
@@ -78,7 +78,7 @@ def wait_when_locked(connection: apsw.Connection) -> None:
 def log_ahead(connection: apsw.Connection) -> None:
     """Write-ahead log: readers and the writer do not wait for each other, and a commit is one append.
 
-    Changing a new file over needs it for itself, and SQLite does not wait for that; so the waiting is done here.
+    Changing a new file over needs it for itself, and SQLite does not wait for that, so the waiting is done here.
     """
     deadline = time.monotonic() + BUSY_SECONDS_MAX
     while True:
@@ -109,7 +109,7 @@ def fold_log_seldom(connection: apsw.Connection) -> None:
 def sync_at_checkpoints(connection: apsw.Connection) -> None:
     """NORMAL: the disk is awaited when the log is folded in, not at each commit.
 
-    A crash of the process loses nothing. A power cut may lose the last commits but never damages the file; the file is
+    A crash of the process loses nothing. A power cut may lose the last commits but never damages the file. The file is
     then an older copy of itself, which the protocol detects and mends like any restored backup. FULL costs about 100
     times more per commit.
     """
@@ -141,7 +141,7 @@ def defend_schema(connection: apsw.Connection) -> None:
 
 
 def bound_cache(connection: apsw.Connection) -> None:
-    """Bound the memory of the page cache; SQLite's 2 MiB would evict the indexes in every large merge."""
+    """Bound the memory of the page cache. SQLite's 2 MiB would evict the indexes in every large merge."""
     connection.pragma("cache_size", -CACHE_KIBIBYTES_MAX)
 
 
@@ -149,13 +149,13 @@ def keep_temporary_in_memory(connection: apsw.Connection) -> None:
     """Keep what undoes a single statement in memory. SQLite goes over to a file at 15 pages, and a reservation with its
     triggers touches more: each made a file of its own, and settling one event took 50 % longer.
 
-    Temporary tables and large sorts are in memory then, too; what needs much of that asks for a file.
+    Temporary tables and large sorts are in memory then, too. What needs much of that asks for a file.
     """
     connection.pragma("temp_store", "memory")
 
 
 def keep_temporary_in_file(connection: apsw.Connection) -> None:
-    """The opposite, for a while; SQLite takes it between transactions only."""
+    """The opposite, for a while. SQLite takes it between transactions only."""
     connection.pragma("temp_store", "file")
 
 
@@ -185,7 +185,7 @@ def connect(
     """Open a connection with every setting made and cr-sqlite loaded.
 
     Args:
-        path: the file; created when absent, its folder must exist.
+        path: the file. Created when absent, its folder must exist.
         readonly: refuse every write. The file must exist.
         crsqlite: load the extension; without a value, when writing is wanted (reading tables and views needs none).
         random_bytes: where a new file's site id comes from.
@@ -226,10 +226,10 @@ def load_crsqlite(connection: apsw.Connection, random_bytes: Callable[[int], byt
     """Load the extension and forbid loading any other.
 
     When cr-sqlite cannot read its own tables, closing the connection ends the process with a segmentation fault. So
-    they are checked before; they have a few rows.
+    they are checked before. They have a few rows.
 
     The first load writes tables. cr-sqlite looks first and creates then, without a lock in between, so that processes
-    which open a new file at one moment would trip over each other; one transaction around it all keeps them in line.
+    which open a new file at one moment would trip over each other. One transaction around it all keeps them in line.
     """
     is_new = not connection.table_exists("main", "crsql_master") or not connection.table_exists("main", "crsql_site_id")
     connection.enable_load_extension(True)
@@ -287,7 +287,7 @@ def check_pages(path: Path) -> None:
     What the pages hold has no checksum: a byte that changed within a value is not found here.
 
     Raises:
-        DatabaseDamaged: they do not; the text has SQLite's first complaint.
+        DatabaseDamaged: they do not. The text has SQLite's first complaint.
     """
     connection = apsw.Connection(str(path))
     try:

@@ -1,6 +1,6 @@
 """The derived tables: rebuilding them from the facts, and showing that they equal what the triggers made of them.
 
-Status, claims and copies are local and derived; nothing is lost with them. Rebuilding inserts every fact into the
+Status, claims and copies are local and derived. Nothing is lost with them. Rebuilding inserts every fact into the
 same `absorb_` views that the triggers on the facts use, so there is one derivation and not two.
 """
 
@@ -22,7 +22,7 @@ class Rebuilt:
 
     Attributes:
         facts: how many facts were read.
-        corrected: derived table -> rows that differed from what the facts say; empty when all was right.
+        corrected: derived table -> rows that differed from what the facts say. Empty when all was right.
     """
 
     facts: int
@@ -32,10 +32,10 @@ class Rebuilt:
 def rebuild(database: Database, progress: Callable[[str, int, int], None] | None = None) -> Rebuilt:
     """Derive everything anew from the facts, in one transaction, and tell what was wrong before.
 
-    Its temporary tables have as many rows as the derived ones; `Database.much_temporary` keeps them out of memory.
+    Its temporary tables have as many rows as the derived ones. `Database.much_temporary` keeps them out of memory.
 
     Args:
-        database: the database; its writers wait meanwhile.
+        database: the database. Its writers wait meanwhile.
         progress: called now and then with (table, facts done, facts in all).
     """
     with database.transaction(replicated=False) as transaction:

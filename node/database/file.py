@@ -5,7 +5,7 @@ Rules:
 1. A `Database` holds two connections: the *writer*, on which every write of this process happens, and the *reader*,
    which answers `query` outside of transactions. A reader sees committed data only and never waits for a writer (that
    is what the write-ahead log gives), so a long merge does not freeze the app's screen.
-2. Writers of one process queue at a lock in memory; writers of different processes wait for SQLite's lock. Every
+2. Writers of one process queue at a lock in memory. Writers of different processes wait for SQLite's lock. Every
    transaction begins IMMEDIATE, so it cannot fail half-way because somebody else wrote first.
 3. Nothing writes outside `transaction`: it is where the process's era begins (see `sync.version_vector.Lineage`). The
    versions that a process writes are then marked as its own, and a copy of the file that goes on by itself gives
@@ -107,7 +107,7 @@ class Database:
 
     Attributes:
         path: the file.
-        incarnation: the random token of this opening; it names the era of what is written through it.
+        incarnation: the random token of this opening. It names the era of what is written through it.
         clock_ms: the wall clock that was lent, in Unix milliseconds.
         random_bytes: the source of randomness that was lent.
     """
@@ -144,7 +144,7 @@ class Database:
         """Open a database, or create it (its folder must exist). Migrations are `node.database.migrate.upgrade`'s job.
 
         Args:
-            path: the file; not ":memory:", because two connections share it.
+            path: the file. Not ":memory:", because two connections share it.
             clock_ms: the wall clock, in Unix milliseconds.
             random_bytes: where tokens and a new site id come from.
 
@@ -192,9 +192,9 @@ class Database:
 
     @property
     def site_id(self) -> SiteId:
-        """The id under which cr-sqlite records this file's changes; changes only when the file is re-identified.
+        """The id under which cr-sqlite records this file's changes. Changes only when the file is re-identified.
 
-        Read from the file, because another process may have re-identified it; once in a transaction, because nobody
+        Read from the file, because another process may have re-identified it. Once in a transaction, because nobody
         does that meanwhile.
         """
         inside = self._owner == threading.get_ident()
@@ -217,10 +217,10 @@ class Database:
 
         Args:
             source: what listeners are told.
-            replicated: False promises that only local tables are written; then no era begins, and listeners are told
+            replicated: False promises that only local tables are written. Then no era begins, and listeners are told
                 nothing, because nobody else can have an interest in it.
             durable: wait until the disk has it, and all that was committed before: a power cut takes nothing of it
-                back. For what must be known after the program has acted outside; costs a disk access.
+                back. For what must be known after the program has acted outside. Costs a disk access.
             parts: False: blocks inside this one are no parts of their own, which saves a sixth of the time of a few
                 small writes. Should one fail after it has written something, all of the transaction fails.
 
@@ -310,7 +310,7 @@ class Database:
             return self._versions.version(self.query)
 
     def check(self) -> None:
-        """Check the whole file, on a connection of its own; see `node.database.connection.check_pages`.
+        """Check the whole file, on a connection of its own. See `node.database.connection.check_pages`.
 
         Raises:
             DatabaseDamaged: its pages do not fit together.
@@ -357,7 +357,7 @@ class Database:
 
     @contextmanager
     def _awaiting_disk(self, durable: bool) -> Iterator[None]:
-        """Let the commit in the block end when the disk has it; SQLite takes this setting between transactions only."""
+        """Let the commit in the block end when the disk has it. SQLite takes this setting between transactions only."""
         if not durable:
             yield
             return

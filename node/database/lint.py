@@ -43,7 +43,7 @@ def lint(sql: str, *, earlier: Sequence[str] = ()) -> list[Finding]:
 
     Args:
         sql: the migration's text.
-        earlier: the texts of the migrations before it, in order; they are taken to be right.
+        earlier: the texts of the migrations before it, in order. They are taken to be right.
     """
     return list(_lint(sql, tuple(earlier)))
 
@@ -85,7 +85,7 @@ def _try_for_real(sql: str, earlier: tuple[str, ...]) -> Iterator[Finding]:
 
 
 def calls(scratch: Scratch) -> Iterator[str]:
-    """The one-argument forms of cr-sqlite's functions read beyond their memory; and each has its place."""
+    """The one-argument forms of cr-sqlite's functions read beyond their memory, and each has its place."""
     yield from scratch.misuse
     known = {table.name for table in scratch.tables()}
     for name in scratch.replicated:
@@ -213,7 +213,7 @@ def defaults(table: Table) -> Iterator[str]:
 
 
 def unique(table: Table) -> Iterator[str]:
-    """Two devices may each write a row that is unique to them; the merge would have to drop one of them."""
+    """Two devices may each write a row that is unique to them. The merge would have to drop one of them."""
     for index, origin in table.unique.items():
         what = "a UNIQUE constraint" if origin == "u" else f"the unique index {index}"
         yield f"{table.name} has {what} besides its primary key: make what must be unique the primary key."
@@ -284,7 +284,7 @@ def defaults_fulfil_checks(scratch: Scratch, table: Table) -> Iterator[str]:
 
 
 def _check_that_fails(scratch: Scratch, insert: str) -> str | None:
-    """Return the text of the CHECK that refuses a row of defaults; empty when something else refuses it."""
+    """Return the text of the CHECK that refuses a row of defaults. Empty when something else refuses it."""
     scratch.connection.execute("SAVEPOINT defaults")
     triggers = scratch.connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall()
     try:

@@ -118,7 +118,7 @@ def upgrade(database: Database, sources: Sequence[tuple[str, Traversable]]) -> d
         The number of the last applied migration of each component that the database has.
 
     Raises:
-        MigrationError: see above; also when the database is newer than these files.
+        MigrationError: see above. Also when the database is newer than these files.
     """
     earlier: list[str] = []
     for component, folder in sources:
@@ -143,7 +143,7 @@ def refuse_findings(migration: Migration, earlier: Sequence[str]) -> None:
         earlier: the texts of all migrations before it.
 
     Raises:
-        MigrationError: it holds what cannot be replicated; the text has a line for each finding.
+        MigrationError: it holds what cannot be replicated. The text has a line for each finding.
     """
     findings = lint(migration.sql, earlier=earlier)
     if findings:

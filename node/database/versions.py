@@ -19,7 +19,7 @@ class _Statements(NamedTuple):
 
 
 class StoredVersions:
-    """Reads the clock tables of one file; composes its SQL once for each state of the schema.
+    """Reads the clock tables of one file. Composes its SQL once for each state of the schema.
 
     Every method takes the `query` to read with, so that it reads in the caller's snapshot or transaction.
     """

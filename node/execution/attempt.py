@@ -20,7 +20,7 @@ class RunSession:
     Attributes:
         id: its id.
         workflow, trigger: what was begun by what.
-        stored: whether the row is known to be there; the run of a poll may bring it later.
+        stored: whether the row is known to be there. The run of a poll may bring it later.
         runs: runs that are under way in it.
         logged: characters of its runs' logs that it shows.
         error: the last failure in it.
@@ -43,7 +43,7 @@ class Attempt:
         handler: what runs.
         run: its id.
         session: what it belongs to.
-        holder: the run whose reservation holds the events: this one, or the first of those that it goes on with; None
+        holder: the run whose reservation holds the events: this one, or the first of those that it goes on with. None
             when nothing is reserved.
         events: the reserved events, without the one that stands for the handler's state.
         mode: how they were claimed.

@@ -35,7 +35,7 @@ PREPARED_BYTES_MAX = 512 * 1024
 """A run's details as a whole are one cell of at most a megabyte."""
 
 WAKE_LEAST_MS, WAKE_MOST_MS = 30_000, 24 * 3600 * 1000
-"""A handler that asks to be woken at once would never let its device rest; one that sleeps for ever is a mistake."""
+"""A handler that asks to be woken at once would never let its device rest. One that sleeps for ever is a mistake."""
 
 PROCESS_ENDED = "the process that ran it ended"
 
@@ -75,7 +75,7 @@ class Beginnings:
     def begin(
         self, consumer: Consumer, session: RunSession, *, retry_of: RunId | None = None, skip: int = 0
     ) -> Attempt | None:
-        """Begin a run without a prepare phase on the oldest pending events; None, and nothing is written, when there
+        """Begin a run without a prepare phase on the oldest pending events. None, and nothing is written, when there
         are none that it may have.
 
         Raises:
@@ -139,7 +139,7 @@ class Beginnings:
 
     def poll_was_cut_off(self, run: RunId, began_as: NodeId) -> HandlerRun | None:
         """Record that the process ended in which this device, called `began_as` then, had begun a poll. None when there
-        is nothing to record: it is over; or this file is a copy, and the poll was that of another device."""
+        is nothing to record: it is over, or this file is a copy, and the poll was that of another device."""
         with self._transaction():
             if began_as != self.node.site_id:
                 self._runs.forget_poll(run)
@@ -225,7 +225,7 @@ class Beginnings:
 
     def take_over_to_free(self, consumer: Consumer, of: RunId, *, skip: bool, reason: str) -> int:
         """Claim what another node's run holds, which has been silent for long enough, and free it to be done anew (or
-        skip it, when a person said so); returns how many events. Raises as `EventStore.take_over_run`."""
+        skip it, when a person said so). Returns how many events. Raises as `EventStore.take_over_run`."""
         with self._transaction():
             run = self._runs.new_id()
             events = self._events.take_over_run(run, of, handler=consumer.name, default_mode=consumer.default_mode)
@@ -295,7 +295,7 @@ class Beginnings:
         )
 
     def _reserve(self, attempt: Attempt, choice: Choice) -> None:
-        """Reserve what was chosen, unless choosing did; with the event that stands for the handler's state."""
+        """Reserve what was chosen, unless choosing did. With the event that stands for the handler's state."""
         consumer = consumer_of(attempt)
         attempt.holder = attempt.run
         attempt.events = choice.events

@@ -1,7 +1,7 @@
 """Which events a run takes when its consumer has no prepare phase, and the event that stands for a handler's state.
 
 The oldest pending events, with two exceptions: an event that the handler's code has failed on before is taken alone, so
-that it does not take others down with it; and what stands in another run's permit is left alone, because somebody may
+that it does not take others down with it, and what stands in another run's permit is left alone, because somebody may
 begin an effect for it at any time.
 
 Topics of one consumer may have different modes. A run takes events of one mode only, and what is at home elsewhere is
@@ -47,7 +47,7 @@ class Choice:
 
 
 class FailedBefore(Exception):
-    """Among the next events is one that the handler has failed on before; begin anew, and choose warily."""
+    """Among the next events is one that the handler has failed on before. Begin anew, and choose warily."""
 
 
 def choose(node: Host, consumer: Consumer, run: RunId, *, wary: bool, skip: int = 0) -> Choice | None:
@@ -61,7 +61,7 @@ def choose(node: Host, consumer: Consumer, run: RunId, *, wary: bool, skip: int 
         skip: how many of the oldest to leave to others, as long as there are more: after a lost race.
 
     Raises:
-        FailedBefore: not wary, and it should have been; leave the transaction, which has reserved them already.
+        FailedBefore: not wary, and it should have been. Leave the transaction, which has reserved them already.
         HomeElsewhere, IllegalState: this device may claim in none of its topics now.
     """
     modes = open_topics(node, consumer)
@@ -157,7 +157,7 @@ def failed_claims(node: Host, handler: Handler, event: Event) -> int:
 
 def state_token(node: Host, consumer: Consumer, version: int, run: RunId) -> str | None:
     """Return the message id of the event that stands for the next version of a consumer's state, publishing it when it
-    is not there; None while another run has it."""
+    is not there. None while another run has it."""
     token = free_token(node, consumer, version)
     if token is not None:
         node.events.publish_many(consumer.workflow, STATE_TOPIC, [NewEvent(token)], created_by_run=run)
@@ -165,7 +165,7 @@ def state_token(node: Host, consumer: Consumer, version: int, run: RunId) -> str
 
 
 def free_token(node: Host, consumer: Consumer, version: int) -> str | None:
-    """Return the message id of the event that is to stand for the next version of a consumer's state; None while
+    """Return the message id of the event that is to stand for the next version of a consumer's state. None while
     another run has it."""
     for number in count():
         message_id = f"{consumer.name}/{version + 1}/{number}"

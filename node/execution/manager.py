@@ -1,21 +1,21 @@
-"""The manager: every transition of a run, each in one transaction, and nobody else makes any.
+"""The manager makes every transition of a run. Each is one transaction, and nobody else makes any.
 
-Which transitions are legal stands in `node.stores.phases.PHASES`; what each does together with the phase:
+Which transitions are legal stands in `node.stores.phases.PHASES`. In the same transaction each does more:
 
 | transition | in the same transaction |
 |---|---|
-| to preparing, executing | the session's row, with its first run; of a poll nothing (`begin_producing`) |
-| to prepared | the reservation, the prepare result; in mode confirmed the request for a permit |
+| to preparing, executing | the row of the session, with its first run. For a poll nothing (`begin_producing`) |
+| to prepared | the reservation and the prepare result. In mode confirmed also the request for a permit |
 | to mutating | ownership and permit checked; the ledger entry is in flight. On the disk before the call leaves |
 | to mutated (and emitting, as nothing happens between) | the effect's outcome, wake_at |
 | to committed | what is published, the events' outcome, the handler's state, wake_at, the session's count |
 
-Transitions with nothing external between them are one. A consumer without an effect has two transactions: up to
-prepared, and from there to committed.
+Two transitions with nothing external between them share a transaction. So a consumer without an effect has two: one up
+to prepared, and one from there to committed.
 
-**The boundary** is the moment when the effect is known to have happened. Before it a run that cannot go on gives its
-events back, and another one begins from the start. Beyond it the work must go forward: a new run begins at emitting,
-with the same prepare result and the same effect result, on the reservation of the first one.
+**The boundary** is the moment when the effect is known to have happened. A run that cannot go on before it gives its
+events back, and another run begins from the start. Beyond it the work must go forward. A new run then begins at
+emitting. It has the prepare result, the effect result and the reservation of the first one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from leasemesh.node.stores import HandlerRun
 from leasemesh.node.stores.phases import ENDED, Phase, RunStatus
 
 SESSION_LOG_CHARACTERS_MAX = 4_000
-"""What a session shows of its runs' logs; it is one cell, rewritten with each of them."""
+"""What a session shows of its runs' logs. It is one cell, rewritten with each of them."""
 
 Failure = Literal["transient", "logic", "internal"]
 Intent = Literal["call", "applied", "skipped"]
@@ -52,7 +52,7 @@ _STATUS: dict[Failure, RunStatus] = {
 
 
 class Manager(Beginnings):
-    """Makes the transitions of this node's runs. Synchronous; every method is one transaction."""
+    """Makes the transitions of this node's runs. Synchronous. Every method is one transaction."""
 
     # --- The effect ---------------------------------------------------------------------------------------------------
 
@@ -65,7 +65,7 @@ class Manager(Beginnings):
         """Make sure that what comes next is this run's to do. Raises LeaseLost.
 
         Beyond its effect it goes on although it owns its events no more, because what happened must be known
-        everywhere; not when those who own them go on with this very work.
+        everywhere. Not when those who own them go on with this very work.
         """
         try:
             self.require_owned(attempt)
@@ -74,7 +74,7 @@ class Manager(Beginnings):
                 raise
 
     def has_permit(self, attempt: Attempt) -> bool:
-        """Whether the run may begin its effect; False while nobody has decided.
+        """Whether the run may begin its effect. False while nobody has decided.
 
         Raises:
             PermitRefused: the authority decided otherwise.
@@ -92,7 +92,7 @@ class Manager(Beginnings):
         return True
 
     def gate(self, workflow: str, handler: str) -> tuple[Literal["blocked", "disabled"], str] | None:
-        """Return what keeps a handler from running on this device, and why; None for nothing."""
+        """Return what keeps a handler from running on this device, and why. None for nothing."""
         block = self.node.handler_blocks.get(workflow, handler)
         if block is not None:
             return "blocked", block.reason or f"blocked by {block.by}"
@@ -145,7 +145,7 @@ class Manager(Beginnings):
     def applied_and_committed(self, attempt: Attempt, result: Json, *, and_begin: bool) -> Attempt | None:
         """Record that the effect happened, and end the run with it: nothing of the user's comes between.
 
-        With `and_begin` as `commit_and_begin`: returns the next run. Raises as `commit`; that it happened is recorded
+        With `and_begin` as `commit_and_begin`: returns the next run. Raises as `commit`. That it happened is recorded
         then, too.
         """
 
@@ -173,7 +173,7 @@ class Manager(Beginnings):
                 no failure to wait for, begins at once.
 
         Returns:
-            "call" and what `fail` returns; or what a person knows better, as `intend` does.
+            "call" and what `fail` returns, or what a person knows better, as `intend` does.
         """
         with self._transaction():
             self.node.mutations.mark_failed(attempt.run, text_of(error))
@@ -278,12 +278,12 @@ class Manager(Beginnings):
     def commit_and_begin(self, attempt: Attempt, state: Json) -> Attempt | None:
         """End a run as `commit` does, and begin its consumer's next one in the same transaction: half the commits.
 
-        Returns the next run; None when there is nothing for it to do. Raises as `commit`.
+        Returns the next run. None when there is nothing for it to do. Raises as `commit`.
         """
         return self._and_begin(attempt, lambda: self.commit(attempt, state))
 
     def fail(self, attempt: Attempt, error: BaseException) -> int:
-        """End a run whose code failed; before the boundary its events are given back, or become dead letters
+        """End a run whose code failed. Before the boundary its events are given back, or become dead letters
         after three such runs.
 
         Returns:
@@ -306,11 +306,11 @@ class Manager(Beginnings):
         return dead_lettered
 
     def lose(self, attempt: Attempt, reason: str) -> None:
-        """End a run that lost its lease, or may not go on, before the boundary; it gives back what it still has."""
+        """End a run that lost its lease, or may not go on, before the boundary. It gives back what it still has."""
         self._end(attempt, "lost", reason)
 
     def stop(self, attempt: Attempt, reason: str) -> None:
-        """End a run that is not to go on in this process. Before the boundary its events are free at once; beyond it
+        """End a run that is not to go on in this process. Before the boundary its events are free at once. Beyond it
         they wait for a run that goes on."""
         self._end(attempt, "crashed", reason)
 
@@ -362,7 +362,7 @@ class Manager(Beginnings):
             self._pause(run, reason)
 
     def call_ended(self, run: HandlerRun, reason: str, *, reconcile_at: int | None) -> None:
-        """Record, of a call that is not under way any more, that nobody knows what became of it; see `unknown`."""
+        """Record, of a call that is not under way any more, that nobody knows what became of it. See `unknown`."""
         with self._transaction():
             if reconcile_at is None:
                 self.node.mutations.mark_indeterminate(run.id, reason)

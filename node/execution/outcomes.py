@@ -55,7 +55,7 @@ class Unknown:
         reason: why, for people.
         may_ask: whether reconciliation may be asked now. Not while a thread still makes the call: it could answer "not
             applied", and be wrong a moment later.
-        late: the call that a thread still makes; None when none does.
+        late: the call that a thread still makes. None when none does.
     """
 
     reason: str

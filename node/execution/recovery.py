@@ -1,21 +1,21 @@
-"""What earlier runs have left behind, and what is to be done about it.
+"""Recovery finds what earlier runs have left behind, and does what is to be done about it.
 
-Looked at when a runner starts, when a verdict or an outcome arrives, and now and then: runs of this node that nobody
-runs, whether their process died, their code failed or a person has decided; and runs of other nodes that have been
-silent for long enough.
+It looks when a runner starts, when a verdict or an outcome arrives, and every few seconds. It looks at two kinds of
+runs. The first are runs of this node that nobody carries on: their process died, their code failed, or a person has
+decided. The second are runs of other nodes that have been silent for long enough.
 
 | what is found of a run of this node | what is done |
 |---|---|
-| a producer that was executing | crashed; it polls again |
-| no effect was begun, or it did not happen | its events are released; a fresh run takes them |
-| the call was under way | unknown: find out, or wait for a person; the events stay reserved |
-| the outcome is unknown | nothing; reconciliation and people are at it |
-| the effect happened | a new run goes on at emitting, with the same results; without its handler, a person is told |
+| a producer that was executing | it is marked as crashed, and polls again |
+| no effect was begun, or it did not happen | its events are released, and a fresh run takes them |
+| the call was under way | its outcome is unknown: it is found out, or a person decides. The events stay reserved |
+| the outcome is unknown | nothing. Reconciliation and people are at it |
+| the effect happened | a new run goes on at emitting, with the same results. Without its handler, a person is told |
 | a person said to skip it | its events are skipped |
 | another run goes on with its work already | it ends, and its claims with that one's |
 
-Of other nodes' runs nothing is written: what a silent one holds is claimed at the next epoch, unless the outcome of its
-effect is unknown, or it has a permit to begin one.
+The rows of other nodes' runs are never written here. What a silent run holds is claimed at the next epoch, unless the
+outcome of its effect is unknown, or it has a permit to begin one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from leasemesh.node.stores.phases import ENDED, RunStatus
 log = logging.getLogger("leasemesh.runtime")
 
 CANDIDATES_MAX = 100
-"""Silent runs that are looked at in one go; the longest silent come first."""
+"""Silent runs that are looked at in one go. The longest silent come first."""
 
 SETTLED = ("consumed", "skipped", "dead")
 
@@ -74,7 +74,7 @@ class Found:
 
 
 class Recovery:
-    """Looks after what was left behind. Synchronous; each thing that it does is a transaction of its own."""
+    """Looks after what was left behind. Synchronous. Each thing that it does is a transaction of its own."""
 
     def __init__(
         self, manager: Manager, handlers: Mapping[HandlerKey, Handler], *, unrecorded: Container[RunId] = ()

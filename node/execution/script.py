@@ -5,7 +5,7 @@ functions. What must be awaited it yields, as a request, and gets the answer bac
 goes from its beginning to its end in one thread, without the event loop.
 
 A script handles all that can happen to its run, and ends with a `Result`. What it raises is trouble with the node's
-file; the run is then ended by whoever looks after what was left behind (`recovery`).
+file. The run is then ended by whoever looks after what was left behind (`recovery`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class NotReached(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ReachPeers:
-    """Wait until everybody within reach has heard of what is committed; answered with None. Raises NotReached.
+    """Wait until everybody within reach has heard of what is committed. Answered with None. Raises NotReached.
 
     Attributes:
         run: who waits.
@@ -59,14 +59,14 @@ class ReachPeers:
 
 @dataclass(frozen=True, slots=True)
 class AwaitPermit:
-    """Wait until the authority has decided; answered with None. Raises PermitRefused or LeaseLost."""
+    """Wait until the authority has decided. Answered with None. Raises PermitRefused or LeaseLost."""
 
     attempt: Attempt
 
 
 @dataclass(frozen=True, slots=True)
 class AwaitFunction:
-    """Await what a function of the user returned; answered with its result."""
+    """Await what a function of the user returned. Answered with its result."""
 
     awaitable: Awaitable[Any]
     attempt: Attempt
@@ -74,7 +74,7 @@ class AwaitFunction:
 
 @dataclass(frozen=True, slots=True)
 class Perform:
-    """Make a call to the outside; answered with an Outcome, also when the node stops meanwhile."""
+    """Make a call to the outside. Answered with an Outcome, also when the node stops meanwhile."""
 
     effect: Effect[...]
     key: WorkId
@@ -84,7 +84,7 @@ class Perform:
 
 @dataclass(frozen=True, slots=True)
 class FindOut:
-    """Ask what became of a call; answered with an Outcome."""
+    """Ask what became of a call. Answered with an Outcome."""
 
     effect: Effect[...]
     key: WorkId
@@ -133,7 +133,7 @@ class LeaseTaken(Exception):
 
 
 class Surrounding(Protocol):
-    """What a script asks of whoever drives it; from any thread."""
+    """What a script asks of whoever drives it. From any thread."""
 
     manager: Manager
 
@@ -168,7 +168,7 @@ _LOST = (
 
 
 class _UserFailed(Exception):
-    """A function of the user failed; the cause says how."""
+    """A function of the user failed. The cause says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +332,7 @@ def _begin_work(by: Surrounding, attempt: Attempt) -> Generator[Request, Any, No
 
 
 def _recheck(by: Surrounding, attempt: Attempt) -> Generator[Request, Any, None]:
-    """After the machine has slept every lease counts as lost until it was looked at again; it may sleep meanwhile."""
+    """After the machine has slept every lease counts as lost until it was looked at again. It may sleep meanwhile."""
     while attempt.holder is not None and attempt.alarm != (alarms := by.alarms):
         attempt.alarm = alarms
         yield ReachPeers(attempt.run, slept=True)
@@ -342,7 +342,7 @@ def _recheck(by: Surrounding, attempt: Attempt) -> Generator[Request, Any, None]
 def _effect(
     by: Surrounding, attempt: Attempt, call: EffectCall, follow: Follow
 ) -> Generator[Request, Any, Result | None]:
-    """Perform the effect; None when it happened, and the phase `next` comes."""
+    """Perform the effect. None when it happened, and the phase `next` comes."""
     manager = by.manager
     if manager.calls_hang():
         raise _UserFailed from Transient("too many calls to the outside hang beyond their time; start the app anew")
@@ -360,7 +360,7 @@ def _effect(
 
 
 def _record(manager: Manager, attempt: Attempt, call: EffectCall, outcome: Outcome, follow: Follow) -> Result | None:
-    """Record what became of the effect; None when it happened, and the phase `next` comes."""
+    """Record what became of the effect. None when it happened, and the phase `next` comes."""
     if isinstance(outcome, Happened):
         attempt.told.logs += outcome.notes
         if _consumer(attempt).next_function is None:

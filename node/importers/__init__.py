@@ -4,7 +4,7 @@ The database does not belong here.
 
 Rules:
 
-1. Bounded memory: a reader holds one record, never the file; what `check` has read is on disk.
+1. Bounded memory: a reader holds one record, never the file. What `check` has read is on disk.
 2. A reader yields a `NewEvent` or a `Problem` for each record, in order, and goes on after a problem.
 3. A record is checked for everything that publishing would refuse, so a file is known to be good before anything of it
    is published (`check`).
@@ -53,7 +53,7 @@ def read(stream: BinaryIO, source_format: Format, name: str, fields: Fields | No
     """Return a reader of a stream.
 
     Args:
-        stream: open for reading bytes; need not be seekable.
+        stream: open for reading bytes. Need not be seekable.
         source_format: what it holds.
         name: how problems name it.
         fields: for JSON Lines and CSV.

@@ -20,7 +20,7 @@ _CHUNK_BYTES = 64 * 1024
 def read_git_history(folder: Path, *, limit: int | None = None) -> Iterator[Record]:
     """Read one event from each commit that HEAD reaches, oldest first.
 
-    Its message id is the commit's hash, its title the subject; the payload has author, date, parents and body.
+    Its message id is the commit's hash, its title the subject. The payload has author, date, parents and body.
 
     Args:
         folder: anywhere in the checkout.

@@ -18,7 +18,7 @@ MAIL_BYTES_MAX = 64 * 1024 * 1024
 """A mail with its attachments, as large as mail services accept at most. Only its headers and text are kept."""
 
 _MAIL_BEGINS = re.compile(rb"From \S.*\d{1,2}:\d{2}")
-"""With a time of day, because paragraphs begin with "From" too; it also has to follow an empty line."""
+"""With a time of day, because paragraphs begin with "From" too. It also has to follow an empty line."""
 
 _ESCAPED_FROM = re.compile(rb"^>(>*From )", re.MULTILINE)
 _HEADERS = ("From", "To", "Cc", "Date", "Subject", "In-Reply-To")

@@ -22,7 +22,7 @@ SPOOL_MEMORY_BYTES_MAX = 8 * 1024 * 1024
 """Up to this much checked input is kept in memory, more of it on disk."""
 
 PROBLEMS_KEPT_MAX = 100
-"""Problems listed by place; beyond it they are counted only."""
+"""Problems listed by place. Beyond it they are counted only."""
 
 ID_FIELDS = ("message_id", "id")
 TITLE_FIELDS = ("title", "subject", "name")
@@ -36,7 +36,7 @@ class Problem:
 
     Attributes:
         source: the file's name.
-        line: where the record begins, from 1; for a git history, the number of the commit.
+        line: where the record begins, from 1. For a git history, the number of the commit.
         text: what is wrong with it.
     """
 
@@ -52,7 +52,7 @@ Record = NewEvent | Problem
 
 
 class ImportFailed(LeasemeshError):
-    """A source holds records that cannot become events; nothing of it was published.
+    """A source holds records that cannot become events. Nothing of it was published.
 
     Attributes:
         problems: the first PROBLEMS_KEPT_MAX of them.
@@ -67,7 +67,7 @@ class ImportFailed(LeasemeshError):
 
 
 class BadRecord(Exception):
-    """A record that cannot become an event; the text says why. Readers turn it into a `Problem`."""
+    """A record that cannot become an event. The text says why. Readers turn it into a `Problem`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +75,9 @@ class Fields:
     """Which fields of a record are its message id and its title.
 
     Attributes:
-        id: the field that every record must have; None: "message_id" or "id" when the record has it, else a hash of its
+        id: the field that every record must have. None: "message_id" or "id" when the record has it, else a hash of its
             content.
-        title: the field with the title; None: "title", "subject" or "name", else no title.
+        title: the field with the title. None: "title", "subject" or "name", else no title.
     """
 
     id: str | None = None
@@ -86,7 +86,7 @@ class Fields:
 
 @dataclass
 class Checked:
-    """What a source was found to hold. `events` may be read any number of times; `close` frees the disk space.
+    """What a source was found to hold. `events` may be read any number of times. `close` frees the disk space.
 
     Attributes:
         spool: the good records, marshalled.
@@ -117,7 +117,7 @@ def check(records: Iterable[Record], *, keep_going: bool = False, folder: Path |
     Args:
         records: from one of the readers.
         keep_going: leave bad records out instead of refusing the source.
-        folder: where to keep what is read when it is large; None: the system's folder for temporary files.
+        folder: where to keep what is read when it is large. None: the system's folder for temporary files.
 
     Raises:
         ImportFailed: there are bad records.

@@ -25,9 +25,9 @@ _DELIMITERS = ",;\t"
 
 
 def read_json_lines(stream: BinaryIO, name: str, fields: Fields) -> Iterator[Record]:
-    """Read one JSON object from each line; empty lines are passed over.
+    """Read one JSON object from each line. Empty lines are passed over.
 
-    An object with no other fields than message_id, title and payload is taken as that event; of any other object the
+    An object with no other fields than message_id, title and payload is taken as that event. Of any other object the
     whole is the payload.
     """
     for number, line in numbered_lines(stream):
@@ -56,7 +56,7 @@ def _event_of_json(line: bytes, fields: Fields) -> NewEvent:
 
 
 def read_csv(stream: BinaryIO, name: str, fields: Fields) -> Iterator[Record]:
-    """Read one event from each row; the first row names the columns.
+    """Read one event from each row. The first row names the columns.
 
     Columns are separated by commas, semicolons or tabs, whichever the first line has most of. The payload is an object
     with all columns, as text.

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from leasemesh.node.machine.boot import boot_id
 from leasemesh.node.machine.locks import file_lock
 from leasemesh.node.model.leases import StalenessRule
 
@@ -44,10 +43,19 @@ class Network(Protocol):
     """What connects nodes."""
 
     def listener(self, sync_loop: SyncLoop, host: str, port: int) -> Listening:
-        """Make a listener that gives its connections to a loop; nothing is opened yet."""
+        """Make a listener that gives its connections to a loop. Nothing is opened yet."""
 
     async def dial(self, url: str) -> Transport:
         """Open a connection. Raises `sync.transport.DialFailed`."""
+
+
+def boot_id() -> str:
+    """Return a name of this boot of the machine, the same in all its processes."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        # Elsewhere: the wall-clock time of the boot, to the minute, for it is the difference of two clocks.
+        return str(int((time.time() - time.monotonic()) // 60))
 
 
 def wall_clock_ms() -> int:
@@ -56,7 +64,7 @@ def wall_clock_ms() -> int:
 
 
 def monotonic_ms() -> int:
-    """Return this machine's monotonic clock in milliseconds; processes of one boot share it."""
+    """Return this machine's monotonic clock in milliseconds. Processes of one boot share it."""
     return time.monotonic_ns() // 1_000_000
 
 
@@ -67,12 +75,12 @@ class Environment:
     Attributes:
         clock_ms: the wall clock, in Unix milliseconds.
         monotonic_ms: the clock that silence is measured with. The event loop's clock must be the same one.
-        boot: a name of this run of the machine; times of `monotonic_ms` mean nothing in another one.
+        boot: a name of this run of the machine. Times of `monotonic_ms` mean nothing in another one.
         random_bytes: where ids and tokens come from.
         staleness: when a silent node's work may be taken over.
-        lock: holds a lock file; see `node.machine.locks.file_lock`.
-        network: what connects nodes; None: websockets, with the options that sync was started with.
-        make_worker: what does the blocking work of sync; None: threads.
+        lock: holds a lock file. See `node.machine.locks.file_lock`.
+        network: what connects nodes. None: websockets, with the options that sync was started with.
+        make_worker: what does the blocking work of sync. None: threads.
         processes_looked_for_every_s: how often other processes' commits on the file are looked for.
     """
 

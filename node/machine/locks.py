@@ -18,7 +18,7 @@ def file_lock(path: Path, wait_s: float) -> Iterator[None]:
     """Hold a lock during a block. The operating system gives it up for a process that dies.
 
     Args:
-        path: the lock's file; made when absent.
+        path: the lock's file. Made when absent.
         wait_s: how long to wait for whoever has it.
 
     Raises:

@@ -2,7 +2,7 @@
 
 Three sources: this process's app ("local"), transfers that this process merged ("peer"), and other processes on the
 same file ("process"), which are noticed by asking SQLite for `PRAGMA data_version` now and then, which reads no page.
-Notifications coalesce: a subscriber that is slow gets fewer and larger ones, never an endless queue; and of an app that
+Notifications coalesce: a subscriber that is slow gets fewer and larger ones, never an endless queue, and of an app that
 commits all the time there is a notification every few milliseconds, because each has to look up what changed.
 """
 
@@ -40,7 +40,7 @@ class Changed:
 
     Attributes:
         tables: the replicated tables that changed since the notification before. When commits of several sources
-            come at one moment, each source's notification may name tables of the others; a table that changed is never
+            come at one moment, each source's notification may name tables of the others. A table that changed is never
             left out.
         source: "local" for this process's app, "peer" for a merge, "process" for another process on the same file.
     """
@@ -200,7 +200,7 @@ class ChangeWatch:
             self._look_up()
 
     def _look_up(self) -> None:
-        """Find out in a thread which tables changed; commits that come meanwhile are looked up together afterwards."""
+        """Find out in a thread which tables changed. Commits that come meanwhile are looked up together afterwards."""
         if self._loop is None:
             return
         self._local_notified = (

@@ -2,7 +2,7 @@
 
 Kulkarni et al., "Logical Physical Clocks" (2014). A hybrid time is one integer, `milliseconds << 16 | counter`: it
 sorts as time does and fits SQLite's 64 bits (it ends in the year 4199, to leave room for the counting in a batch). It
-orders events for people and breaks ties between claims of one epoch; it never decides by itself that a claim is stale.
+orders events for people and breaks ties between claims of one epoch. It never decides by itself that a claim is stale.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def next_hybrid_time(now_ms: int, latest: int) -> HybridTime:
     """Return the next time to issue: after every time seen, and not before the wall clock.
 
     Args:
-        now_ms: the wall clock, Unix milliseconds. It may have been set back; time issued here does not go back.
+        now_ms: the wall clock, Unix milliseconds. It may have been set back. Time issued here does not go back.
         latest: the greatest hybrid time issued so far, or seen and credible.
 
     Raises:

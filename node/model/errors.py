@@ -1,6 +1,6 @@
 """What can go wrong on a node, one class for each thing a caller may want to handle.
 
-Every error is one sentence that names the thing and says what to do; its attributes carry the same facts for
+Every error is one sentence that names the thing and says what to do. Its attributes carry the same facts for
 programs. An error raised by a store means that nothing was written.
 """
 

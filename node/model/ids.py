@@ -65,7 +65,7 @@ def event_ids(topic: TopicId, message_ids: Sequence[str], generation: int = 0) -
 
 
 def event_id(topic: TopicId, message_id: str, generation: int = 0) -> EventId:
-    """Return the id of one event; see `event_ids`."""
+    """Return the id of one event. See `event_ids`."""
     return event_ids(topic, (message_id,), generation)[0]
 
 

@@ -16,13 +16,13 @@ practice)."""
 
 TITLE_CHARACTERS_MAX = 1_000
 PAYLOAD_BYTES_MAX = 1024 * 1024
-"""One event must fit a wire message several times over; files belong elsewhere, with their address in the payload."""
+"""One event must fit a wire message several times over. Files belong elsewhere, with their address in the payload."""
 
 BODY_BYTES_MAX = 4 * PAYLOAD_BYTES_MAX
 """A fact's whole body: its parts have limits of their own, and this one is not reached."""
 
 TIME_MS_MAX = 2**53 - 1
-"""The greatest Unix time in milliseconds that is stored; every JSON reader keeps it exactly."""
+"""The greatest Unix time in milliseconds that is stored. Every JSON reader keeps it exactly."""
 
 DEPTH_MAX = 200
 """Lists and objects inside each other. SQLite reads 1,000 levels, Python as many as its stack happens to leave."""
@@ -82,7 +82,7 @@ def decode(text: str) -> Json:
 
 
 def decode_object(text: str) -> dict[str, Any]:
-    """Return the object that a stored text holds, see `decode`; {} when Python cannot read it."""
+    """Return the object that a stored text holds, see `decode`. {} when Python cannot read it."""
     try:
         value = decode(text)
     except (ValueError, RecursionError):
@@ -96,7 +96,7 @@ def _first_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _any_whole(digits: str) -> int | float:
-    """Python refuses to read thousands of digits; SQLite takes them for infinite."""
+    """Python refuses to read thousands of digits. SQLite takes them for infinite."""
     try:
         return int(digits)
     except ValueError:

@@ -2,7 +2,7 @@
 
 An event's status is a function of the set of claims on it and of nothing else, so two nodes that know the same
 claims agree, in whatever order and batches they learned them. The view `ranked_claims` computes the same function
-incrementally; a property test holds the two equal.
+incrementally. A property test holds the two equal.
 
 The rule, first match wins:
 
@@ -15,7 +15,7 @@ The rule, first match wins:
    all gave it back, by the earliest.
 4. the held claims of the highest epoch of *all* claims, ended ones included: lowest hybrid time, then lowest run id.
    A held claim of a lower epoch owns nothing, even after the higher one was released.
-5. otherwise pending; the next claim is made at the highest epoch + 1.
+5. otherwise pending. The next claim is made at the highest epoch + 1.
 
 Time appears only in `take_over_wait_ms`, which decides whether a node may *write* a claim at the next epoch. It uses
 this node's own monotonic clock, never a comparison with somebody else's wall clock.
@@ -35,7 +35,7 @@ a fault."""
 
 
 class ClaimState(IntEnum):
-    """How a claim stands; the run's own node writes it. The numbers are those of the local table run_index."""
+    """How a claim stands. The run's own node writes it. The numbers are those of the local table run_index."""
 
     HELD = 0
     RELEASED = 1
@@ -84,10 +84,10 @@ class Claim:
 
     Attributes:
         run: the claiming run.
-        epoch: 1, 2, 3...; each take-over claims the next one.
+        epoch: 1, 2, 3 and so on. Each take-over claims the next one.
         at: hybrid time of the reservation.
         state: how it stands.
-        effect: what became of the run's effect; if it has none, of that which it goes on with.
+        effect: what became of the run's effect. If it has none, of that which it goes on with.
     """
 
     run: RunId
@@ -98,8 +98,11 @@ class Claim:
 
     @property
     def decided(self) -> bool:
-        """Whether its effect keeps the event until that is settled. One to be skipped does not when the run has let go
-        because it did not own all its events any more."""
+        """Whether what is known of its effect keeps the event reserved until it is settled.
+
+        An effect that happened does. So does one that a person said to skip, unless the run gave its events up because
+        it did not own all of them any more.
+        """
         skipped = self.effect == ClaimEffect.SKIPPED and self.state != ClaimState.LOST
         return self.effect == ClaimEffect.HAPPENED or skipped
 
@@ -111,7 +114,7 @@ class Ownership:
     Attributes:
         status: see the rule.
         epoch: that of the claim which settled it or whose effect is unknown, otherwise the highest of all claims, after
-            which the next claim comes; 0 when nobody ever claimed it.
+            which the next claim comes. 0 when nobody ever claimed it.
         owner: the deciding run, None when pending.
     """
 
@@ -141,8 +144,8 @@ def decide(claims: Collection[Claim]) -> Ownership:
 
 
 def _last_to_go_on(claim: Claim) -> tuple[bool, int, int, RunId]:
-    """Order claims by who goes on with what is decided: who has not given it back, the latest to take it over first;
-    then the earliest of the others."""
+    """Order claims by who goes on with what is decided: who has not given it back, the latest to take it over first.
+    Then the earliest of the others."""
     ended = claim.state != ClaimState.HELD
     return ended, 0 if ended else -claim.epoch, claim.at, claim.run
 
@@ -161,12 +164,12 @@ class StalenessRule:
 
 
 def take_over_wait_ms(*, rule: StalenessRule, watched_since_ms: int, heartbeat_at_ms: int | None, now_ms: int) -> int:
-    """Return how much longer this node must wait before it may claim the next epoch; 0 when it may now.
+    """Return how much longer this node must wait before it may claim the next epoch. 0 when it may now.
 
     Args:
         rule: time to live and margin.
         watched_since_ms: since when this node has itself seen the claim unchanged (own monotonic clock).
-        heartbeat_at_ms: when this node last heard of the holder, directly or through others; None: never.
+        heartbeat_at_ms: when this node last heard of the holder, directly or through others. None: never.
         now_ms: own monotonic clock.
     """
     quiet_since_ms = watched_since_ms if heartbeat_at_ms is None else max(watched_since_ms, heartbeat_at_ms)

@@ -4,5 +4,5 @@ from pathlib import Path
 
 
 def hook_dirs() -> list[str]:
-    """Where PyInstaller finds the hooks; the entry point `pyinstaller40` names this function."""
+    """Where PyInstaller finds the hooks. The entry point `pyinstaller40` names this function."""
     return [str(Path(__file__).parent)]

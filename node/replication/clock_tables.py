@@ -2,7 +2,7 @@
 
 `crsql_changes` prepares a union over the clock tables of *all* replicated tables for each query: half a millisecond
 with fifteen of them, whatever it returns. A live transfer is a handful of cells of one or two tables. This is the
-same query, as cr-sqlite 0.16.3 composes it (rs/core/src/changes_vtab_read.rs), for one table; a test compares both
+same query, as cr-sqlite 0.16.3 composes it (rs/core/src/changes_vtab_read.rs), for one table. A test compares both
 on random histories.
 """
 
@@ -20,7 +20,7 @@ from leasemesh.sync import limits
 from leasemesh.sync.ports import Change
 
 ROWS_MAX = 64
-"""More changes than this are read through `crsql_changes`, which streams; these are held in memory."""
+"""More changes than this are read through `crsql_changes`, which streams. These are held in memory."""
 
 BYTES_MAX = limits.ROWS_BYTES_MAX
 """So are changes that hold more than this together: one value may have 16 MiB."""

@@ -20,7 +20,7 @@ from leasemesh.sync.version_vector import Absorbed, SiteId, VersionVector
 def reidentify(database: Database) -> SiteId:
     """Give the database a new site id and return it.
 
-    This process's connections are closed for that time; those of other processes notice by themselves.
+    This process's connections are closed for that time. Those of other processes notice by themselves.
 
     Raises:
         DatabaseError: called inside a transaction.

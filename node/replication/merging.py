@@ -72,7 +72,7 @@ class Merger:
             return self._merge(incoming, chunks(), careful=True)
 
     def retry_quarantined(self) -> frozenset[str]:
-        """Merge the quarantined changes that the schema knows now; call it after a migration. Costs nothing otherwise.
+        """Merge the quarantined changes that the schema knows now. Call it after a migration. Costs nothing otherwise.
 
         Returns:
             The tables that changed.
@@ -129,7 +129,7 @@ class Merger:
             write_resume(query, incoming.site, Resume(incoming.upto.version, incoming.header.entry))
 
     def _insert_known(self, transaction: Transaction, rows: list[Change], careful: bool) -> list[tuple[int, str]]:
-        """Merge rows; return the index of each that was not merged, with the reason."""
+        """Merge rows. Return the index of each that was not merged, with the reason."""
         failed = self._refusals(rows)
         if failed:
             refused = {index for index, _ in failed}

@@ -20,14 +20,14 @@ class Peer:
     """One peer of the process that syncs this file.
 
     Attributes:
-        peer: the address that is dialled; for a node that dialled us, its id.
+        peer: the address that is dialled. For a node that dialled us, its id.
         direction: who dialled.
         node: its id, None before it has said.
         name: its name, "" before it has said.
         state: "connected", or why not: "dialling", "waiting", "refused".
         text: one sentence on the state, "" when there is nothing to say.
         since_at: since when, Unix milliseconds.
-        vector: what the peer is known to have; None when it is not connected.
+        vector: what the peer is known to have. None when it is not connected.
     """
 
     peer: str
@@ -41,7 +41,7 @@ class Peer:
 
 
 class PeerStore(Store):
-    """Written by the syncing process, as a whole; read by any."""
+    """Written by the syncing process, as a whole. Read by any."""
 
     def list(self) -> list[Peer]:
         """Return the peers, dialled ones first."""
@@ -55,7 +55,7 @@ class PeerStore(Store):
         ]
 
     def replace(self, peers: Sequence[Peer]) -> None:
-        """Write down all peers of this process; none when it stops syncing."""
+        """Write down all peers of this process. None when it stops syncing."""
         with self._database.transaction(replicated=False) as transaction:
             transaction.execute("DELETE FROM peers")
             transaction.execute_many(

@@ -20,7 +20,7 @@ from leasemesh.sync.ports import Change
 from leasemesh.sync.version_vector import SiteId
 
 QUARANTINED_ROWS_MAX = 200_000
-"""Quarantined changes; about what a team's older device gathers in months while a newer one fills a new table."""
+"""Quarantined changes. About what a team's older device gathers in months while a newer one fills a new table."""
 
 QUARANTINED_BYTES_MAX = 256 * 2**20
 """Their content. A peer must not be able to fill this device's disk with what nobody here can read."""
@@ -105,7 +105,7 @@ def read_retries(query: Query, schema_version: int) -> list[tuple[int, Change]]:
 
 
 def finish_retries(query: Query, numbers: Iterable[int], failed: dict[int, str], schema_version: int) -> None:
-    """Delete what was tried and merged; note the new reason of what failed again (number -> reason)."""
+    """Delete what was tried and merged. Note the new reason of what failed again (number -> reason)."""
     for number in numbers:
         if number in failed:
             reason = failed[number]

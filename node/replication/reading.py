@@ -33,10 +33,10 @@ from leasemesh.sync.ports import (
 from leasemesh.sync.version_vector import VersionVector, ranges_to_send
 
 ESTIMATE_ROWS_MAX = 100_000
-"""A table's changes are counted up to here for the progress display (some 3 ms); beyond that "many" is good enough."""
+"""A table's changes are counted up to here for the progress display (some 3 ms). Beyond that "many" is good enough."""
 
 ESTIMATE_RANGES_MAX = 64
-"""Ranges of versions that are counted for it; what lies beyond is taken to be like them."""
+"""Ranges of versions that are counted for it. What lies beyond is taken to be like them."""
 
 # All columns by name, and one direction of order only: the virtual table applies the last one to all.
 _SELECT = f"SELECT {COLUMNS} FROM crsql_changes WHERE db_version > ? AND db_version <= ? ORDER BY db_version, seq"
@@ -169,7 +169,7 @@ class ChangeReader:
         self._quarantined = self._quarantined_changes(state.version)
 
     def _few_changes(self, ranges: Sequence[tuple[int, int]]) -> list[Change] | None:
-        """Read a live transfer's rows by a short way; None when they are more than a few."""
+        """Read a live transfer's rows by a short way. None when they are more than a few."""
         if len(ranges) > _SHORT_RANGES_MAX:
             return None
         rows: list[Change] = []
@@ -213,7 +213,7 @@ class ChangeReader:
         return ReadResult(header, first, rows, upto, whole, last, quarantined_upto)
 
     def _next_piece(self, rows_bytes_max: int) -> tuple[list[Change], bool]:
-        """Take rows up to the size; end at a border if there was one since the piece began."""
+        """Take rows up to the size. End at a border if there was one since the piece began."""
         rows, self._carried = self._carried, []
         size = sum(map(change_bytes, rows))
         version = rows[-1][VERSION] if rows else 0

@@ -24,7 +24,7 @@ STAGED_BYTES_MAX = 512 * limits.MIB
 in one transaction by hand."""
 
 STAGED_SENDERS_MAX = limits.PEERS_MAX
-"""Senders whose transactions may wait. Each takes a file and its cache; more cannot be connected at once."""
+"""Senders whose transactions may wait. Each takes a file and its cache. More cannot be connected at once."""
 
 _CACHE_KIBIBYTES_MAX = 512  # Rows are written once and read once, in one order.
 

@@ -7,7 +7,7 @@ as `sync.ports` has it. Why nothing is lost is argued in `sync.version_vector`, 
    moment.
 2. A piece is merged in one transaction with the resume point or the version vector that it brings, and with its
    entry in the log of absorbed ranges. That entry spans the local versions of exactly this transaction.
-3. A piece ends at a version's border. What is larger is staged until its end has come; then it is merged as a whole.
+3. A piece ends at a version's border. What is larger is staged until its end has come. Then it is merged as a whole.
 4. What cannot be merged is quarantined (`node.replication.quarantine`), never dropped, and goes along to other peers:
    the version vector that this node tells them includes it.
 5. Whatever cr-sqlite could stumble over is checked before: known tables and columns, well-formed keys, bounded
@@ -24,7 +24,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from leasemesh.node.database.file import Database
-from leasemesh.node.machine.boot import boot_id
+from leasemesh.node.machine.environment import boot_id
 from leasemesh.node.replication.identity import reidentify
 from leasemesh.node.replication.merging import Merger, refuse_malformed
 from leasemesh.node.replication.reading import ChangeReader
@@ -39,7 +39,7 @@ class ChangeStorage:
 
     Args:
         database: the database.
-        boot: names the run of the machine whose monotonic clock is used; the real one, if not lent.
+        boot: names the run of the machine whose monotonic clock is used. The real one, if not lent.
     """
 
     def __init__(self, database: Database, *, boot: str | None = None) -> None:
@@ -85,8 +85,8 @@ class ChangeStorage:
         """Merge a piece, or stage it when it ends inside a version.
 
         Raises:
-            RemoteProtocolError: the piece holds what no honest node sends; nothing of it is kept.
-            StorageLimit: this node may not hold as much; nothing of it is kept.
+            RemoteProtocolError: the piece holds what no honest node sends. Nothing of it is kept.
+            StorageLimit: this node may not hold as much. Nothing of it is kept.
             StagingLost: what came before of this transfer was given up for another peer's.
         """
         refuse_malformed(incoming, self._database.version())
@@ -100,7 +100,7 @@ class ChangeStorage:
         return replace(applied, tables=applied.tables | retried)
 
     def retry_quarantined(self) -> frozenset[str]:
-        """Merge the quarantined changes that the schema knows now; call it after a migration. Costs nothing otherwise.
+        """Merge the quarantined changes that the schema knows now. Call it after a migration. Costs nothing otherwise.
 
         Returns:
             The tables that changed.

@@ -49,7 +49,7 @@ log = logging.getLogger("leasemesh.node")
 
 
 class SyncRefused(LeasemeshError):
-    """Syncing cannot start, or not like this; the text says why and what to do."""
+    """Syncing cannot start, or not like this. The text says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class SyncOptions:
     """How a node syncs.
 
     Attributes:
-        listen: host and port to listen on; port 0 takes a free one. None: nobody can dial this node.
+        listen: host and port to listen on. Port 0 takes a free one. None: nobody can dial this node.
         peers: addresses to dial: ws://…, wss://… or host:port.
         token: the workspace's shared secret, needed to listen on more than this machine.
         listen_ssl: serve wss:// with this.
@@ -124,7 +124,7 @@ def _lock_path(path: Path) -> Path:
 
 
 class _NoticingStorage:
-    """The node's storage; every merge is noticed with the tables that it changed."""
+    """The node's storage. Every merge is noticed with the tables that it changed."""
 
     def __init__(self, storage: Storage, watch: ChangeWatch) -> None:
         self._storage = storage
@@ -162,7 +162,7 @@ class Syncing:
         options: SyncOptions,
         environment: Environment,
     ) -> None:
-        """Check the options; nothing is opened.
+        """Check the options. Nothing is opened.
 
         Raises:
             AddressError: an address is wrong, or would open the workspace to the network without a token.
@@ -186,19 +186,19 @@ class Syncing:
 
     @property
     def url(self) -> str | None:
-        """Where a node on this machine can dial this one; None when it does not listen."""
+        """Where a node on this machine can dial this one. None when it does not listen."""
         return self._listener.url if self._listener is not None else None
 
     async def start(self, *, every_few_seconds: Callable[[], None]) -> None:
         """Listen and dial.
 
         Args:
-            every_few_seconds: housekeeping that somebody who runs must do; called in a thread.
+            every_few_seconds: housekeeping that somebody who runs must do. Called in a thread.
 
         Raises:
             SyncRefused: another process syncs this file.
             AddressError: the address cannot be listened on.
-            DatabaseDamaged: the file is damaged; nothing of it may reach other nodes.
+            DatabaseDamaged: the file is damaged. Nothing of it may reach other nodes.
         """
         async with AsyncExitStack() as stack:
             stack.enter_context(sync_lock(self._database.path, lock=self._environment.lock))
@@ -229,14 +229,14 @@ class Syncing:
         await self._stack.aclose()
 
     async def wait(self) -> None:
-        """Return when sync has been stopped; raise what it failed with, should it fail."""
+        """Return when sync has been stopped. Raise what it failed with, should it fail."""
         await self.loop.wait()
 
     async def caught_up(self, peer: str | None = None) -> None:
         """Return when this node and a peer have all that the other had told of, and all that is committed here now.
 
         Args:
-            peer: its name, id or address; None: every connected peer, of which there must be one.
+            peer: its name, id or address. None: every connected peer, of which there must be one.
         """
         version = await asyncio.to_thread(self._database.version)
         self.loop.notify_commit()
@@ -270,7 +270,7 @@ class Syncing:
         ]
 
     def _arrange_stop(self, stack: AsyncExitStack) -> None:
-        """What is to be done when sync stops, or fails to start; the last line is done first."""
+        """What is to be done when sync stops, or fails to start. The last line is done first."""
         stack.push_async_callback(self._forget_peers)
         if self._listener is not None:
             stack.push_async_callback(self._listener.stop)
@@ -387,7 +387,7 @@ class Comparison:
 
     @property
     def same_vector(self) -> bool:
-        """Whether each had all that the other had; if not, a difference means only that sync has not finished."""
+        """Whether each had all that the other had. If not, a difference means only that sync has not finished."""
         mine, theirs = self.mine.vector, self.theirs.vector
         # What they have heard of third nodes may differ for long: it is passed on together with rows.
         return mine.includes(self.site, theirs.entry(self.site)) and theirs.includes(

@@ -15,7 +15,7 @@ from leasemesh.sync.ports import LocalState
 from leasemesh.sync.version_vector import FROM_START, Absorbed, Entry, Era, Lineage, Resume, SiteId, VersionVector
 
 ABSORBED_ENTRIES_MAX = 4096
-"""Entries of the log of absorbed ranges. A transfer to a peer that has nothing reads them all (about 30 ms); an entry
+"""Entries of the log of absorbed ranges. A transfer to a peer that has nothing reads them all (about 30 ms). An entry
 that was dropped costs some peer a duplicate that merges to nothing."""
 
 _PRUNE_VERSIONS = 256
@@ -23,7 +23,7 @@ _PRUNE_VERSIONS = 256
 
 
 class StateReader:
-    """Reads a node's state; keeps the list of eras, which only grows, so that it is read once."""
+    """Reads a node's state. Keeps the list of eras, which only grows, so that it is read once."""
 
     def __init__(self) -> None:
         self._lineage = Lineage()
@@ -74,7 +74,7 @@ def read_vector(query: Query) -> VersionVector:
 
 
 def raise_vector(query: Query, other: VersionVector, own_site: SiteId) -> None:
-    """Raise the stored version vector to the entry-wise maximum with `other`; the own entry is never stored."""
+    """Raise the stored version vector to the entry-wise maximum with `other`. The own entry is never stored."""
     before = read_vector(query)
     for site, entry in before.merged(other).items():
         if site != own_site and entry != before.get(site):

@@ -30,7 +30,7 @@ T = TypeVar("T")
 log = logging.getLogger("leasemesh.runtime")
 
 AT_A_TIME = 4
-"""Calls of reconcile functions; each may take as long as its effect's time-out."""
+"""Calls of reconcile functions. Each may take as long as its effect's time-out."""
 
 TROUBLE_S = 5.0
 """After an error of the file it is looked at again this much later."""
@@ -114,7 +114,7 @@ class Reconciliation:
             return await self._find_out(entry)
 
     async def _find_out(self, entry: Mutation) -> bool:
-        """Find out about one call; False when it cannot be asked about now."""
+        """Find out about one call. False when it cannot be asked about now."""
         run = await self._in_thread(self._node.handler_runs.get, entry.run)
         if run is None:
             return False  # an app entered it by hand, and asks itself
@@ -139,7 +139,7 @@ class Reconciliation:
 
     async def _hear_late_calls(self) -> bool:
         """Record what calls came to that a thread still made when their time was over, and what the file could not
-        take before; False when it must wait until a run is not under way any more."""
+        take before. False when it must wait until a run is not under way any more."""
         all_caught_up = True
         for number, call in list(self._driver.late.items()):
             if isinstance(call, asyncio.Future) and not call.done():
@@ -206,7 +206,7 @@ class Reconciliation:
             self._runner.tell_from_thread("unknown", (run.workflow, run.handler), run.id, f"{text}: {_said(outcome)}")
 
     def _decide(self, run: HandlerRun, entry: Mutation) -> bool:
-        """Record what a verdict says, if there is one that counts; returns whether there is."""
+        """Record what a verdict says, if there is one that counts. Returns whether there is."""
         outcome = self._node.mutations.outcome(entry.work)
         if outcome == "unknown":
             return False

@@ -51,7 +51,7 @@ class Carrying:
     """Threads' turns with one script.
 
     Rule: `_call` is unset under the lock, by the thread when the function has returned or by the event loop when it has
-    not; whoever unsets it has the script.
+    not. Whoever unsets it has the script.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class Carrying:
 
         Args:
             script: what to carry.
-            executor: the threads; one of them stays with each call that hangs.
-            calls_take_s: the shortest time-out of the plain functions that the script may call; None: it calls none.
+            executor: the threads. One of them stays with each call that hangs.
+            calls_take_s: the shortest time-out of the plain functions that the script may call. None: it calls none.
             calling: gives what is entered for as long as a run's call is made.
         """
         self._script = script
@@ -102,7 +102,7 @@ class Carrying:
     # --- In the thread ------------------------------------------------------------------------------------------------
 
     def _carry(self, answer: Any, error: BaseException | None) -> Request | Result | Begun | None:
-        """Carry the script; None when it was taken."""
+        """Carry the script. None when it was taken."""
         request = _advance(self._script, answer, error)
         while isinstance(request, Perform) and not request.effect.is_async:
             outcome = self._perform(request)

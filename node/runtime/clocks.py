@@ -1,6 +1,6 @@
 """Noticing that the machine has slept, by its two clocks.
 
-The monotonic clock stands still while a machine sleeps, on most systems; the wall clock goes on. On others both go on,
+The monotonic clock stands still while a machine sleeps, on most systems. The wall clock goes on. On others both go on,
 and a moment that is looked at every few seconds comes late. A process that was stopped for long has slept, too.
 """
 
@@ -14,12 +14,12 @@ from collections.abc import Callable
 log = logging.getLogger("leasemesh.runtime")
 
 SLEPT_S = 40.0
-"""Nobody has looked at the clocks for so long, although housekeeping does so every few seconds; or one of them moved so
+"""Nobody has looked at the clocks for so long, although housekeeping does so every few seconds, or one of them moved so
 much more than the other. Less than the time after which others take over what a silent node holds."""
 
 
 class SleepWatch:
-    """Counts how often the machine seems to have slept. Made in the event loop; looked at from any thread."""
+    """Counts how often the machine seems to have slept. Made in the event loop. Looked at from any thread."""
 
     def __init__(self, clock_ms: Callable[[], int]) -> None:
         """Args: the wall clock."""

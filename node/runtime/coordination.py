@@ -107,7 +107,7 @@ class Coordination(ABC):
 
     @abstractmethod
     async def refused_here(self) -> str:
-        """Return why this process must leave the work to others; "" when it need not."""
+        """Return why this process must leave the work to others. "" when it need not."""
 
     @abstractmethod
     def failures_changed_in_thread(self, key: HandlerKey) -> None:

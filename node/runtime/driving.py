@@ -1,6 +1,6 @@
 """Driving scripts: a thread carries a run as far as it goes, the event loop awaits what must be awaited.
 
-A run holds one of a bounded number of places while it is driven; not while it waits for a permit, which may take days.
+A run holds one of a bounded number of places while it is driven. Not while it waits for a permit, which may take days.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ THREADS_MORE = 8
 """Threads beyond one for each place, so that looking at the file never waits for functions of the app."""
 
 HANGING_MAX = 16
-"""Calls to the outside that may hang beyond their time, each in a thread; with so many nothing new is begun."""
+"""Calls to the outside that may hang beyond their time, each in a thread. With so many nothing new is begun."""
 
 
 class Signal:
-    """Something that happens again and again; who waits misses nothing that happened since it last looked."""
+    """Something that happens again and again. Who waits misses nothing that happened since it last looked."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -147,7 +147,7 @@ class Driver:
 
         Args:
             script: what to drive.
-            calls_take_s: the shortest time-out of the plain functions that it may call to the outside; None: it calls
+            calls_take_s: the shortest time-out of the plain functions that it may call to the outside. None: it calls
                 none.
         """
         answer: Any = None
@@ -187,7 +187,7 @@ class Driver:
             task.cancel()
 
     async def cancel_lost(self) -> None:
-        """End the waits of runs that a merge has taken events from; not calls to the outside, whose outcome counts."""
+        """End the waits of runs that a merge has taken events from. Not calls to the outside, whose outcome counts."""
         for run, (request, task) in list(self._waits.items()):
             if not isinstance(request, AwaitFunction) or request.attempt.outcome == "applied":
                 continue

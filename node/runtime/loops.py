@@ -62,7 +62,7 @@ FOLLOWER_LATER_S = 5.0
 tenth of the interval."""
 
 RUNS_READ = 50
-"""Runs of a handler that are read to count its failures; those that lost a race say nothing, and may be many."""
+"""Runs of a handler that are read to count its failures. Those that lost a race say nothing, and may be many."""
 
 LoopState = Literal["idle", "running", "waiting", "retrying", "blocked", "disabled", "elsewhere", "stopped"]
 
@@ -205,7 +205,7 @@ class HandlerLoop(ABC):
 
     @abstractmethod
     def _seconds_until_due(self) -> float | None:
-        """Return when the handler is due by itself, in seconds from now; None: not before it is nudged."""
+        """Return when the handler is due by itself, in seconds from now. None: not before it is nudged."""
 
     @abstractmethod
     def _next_at(self) -> int | None:
@@ -220,7 +220,7 @@ class HandlerLoop(ABC):
         return None if seconds is None else max(seconds, self._not_before - self._now())
 
     async def _drive(self, trigger: Trigger, make: Callable[[RunSession], Script]) -> Result | None:
-        """Drive a script, and learn from how it went; None when this node's file gave trouble."""
+        """Drive a script, and learn from how it went. None when this node's file gave trouble."""
         runner = self._runner
         try:
             async with runner.driver.places:
@@ -347,7 +347,7 @@ class ConsumerLoop(HandlerLoop):
         return pending_mark(self._runner.node, self.consumer) != self.declined
 
     def look_for_events(self, *, from_outside: bool) -> None:
-        """Events may be pending; from outside: because of another node or process."""
+        """Events may be pending. From outside: because of another node or process."""
         at = self._now() + (self._random.random() * PEER_EVENTS_LATER_S if from_outside else 0.0)
         self._dirty_at = at if self._dirty_at is None else min(at, self._dirty_at)
         if from_outside and self._racing:

@@ -31,7 +31,7 @@ async def in_thread(executor: Executor | None, function: Callable[..., T], *args
 async def perform(
     effect: Effect[...], begin: Callable[[], Awaitable[Any]], *, under_way: AbstractContextManager[object]
 ) -> Outcome:
-    """Make a call that is awaited. Never raises; a cancelled call is of unknown outcome.
+    """Make a call that is awaited. Never raises. A cancelled call is of unknown outcome.
 
     Args:
         effect: what is called.

@@ -1,6 +1,6 @@
 """Hearing what the others have done, before work begins that they may have done: at a start, and after a sleep.
 
-A node that is alone begins at once; that is what offline means. But a device whose program starts, or wakes up, is
+A node that is alone begins at once. That is what offline means. But a device whose program starts, or wakes up, is
 alone for a moment only because its links are not open yet.
 """
 
@@ -29,10 +29,10 @@ AFTER_SLEEP_S = 15.0
 
 
 def why_unreachable(node: Host) -> str:
-    """Tell why this process cannot know who is within reach; "" when it can, or only asking would show.
+    """Tell why this process cannot know who is within reach. "" when it can, or only asking would show.
 
     A node whose sync has failed is not offline: no link comes back by itself, so that what it claimed would be unheard
-    of for as long as the program runs; and the file may be damaged.
+    of for as long as the program runs, and the file may be damaged.
     """
     failure = node.sync.loop.failure if node.sync is not None else None
     return f"sync has failed, and must be started anew: {message_of(failure)}" if failure is not None else ""

@@ -3,7 +3,7 @@
     async with node.running([mail]) as runner:
         await runner.idle()
 
-One process runs handlers on a file at a time; a lock file beside it says so.
+One process runs handlers on a file at a time. A lock file beside it says so.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ class RunnerStatus:
 
 
 class Runner(Coordination):
-    """Runs handlers. Made by `Node.running`; used in one event loop."""
+    """Runs handlers. Made by `Node.running`. Used in one event loop."""
 
     def __init__(
         self, node: Host, workflows: Iterable[Workflow], *, concurrency: int, drain_s: float, retry: RetryRule
     ) -> None:
-        """Check what is to run; nothing is begun.
+        """Check what is to run. Nothing is begun.
 
         Raises:
             InvalidInput: a workflow or a handler cannot run, or a number is out of its range.
@@ -143,10 +143,10 @@ class Runner(Coordination):
         """Begin nothing new, let what runs end, and stop. A second call waits for the first.
 
         What waits for a permit gives its events back at once. What has not ended in time is ended: before the effect
-        its events are given back; a call that is under way counts as unknown; beyond it, a later start goes on.
+        its events are given back. A call that is under way counts as unknown. Beyond it, a later start goes on.
 
         Args:
-            drain_s: how long to let runs end, in seconds; by default what `running` was given.
+            drain_s: how long to let runs end, in seconds. By default what `running` was given.
         """
         if self._stop is None:
             self.stopping = True
@@ -175,7 +175,7 @@ class Runner(Coordination):
         await self._stack.aclose()
 
     async def wait(self) -> None:
-        """Return when the runner has been stopped; raise what it failed with, should it fail."""
+        """Return when the runner has been stopped. Raise what it failed with, should it fail."""
         await asyncio.wait(self._tasks)
         await self.stop()
         if self._failed is not None:
@@ -241,7 +241,7 @@ class Runner(Coordination):
         await asyncio.wait([self._peers_caught_up])
 
     async def refused_here(self) -> str:
-        """Return why this process must leave the work to others; "" when it need not.
+        """Return why this process must leave the work to others. "" when it need not.
 
         Only the process that syncs the file knows who is within reach, and only while its sync has not failed.
         """

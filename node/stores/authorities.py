@@ -11,9 +11,9 @@ no further one can come: no two nodes ever grant at the same time, whatever is c
   permit of an earlier generation that it did not have at that moment is void (`standing_permits`), and will not be
   used when it comes.
 * Usually those who must step back are the authorities before. When one of them is gone for good, by a person's word,
-  nobody can tell what it granted; then all nodes must step back, and thereby show what they were given.
+  nobody can tell what it granted. Then all nodes must step back, and thereby show what they were given.
 * The first authority of a workspace has nobody before it, and begins at once. Two first ones, appointed by people whose
-  devices had never met, are found out when they meet; both then stop until a person appoints the next one.
+  devices had never met, are found out when they meet. Both then stop until a person appoints the next one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Appointment:
     """A person's word on who is to be authority.
 
     Attributes:
-        generation: 1, 2, 3...; the highest one that has begun counts.
+        generation: 1, 2, 3 and so on. The highest one that has begun counts.
         authority: the node that is appointed.
         needs: who must have stepped back, as far as the person's device knew.
         gone: who is gone for good, by that person's word.
@@ -56,9 +56,9 @@ class AuthorityInfo:
     """Who grants permits, as this device knows.
 
     Attributes:
-        generation: that of the authority that has begun; 0 when none has.
+        generation: that of the authority that has begun. 0 when none has.
         authority: that node; None when none has begun, or when several have (`contested`).
-        contested: several nodes have begun this generation; a person must appoint the next one.
+        contested: several nodes have begun this generation. A person must appoint the next one.
         since_at: when it began, Unix milliseconds.
         next: the appointment that has not begun yet, None when there is none.
         waiting_for: the nodes that must step back, and be heard, before it begins.
@@ -88,7 +88,7 @@ class AuthorityStore(Store):
         """Appoint the first authority of this workspace.
 
         Raises:
-            IllegalState: there is an appointment already; move it.
+            IllegalState: there is an appointment already. Move it.
         """
         blob_of(authority)
         with self._database.transaction() as transaction:
@@ -100,7 +100,7 @@ class AuthorityStore(Store):
             return self._appoint(transaction, NodeId(authority), 1, (), (), by)
 
     def move(self, authority: str, *, by: str, gone: Sequence[str] = ()) -> Appointment:
-        """Appoint the next authority. It begins when those before it have stepped back; `info` tells who has not.
+        """Appoint the next authority. It begins when those before it have stepped back. `info` tells who has not.
 
         Args:
             authority: the node that is to grant permits.
@@ -131,7 +131,7 @@ class AuthorityStore(Store):
             )
 
     def appointments(self) -> list[Appointment]:
-        """Return all appointments, by generation; several of one generation when people could not see each other."""
+        """Return all appointments, by generation. Several of one generation when people could not see each other."""
         found = [_appointment(body) for _, body in self._bodies("authorities", "body <> '{}'", ())]
         return sorted(found, key=lambda one: (one.generation, one.authority, one.at))
 
@@ -152,14 +152,14 @@ class AuthorityStore(Store):
             )
 
     def granting(self) -> int:
-        """Return the generation in which this node may grant permits now; 0 when it may not."""
+        """Return the generation in which this node may grant permits now. 0 when it may not."""
         begun = self._begun()
         if len(begun) != 1 or begun[0].node != self._node or begun[0].generation < self._own_generation():
             return 0
         return begun[0].generation
 
     def asking(self) -> int:
-        """Return the generation that a run of this node asks for a permit; 0 when there is no authority yet."""
+        """Return the generation that a run of this node asks for a permit. 0 when there is no authority yet."""
         begun = self._begun()
         return max(begun[0].generation if begun else 0, self._own_generation())
 
@@ -291,5 +291,5 @@ def _appointment(body: dict[str, Any]) -> Appointment:
 
 
 def str_ids(values: Sequence[object]) -> list[NodeId]:
-    """Return those values that are text; a list of a peer may hold anything."""
+    """Return those values that are text. A list of a peer may hold anything."""
     return [NodeId(value) for value in values if isinstance(value, str)]

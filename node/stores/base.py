@@ -17,7 +17,7 @@ CLAIMS_MAX = 1_000
 """Events in one reservation: it is one row, and settling it is one transaction."""
 
 LIST_MAX = 10_000
-"""What one list holds at the most; a caller who wants more asks again."""
+"""What one list holds at the most. A caller who wants more asks again."""
 
 INTERNAL_PREFIX = "~"
 """With it begin the names of topics that the runtime keeps for itself: they have no mode, are hidden from lists, and
@@ -30,7 +30,7 @@ INTERNAL_TOPICS = f"{INTERNAL_PREFIX}*"
 class Store:
     """A store of one or a few tables. All stores of a node share its database.
 
-    Every method may be called inside `database.transaction()` or alone; alone, it is a transaction of its own. Reads
+    Every method may be called inside `database.transaction()` or alone. Alone, it is a transaction of its own. Reads
     of something absent give None or an empty list.
     """
 
@@ -51,7 +51,7 @@ class Store:
         return [(identifier, body) for identifier, body in found if body]
 
     def _by_prefix(self, table: str, kind: str, prefix: str) -> str | None:
-        """Return the id that begins with `prefix`; `table` and `kind` are constants of the calling store."""
+        """Return the id that begins with `prefix`. `table` and `kind` are constants of the calling store."""
         if not isinstance(prefix, str):
             raise InvalidInput(kind, f"must be text, not {type(prefix).__name__}")
         prefix = prefix.lower()
@@ -96,7 +96,7 @@ def blob_of(identifier: str) -> bytes:
 
 
 def said_in(ending: str) -> dict[str, Any]:
-    """Return the object in a cell that is written once, "<number> <word> {...}"; {} while it is empty."""
+    """Return the object in a cell that is written once, "<number> <word> {...}". {} while it is empty."""
     _, brace, rest = ending.partition("{")
     return decode_object(brace + rest)
 

@@ -26,8 +26,8 @@ class HandlerBlock:
 
     Attributes:
         workflow, handler: which.
-        node: the device that it is about; "" for all.
-        blocked: whether it must not run; False: it was let run again.
+        node: the device that it is about. "" for all.
+        blocked: whether it must not run. False: it was let run again.
         reason: one sentence for people, "" when nobody gave one.
         by: the person or device that said so.
         run: the run that brought it about, None when none did. Kept when the handler is let run again: only the
@@ -61,7 +61,7 @@ class HandlerBlockStore(Store):
         return _block(rows[0][1]) if rows else None
 
     def list(self, workflow: str | None = None, *, limit: int = 1_000) -> builtins.list[HandlerBlock]:
-        """Return all handlers that must not run somewhere, by name; of one workflow or of all."""
+        """Return all handlers that must not run somewhere, by name. Of one workflow or of all."""
         check_whole("limit", limit, least=1, most=LIST_MAX)
         order = "AND body ->> '$.blocked' ORDER BY workflow, handler, id LIMIT ?"
         rows = (
@@ -86,7 +86,7 @@ class HandlerBlockStore(Store):
         Args:
             workflow, handler: which.
             reason: for people, one sentence.
-            by: who says so; by default this device.
+            by: who says so. By default this device.
             node: the device that it is about.
             run: the run that brings it about.
 
@@ -98,7 +98,7 @@ class HandlerBlockStore(Store):
     def unblock(
         self, workflow: str, handler: str, *, reason: str = "", by: str = "", node: str = EVERYWHERE
     ) -> HandlerBlock | None:
-        """Let a handler run again where it was blocked; returns what is said now. Writes nothing when it was not.
+        """Let a handler run again where it was blocked. Returns what is said now. Writes nothing when it was not.
 
         A block of one device and one everywhere are two: each is taken back by itself.
 

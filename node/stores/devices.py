@@ -26,7 +26,7 @@ class DeviceStore(Store):
     """Names by node id. Each node writes its own row and no other."""
 
     def announce(self, name: str) -> bool:
-        """Say what this device is called, unless that is known; returns whether anything was written.
+        """Say what this device is called, unless that is known. Returns whether anything was written.
 
         Raises:
             InvalidInput: the name cannot be accepted.

@@ -1,6 +1,6 @@
 """Modes: how a topic's events, or a handler's work, are claimed.
 
-* *soft*: whoever claims first by the ownership rule. Apart, two devices may do the same work; it is recorded.
+* *soft*: whoever claims first by the ownership rule. Apart, two devices may do the same work. It is recorded.
 * *confirmed*: an effect begins only with the authority's permit (`node.stores.permits`).
 * *home*: one node alone claims, and needs nobody for it.
 
@@ -34,11 +34,11 @@ class ModeSetting:
 
     Attributes:
         workflow, kind, name: what the setting is about.
-        mode: see the module; a word of a later version counts as confirmed.
+        mode: see the module. A word of a later version counts as confirmed.
         home: the node that alone claims, when the mode is home.
-        after: claims wait until all is here that this node had at `version`; None: nothing to wait for.
+        after: claims wait until all is here that this node had at `version`. None: nothing to wait for.
         version: see `after`.
-        gone: a former home that never comes back; its claims may be taken over.
+        gone: a former home that never comes back. Its claims may be taken over.
         at: Unix milliseconds.
     """
 
@@ -57,7 +57,7 @@ class ModeStore(Store):
     """Settings by topic and by handler."""
 
     def get(self, workflow: str, *, topic: str | None = None, handler: str | None = None) -> ModeSetting | None:
-        """Return the setting of a topic or of a handler; None: nothing is set, so the code's own default counts."""
+        """Return the setting of a topic or of a handler. None: nothing is set, so the code's own default counts."""
         return self._get(workflow, *_named(topic, handler))
 
     def list(self, workflow: str) -> builtins.list[ModeSetting]:
@@ -81,7 +81,7 @@ class ModeStore(Store):
             workflow: the workflow.
             mode: soft, confirmed or home.
             topic, handler: one of them.
-            home: with mode home, the node that claims; this one, when not given.
+            home: with mode home, the node that claims. This one, when not given.
             gone: the present home never comes back, by a person's word: what only it knew is lost, and what it held
                 may be done again. At the home itself, and where there is none now: the former home.
 
@@ -139,7 +139,7 @@ class ModeStore(Store):
 
         Raises:
             HomeElsewhere: another node claims there, alone.
-            IllegalState: a former home has handed it over, and what it did has not all arrived here; or the default is
+            IllegalState: a former home has handed it over, and what it did has not all arrived here, or the default is
                 home, and nobody has said which node that is.
             InvalidInput: the default is no mode.
         """
@@ -213,7 +213,7 @@ def _named(topic: str | None, handler: str | None) -> tuple[Kind, str]:
 
 
 def mode_of(word: Any) -> Mode:
-    """Return a mode as a row names it; a word of a later version counts as confirmed."""
+    """Return a mode as a row names it. A word of a later version counts as confirmed."""
     mode: Mode = word if word in get_args(Mode) else "confirmed"
     return mode
 

@@ -1,6 +1,6 @@
 """The ledger of external effects: one entry for a run, and what is known of the work that several runs may have tried.
 
-An entry in flight, or of unknown outcome, keeps its events reserved; the view `work_outcomes` is the
+An entry in flight, or of unknown outcome, keeps its events reserved. The view `work_outcomes` is the
 one place that folds entries and verdicts into an outcome.
 """
 
@@ -48,7 +48,7 @@ class Mutation:
     Attributes:
         run: the run whose effect it is.
         node: the device that performs it.
-        work: the work; also the idempotency key offered to the outside service.
+        work: the work. Also the idempotency key offered to the outside service.
         tool, params: what is called with what.
         status: pending, in_flight (the call may have left), applied, failed (it certainly did not happen),
             needs_reconcile, indeterminate (waits for a person).
@@ -106,11 +106,11 @@ class MutationStore(WorkReader):
         """Enter the effect of a run and let it be in flight, in one durable write. The call may leave when this is
         committed.
 
-        Alone it is a durable transaction; inside another one, that must be durable.
+        Alone it is a durable transaction. Inside another one, that must be durable.
 
         Raises:
             InvalidInput, NotOwner: as `create`.
-            IllegalState: as `mark_in_flight`; or the run has entered another effect.
+            IllegalState: as `mark_in_flight`, or the run has entered another effect.
             PermitRefused: as `mark_in_flight`.
             DatabaseError: the transaction around it is not durable.
         """
@@ -133,8 +133,8 @@ class MutationStore(WorkReader):
 
         Raises:
             NotFound, NotOwner: no such entry, or another node's.
-            IllegalState: the entry is not pending; an earlier start of this node made it, and only the process that
-                begins a run performs its effect; or the work has happened already, is to be skipped, or may be
+            IllegalState: the entry is not pending. An earlier start of this node made it, and only the process that
+                begins a run performs its effect, or the work has happened already, is to be skipped, or may be
                 happening (`outcome` tells which).
             PermitRefused: the run claimed in mode confirmed, or has asked for a permit, and has none that stands.
             DatabaseError: the transaction around it is not durable.
@@ -191,7 +191,7 @@ class MutationStore(WorkReader):
         )
 
     def next_due_at(self) -> int | None:
-        """Return when the next reconciliation of this node is due, in Unix milliseconds; None when there is none."""
+        """Return when the next reconciliation of this node is due, in Unix milliseconds. None when there is none."""
         rows = self._database.query(
             "SELECT next_reconcile_at FROM mutations WHERE status = 'needs_reconcile' AND next_reconcile_at >= 0 "
             "AND body ->> '$.node' = ? ORDER BY next_reconcile_at LIMIT 1",
@@ -217,7 +217,7 @@ class MutationStore(WorkReader):
         return [RunId(run) for (run,) in rows]
 
     def outcome(self, work: str) -> WorkOutcome:
-        """Return the one answer that all runs of this work and all verdicts on it come to; none when nothing was
+        """Return the one answer that all runs of this work and all verdicts on it come to. None when nothing was
         tried."""
         return work_outcome(self._database, work)
 

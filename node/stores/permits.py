@@ -33,14 +33,14 @@ class Permit:
 
     Attributes:
         run, node: who asked.
-        work: the work; the idempotency key of the effect.
+        work: the work. The idempotency key of the effect.
         workflow, handler: what for.
         events: what the effect is about.
         asked_at: Unix milliseconds.
         generation: that of the authority that is asked.
         state: waiting, granted, refused, or void (given up, or a person said that it did not happen).
-        authority: who decided; None while waiting.
-        decided_at: Unix milliseconds; 0 while waiting.
+        authority: who decided. None while waiting.
+        decided_at: Unix milliseconds. 0 while waiting.
         reason: why it was refused, otherwise "".
     """
 
@@ -66,7 +66,7 @@ class PermitStore(WorkReader):
 
         Args:
             run: a run of this node with a held reservation.
-            work: the work id; by default that of `work_for`.
+            work: the work id. By default that of `work_for`.
 
         Raises:
             NotFound, NotOwner, IllegalState: no such reservation, another node's, or ended.
@@ -122,7 +122,7 @@ class PermitStore(WorkReader):
         return [RunId(run) for (run,) in rows]
 
     def require(self, run: str) -> Permit:
-        """Return the permit of a run; call it in the transaction that records the intent to use it.
+        """Return the permit of a run. Call it in the transaction that records the intent to use it.
 
         Raises:
             PermitRefused: the run has none, or not any more.
@@ -135,7 +135,7 @@ class PermitStore(WorkReader):
         return found
 
     def ask_again(self) -> int:
-        """Ask the present authority for what this node asked of an earlier one in vain; returns how many requests."""
+        """Ask the present authority for what this node asked of an earlier one in vain. Returns how many requests."""
         generation = AuthorityStore(self._database).asking()
         if not self._database.query(
             "SELECT 1 FROM waiting_permits WHERE node = ? AND generation < ? LIMIT 1",
@@ -152,7 +152,7 @@ class PermitStore(WorkReader):
         return int(count)
 
     def decide_pending(self) -> int:
-        """As the authority, decide on the requests that wait, at most 200 in a transaction; returns how many.
+        """As the authority, decide on the requests that wait, at most 200 in a transaction. Returns how many.
 
         A node that is not the authority decides nothing. A request whose claims have not arrived yet goes on waiting.
         """

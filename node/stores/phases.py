@@ -53,9 +53,9 @@ ENDINGS: dict[RunStatus, int] = {
     "committed": 5,
 }
 """The number that precedes the word in the column `ended`: of two that copies of one file wrote, the truth wins. A
-later start of the node says crashed of what the process itself knew better; nothing is as certain as a commit."""
+later start of the node says crashed of what the process itself knew better. Nothing is as certain as a commit."""
 ENDED: frozenset[RunStatus] = frozenset(ENDINGS)
-"""A run in one of these never moves again; a retry is a new run. Superseded: another run goes on with its work, or a
+"""A run in one of these never moves again. A retry is a new run. Superseded: another run goes on with its work, or a
 person ended it."""
 
 INCOMPLETE = tuple(status for status in STATUSES if status not in ENDED)

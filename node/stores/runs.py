@@ -1,12 +1,13 @@
-"""Handler runs: one row for each attempt of one handler on one node, written by that node only. A producer's run that
-found nothing has none: it is a *poll*, a row of a local table while it is under way.
+"""Handler runs: one row for each attempt of one handler on one node, written by that node only.
 
-Which phases and statuses there are stands in `node.stores.phases`.
+A row has three cells. `body` never changes, `progress` changes as the run goes on, and `ended` is written once.
+`migrations/0001_facts.sql` says why, and what becomes of copies of one file that went on apart. Which phases and
+statuses there are stands in `node.stores.phases`.
 
-A row has three cells, each with its own manner of change: `body` never changes, `progress` changes as the run goes on,
-`ended` is written once. `migrations/0001_facts.sql` says why, and what copies of one file come to that went on apart;
-what they rely on is checked here: a run goes on only in the process that began it. What a later start of the node finds
-it may end, or pause, or move to mutated, because then the effect's outcome became known; nothing else.
+A run goes on only in the process that began it, and this store refuses all else. A later start of the node may end what
+it finds, pause it, or move it to mutated when the outcome of its effect became known.
+
+A run of a producer that finds nothing has no row. It is a *poll*: a row of a local table while it is under way.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class HandlerRun:
         phase, status: see `node.stores.phases`.
         session: the `script_runs` row it belongs to.
         retry_of: the run that this one tries again, or goes on with.
-        started_at, ended_at: Unix milliseconds; `ended_at` is None while it may still move.
+        started_at, ended_at: Unix milliseconds. `ended_at` is None while it may still move.
         details: prepare result, states, error, cost, logs: whatever the runtime keeps, JSON.
     """
 
@@ -82,7 +83,7 @@ class HandlerRunStore(Store):
     """Runs by id, by session, by workflow, by handler, and along their retries."""
 
     def new_id(self) -> RunId:
-        """Return a fresh run id; ids of one node sort by time."""
+        """Return a fresh run id. Ids of one node sort by time."""
         return RunId(ids.ordered_id(self._database.clock_ms(), self._database.random_bytes))
 
     def create(
@@ -102,10 +103,10 @@ class HandlerRunStore(Store):
 
         Args:
             workflow, handler, kind: what is run.
-            run: a fresh id from `new_id`; by default a new one.
+            run: a fresh id from `new_id`. By default a new one.
             session: the `script_runs` row that it belongs to.
             retry_of: the run that it tries again or, at emitting, goes on with.
-            phase: where it begins: pending, or a phase before the effect that is reached in the same transaction; or
+            phase: where it begins: pending, or a phase before the effect that is reached in the same transaction, or
                 emitting, for a run that goes on beyond the effect of `retry_of`, with its prepare result and its
                 effect's result.
             status: active, or why it does not move yet.
@@ -115,7 +116,7 @@ class HandlerRunStore(Store):
             InvalidInput: a name is empty, the kind is unknown, no run begins in that phase or with that status, or the
                 details are not JSON.
             NotFound: `retry_of` is not a run that this device knows.
-            IllegalState: the id is taken; or, at emitting, `retry_of` did not get beyond its effect.
+            IllegalState: the id is taken. Or, at emitting, `retry_of` did not get beyond its effect.
         """
         if kind not in PHASES:
             raise InvalidInput("kind", f"{kind!r} is not one of {', '.join(PHASES)}")
@@ -172,7 +173,7 @@ class HandlerRunStore(Store):
 
         Raises:
             NotFound, NotOwner: no such run, or another node's.
-            IllegalState: a transition is not in `PHASES`; the run has ended; or it was begun by another process of
+            IllegalState: a transition is not in `PHASES`. The run has ended, or it was begun by another process of
                 this node and something else is asked for than mutated.
             InvalidInput: there is no such status, or the details are not JSON.
         """
@@ -264,13 +265,13 @@ class HandlerRunStore(Store):
     # --- Lists --------------------------------------------------------------------------------------------------------
 
     def own_incomplete(self) -> builtins.list[HandlerRun]:
-        """Return all runs of this node that have not ended, whichever of its processes began them; the oldest first."""
+        """Return all runs of this node that have not ended, whichever of its processes began them. The oldest first."""
         return self._select("node = ? AND ended = '' ORDER BY started_at, id", (self._database.site_id,))
 
     def recent(
         self, workflow: str, handler: str, *, node: str | None = None, limit: int = 20
     ) -> builtins.list[HandlerRun]:
-        """Return the newest runs of a handler, the newest first; those of all nodes, or of one."""
+        """Return the newest runs of a handler, the newest first. Those of all nodes, or of one."""
         check_whole("limit", limit, least=1, most=LIST_MAX)
         condition, parameters = ("", ()) if node is None else (" AND node = ?", (blob_of(node),))
         return self._select(

@@ -18,7 +18,7 @@ class SettingStore(Store):
         return str(rows[0][0]) if rows else None
 
     def get_or_set(self, setting: Setting, value: str) -> str:
-        """Return a setting; make it, when it was never made. Of several processes at one moment the first one wins."""
+        """Return a setting. Make it, when it was never made. Of several processes at one moment the first one wins."""
         found = self.get(setting)
         if found is not None:
             return found

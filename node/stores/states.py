@@ -1,4 +1,4 @@
-"""Handler state: what a handler remembers between runs. Each node writes a row of its own; the current one wins by
+"""Handler state: what a handler remembers between runs. Each node writes a row of its own. The current one wins by
 version."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class HandlerState:
 
     Attributes:
         workflow, handler: whose.
-        version: 1, 2, 3...; 0 is "never written".
+        version: 1, 2, 3 and so on; 0 is "never written".
         state: the JSON value.
         run: the run that wrote it.
         node: the device that wrote it.
@@ -53,7 +53,7 @@ class HandlerStateStore(Store):
             expected_version: the version that the run began with, 0 for none.
 
         Raises:
-            StaleVersion: the current version is another one; nothing is written.
+            StaleVersion: the current version is another one. Nothing is written.
             InvalidInput: the state is not JSON or over 1 MiB.
         """
         handler_id = ids.handler_id(check_text("workflow", workflow), check_text("handler", handler))

@@ -38,7 +38,7 @@ class TopicStore(Store):
         return self.get(topic_of(workflow, name))
 
     def list(self, workflow: str, *, internal: bool = False) -> builtins.list[Topic]:
-        """Return the topics of a workflow by name; with `internal` those of the runtime too, whose names begin with
+        """Return the topics of a workflow by name. With `internal` those of the runtime too, whose names begin with
         "~"."""
         rows = self._database.query(
             f"{_SELECT} WHERE workflow = ? AND (? OR name NOT GLOB ?) ORDER BY name",

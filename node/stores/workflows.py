@@ -22,7 +22,7 @@ class WorkflowInfo:
     """A workflow.
 
     Attributes:
-        id: opaque text, chosen by the app; topics and events are scoped by it.
+        id: opaque text, chosen by the app. Topics and events are scoped by it.
         title: for people.
         enabled: whether its handlers run at all.
         status: the person's wish, for example "active" or "paused".
@@ -48,7 +48,7 @@ class ScriptRun:
     Attributes:
         id, workflow_id: its own id and its workflow's.
         trigger: what started it: schedule, manual, event or retry.
-        started_at, ended_at: Unix milliseconds; `ended_at` is 0 while it runs.
+        started_at, ended_at: Unix milliseconds. `ended_at` is 0 while it runs.
         result, error, logs: text for people.
         cost: in millionths of the app's currency.
         handler_run_count: handler runs in it.
@@ -178,7 +178,7 @@ class ScriptRunStore(Store):
         return [ScriptRun(*row) for row in rows]
 
     def add_handler_run(self, script_run: str, *, cost: int = 0, logs: str = "") -> None:
-        """Count a handler run in its session and add its cost and logs; the oldest logs go beyond a million characters.
+        """Count a handler run in its session and add its cost and logs. The oldest logs go beyond a million characters.
 
         Raises:
             NotFound: there is no such session.

@@ -1,6 +1,6 @@
 '''Several devices in one test, in virtual time, with every fault that can be had.
 
-`DeviceLab` runs whole nodes on real files: your tables, your handlers, the real sync; only clocks, threads and the
+`DeviceLab` runs whole nodes on real files: your tables, your handlers, the real sync. Only clocks, threads and the
 network are simulated. An hour takes as long as what happens in it, and the same seed gives the same run. With pytest
 there is a fixture, and nothing to install besides leasemesh:
 
@@ -107,8 +107,8 @@ def test_a_mail_is_sent_once_although_the_device_that_sends_it_crashes(device_la
 Without pytest: `with DeviceLab(devices=3) as lab`, or `async with`. Handlers are plain Python, so let what they do to
 the outside world go to a stand-in that the test holds: there is no real network in virtual time.
 
-What only a product needs does not belong here. Rules: call the lab from one thread; call what is not a coroutine on
-`device.node` directly, and run coroutines with `device.run` or `device.spawn`; code on devices gets its time from the
+What only a product needs does not belong here. Rules: call the lab from one thread. Call what is not a coroutine on
+`device.node` directly, and run coroutines with `device.run` or `device.spawn`. Code on devices gets its time from the
 event loop (`asyncio.sleep`, `loop.time()`) and from the node, never from the module `time`.'''
 
 from leasemesh.node.testing.lab import Backup, DeviceDown, DeviceLab, LabDevice, LabError, LabTimeout, Spawned

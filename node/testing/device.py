@@ -122,7 +122,7 @@ class Process:
         self.loop.call_soon(self._begin)
 
     def is_idle(self) -> bool:
-        """Tell whether its handlers have nothing to do; asked again and again, it becomes true."""
+        """Tell whether its handlers have nothing to do. Asked again and again, it becomes true."""
         runner = self.node.runner
         if runner is None:
             return not self.device.workflows
@@ -147,7 +147,7 @@ class Process:
         """Die between two callbacks, or in the middle of one.
 
         Args:
-            keep_file: the file stays as it is now; False: nobody needs it any more.
+            keep_file: the file stays as it is now. False: nobody needs it any more.
         """
         image = files.Image(self.device.path) if keep_file else None
         self.device.process = None
@@ -315,14 +315,14 @@ class Device:
             self.process.begin()
 
     def stop(self, then: Callable[[], None] | None = None) -> None:
-        """End the program in order; `then` is called when it has ended, at once when it does not run."""
+        """End the program in order. `then` is called when it has ended, at once when it does not run."""
         if self.process is not None:
             self.process.end(then)
         elif then is not None:
             then()
 
     def crash(self) -> None:
-        """Drop the process with all that it has not committed; the file stays as it is on the disk. No effect when it
+        """Drop the process with all that it has not committed. The file stays as it is on the disk. No effect when it
         does not run."""
         if self.process is not None:
             self.world.note(self, "crash")
@@ -355,7 +355,7 @@ class Device:
 
     @property
     def crash_plan(self) -> CrashPlan | None:
-        """Where the process is to die; None: nowhere."""
+        """Where the process is to die. None: nowhere."""
         return self._crash_plan
 
     @crash_plan.setter

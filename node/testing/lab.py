@@ -41,7 +41,7 @@ SETTLED_FOR_S = 1.0
 
 
 class DeviceDown(Exception):
-    """The device does not run; start it with `lab.restart`."""
+    """The device does not run. Start it with `lab.restart`."""
 
 
 class LabTimeout(AssertionError):
@@ -54,7 +54,7 @@ class LabError(AssertionError):
 
 class Spawned(Future[Result]):
     """What comes of a coroutine that runs on a device: `done()`, `result()`, `cancel()`. Time passes only while the lab
-    is told so; asking for the result of what is not done waits for ever.
+    is told so. Asking for the result of what is not done waits for ever.
     """
 
     task: asyncio.Task[Result]
@@ -160,14 +160,14 @@ class DeviceLab:
     """Several devices with one workspace, and the network between them. A context manager, plain or async.
 
     Each device is a whole node on a real file. Time is virtual: it passes while `advance`, `until`, `settle` or
-    `LabDevice.run` are called, and at no other time; an hour takes as long as what happens in it. All calls block, in
-    plain tests and in a running event loop alike; make them from one thread. The same seed and the same calls
+    `LabDevice.run` are called, and at no other time. An hour takes as long as what happens in it. All calls block, in
+    plain tests and in a running event loop alike. Make them from one thread. The same seed and the same calls
     give the same run.
 
     Attributes:
-        devices: the devices; `lab[0]` is the first one, `lab["phone"]` the one of that name.
+        devices: the devices. `lab[0]` is the first one, `lab["phone"]` the one of that name.
         now_s: virtual seconds since the lab began.
-        trace: a hash over all that has happened; equal when two runs were.
+        trace: a hash over all that has happened. Equal when two runs were.
     """
 
     def __init__(
@@ -182,17 +182,17 @@ class DeviceLab:
         staleness: StalenessRule | None = None,
         running: Mapping[str, Any] | None = None,
     ) -> None:
-        """Make a lab; entering it starts the devices.
+        """Make a lab. Entering it starts the devices.
 
         Args:
             devices: how many there are at the start, or their names.
             seed: chance, for ids, latencies and the order of what happens at one moment.
             workflows: whose handlers run on each device, or a function that says it by the device's name.
-            migrations: the folder with the app's own migrations; see `Node.open`.
-            topology: "mesh": each device keeps a link to every other one; "star": all to the first one.
-            latency_s: greatest one-way latency of a link; each draws its own.
-            staleness: when a silent device's work may be taken over; the product's rule if not given.
-            running: how handlers are run; see `Node.running`.
+            migrations: the folder with the app's own migrations. See `Node.open`.
+            topology: "mesh": each device keeps a link to every other one. "star": all to the first one.
+            latency_s: greatest one-way latency of a link. Each draws its own.
+            staleness: when a silent device's work may be taken over. The product's rule if not given.
+            running: how handlers are run. See `Node.running`.
         """
         names = [f"device-{number}" for number in range(devices)] if isinstance(devices, int) else list(devices)
         if not names or len({*names}) < len(names):
@@ -315,7 +315,7 @@ class DeviceLab:
         """Cut devices off from each other until `heal`.
 
         Args:
-            groups: a device or several; nothing passes from one group to another. One group alone is cut off from all
+            groups: a device or several. Nothing passes from one group to another. One group alone is cut off from all
                 other devices.
         """
         chosen = [self._numbers(group) for group in groups]
@@ -329,7 +329,7 @@ class DeviceLab:
                     self._block(one, other)
 
     def block(self, source: Chosen, target: Chosen) -> None:
-        """Let nothing through from one device to another; what goes the other way arrives. Until `heal`."""
+        """Let nothing through from one device to another. What goes the other way arrives. Until `heal`."""
         self._block([self._device(source).number], [self._device(target).number])
 
     def heal(self) -> None:
@@ -349,7 +349,7 @@ class DeviceLab:
         self._in_world(lambda: self._world.network.set_bandwidth(max(1, bytes_per_s // 1000), number))
 
     def cut(self, device: Chosen) -> None:
-        """Break the links that a device has, with what is under way on them; they are made anew by themselves."""
+        """Break the links that a device has, with what is under way on them. They are made anew by themselves."""
         number = self._device(device).number
 
         def cut() -> None:
@@ -450,7 +450,7 @@ class DeviceLab:
         """Compare the content of all running devices.
 
         Raises:
-            AssertionError: two differ; the text names them and the first table that differs.
+            AssertionError: two differ. The text names them and the first table that differs.
         """
         running = [device for device in self.devices if device.is_running]
         digests = self._in_world(lambda: [device.node.digest().tables for device in running])

@@ -18,7 +18,7 @@ class Locks:
 
     @contextmanager
     def hold(self, loop: VirtualLoop, path: Path) -> Iterator[None]:
-        """See `node.machine.locks.file_lock`; nobody waits here."""
+        """See `node.machine.locks.file_lock`. Nobody waits here."""
         if path in self._holders:
             raise LockHeld(f"{path} is held by another process")
         self._holders[path] = loop

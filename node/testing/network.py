@@ -1,7 +1,7 @@
 """The virtual network: ordered links that lose nothing but their tail, and directions that can be blocked.
 
 A link is what TCP gives: messages of one direction arrive in order, or not at all once the link is cut. A blocked
-direction holds what is sent until it is free again, as TCP does by sending anew; a link that stays blocked for long is
+direction holds what is sent until it is free again, as TCP does by sending anew. A link that stays blocked for long is
 given up by the engines themselves.
 """
 
@@ -152,7 +152,7 @@ class VirtualNetwork:
     """All links of a world, and which directions are blocked."""
 
     def __init__(self, random: Random, witness: Witness, *, latency_us_max: int) -> None:
-        """Args: `latency_us_max`: each link draws its own latency up to this; `witness` is told what happens."""
+        """Args: `latency_us_max`: each link draws its own latency up to this. `witness` is told what happens."""
         self._random = random
         self.witness = witness
         self._latency_us_max = latency_us_max
@@ -195,7 +195,7 @@ class VirtualNetwork:
                 end.outgoing.bytes_per_ms = bytes_per_ms
 
     def cut(self, end: VirtualTransport) -> bool:
-        """Break a link with its tails lost; both ends notice, unless that is blocked too.
+        """Break a link with its tails lost. Both ends notice, unless that is blocked too.
 
         Returns:
             Whether rows were under way.
@@ -261,7 +261,7 @@ class VirtualNetwork:
         return one
 
     def send(self, end: VirtualTransport, message: bytes | _Farewell) -> None:
-        """Send something; it arrives when all that was sent before has."""
+        """Send something. It arrives when all that was sent before has."""
         pipe = end.outgoing
         if isinstance(message, bytes):
             self.witness.sending(end.source, message)

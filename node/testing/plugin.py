@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def device_lab() -> Iterator[Callable[..., DeviceLab]]:
-    """A function that opens a `node.testing.DeviceLab` with the arguments given; it is closed after the test."""
+    """A function that opens a `node.testing.DeviceLab` with the arguments given. It is closed after the test."""
     # Not at the top: this module is loaded by every run of pytest where leasemesh is installed.
     from leasemesh.node.testing.lab import DeviceLab
 

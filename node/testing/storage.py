@@ -35,7 +35,7 @@ class WatchedConnection:
 
 
 class LentStorage:
-    """A node's storage; reads in small pieces, and knows its readers, which a crash must close."""
+    """A node's storage. Reads in small pieces, and knows its readers, which a crash must close."""
 
     def __init__(
         self,

@@ -84,7 +84,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             self._put_off = []
 
     def resume(self) -> int:
-        """Go on with what has been put off; returns how much that was."""
+        """Go on with what has been put off. Returns how much that was."""
         put_off, self._put_off = self._put_off or [], None
         for handle in put_off:
             self.scheduler.handle_soon(self, handle)
@@ -291,7 +291,7 @@ class VirtualWorker:
     """What stands for a worker thread of sync (`sync.drivers.workers.Jobs`): jobs in order, each taking some time."""
 
     def __init__(self, name: str, loop: VirtualLoop, around: Callable[[Callable[[], Any]], Any]) -> None:
-        """Args: `around` does a job; the place to let something go wrong before or after it."""
+        """Args: `around` does a job. The place to let something go wrong before or after it."""
         self.name = name
         self._loop = loop
         self._around = around

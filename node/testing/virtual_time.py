@@ -52,7 +52,7 @@ class Scheduler:
         self._ready.append(action)
 
     def at(self, at_us: int, action: Action) -> None:
-        """Do something of the world at a time; things of one time are done in the order they were asked for."""
+        """Do something of the world at a time. Things of one time are done in the order they were asked for."""
         heapq.heappush(self._timers, (at_us, next(self._numbers), None, action))
 
     def handle_soon(self, loop: RunsHandles, handle: asyncio.Handle) -> None:
@@ -154,7 +154,7 @@ class Clock:
         self._shown_us, self._from_us, self.ppm = self.monotonic_us(), self._scheduler.now_us, ppm
 
     def reboot(self) -> None:
-        """Begin the monotonic clock anew; the wall clock goes on."""
+        """Begin the monotonic clock anew. The wall clock goes on."""
         self._booted_ms += self.monotonic_us() // 1000
         self._shown_us, self._from_us = 0, self._scheduler.now_us
 

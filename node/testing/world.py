@@ -1,10 +1,10 @@
 """A world of simulated devices.
 
-The model. *Time* jumps from one thing to the next; nothing happens between, and nobody waits for real. Each *device*
+The model. *Time* jumps from one thing to the next. Nothing happens between, and nobody waits for real. Each *device*
 has a monotonic and a wall clock made from it, which may run at another rate or be set wrong. A device is one real
 SQLite file with the real cr-sqlite, and at most one *process*: a whole `Node`, with sync and all that belongs to it,
 in an event loop of its own. What it would give to a thread is done in the loop, some milliseconds later. *Links* are
-ordered pipes with a latency and a bandwidth; cut, they lose their tail; blocked, they hold it. A *crash* drops a
+ordered pipes with a latency and a bandwidth. Cut, they lose their tail. Blocked, they hold it. A *crash* drops a
 process and what it has not committed: the bytes of file and log at that moment are what the next process finds.
 
 Everything random comes from the seed, each user of chance with a generator of its own. So two runs of the same code are
@@ -44,7 +44,7 @@ class World:
         fired: each kind of fault, and how often it made a difference.
         errors: what went wrong in a process and nobody handled: (device's name, sentence, exception).
         log: what happened, line by line, when it is a list.
-        running_options: how handlers are run; see `Node.running`.
+        running_options: how handlers are run. See `Node.running`.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class World:
             seed: what chance is made of.
             workspace: the devices' workspace.
             staleness: when a silent device's work may be taken over.
-            latency_ms: greatest one-way latency of a link; each draws its own.
+            latency_ms: greatest one-way latency of a link. Each draws its own.
             piece_bytes: greatest size of a piece of a transfer.
         """
         self.folder = folder
@@ -224,10 +224,10 @@ class World:
         self.errors.append((device.name, text, error))
 
     def committed(self, process: Process) -> None:
-        """Something was committed on a device; for whoever checks."""
+        """Something was committed on a device. For whoever checks."""
 
     def process_started(self, process: Process) -> None:
-        """A program has opened its file and is about to begin; for whoever has something to do then."""
+        """A program has opened its file and is about to begin. For whoever has something to do then."""
 
     def planned_crash(self, device: Device, plan: CrashPlan) -> None:
         """A process dies where it was planned."""

@@ -15,7 +15,7 @@ class Reservation:
 
     Attributes:
         run: the run's id.
-        events: what was reserved; may be empty, then there is nothing to settle.
+        events: what was reserved. May be empty, then there is nothing to settle.
         lost: what `Node.start` gave back before the work began, because another node's claim had won it.
     """
 
@@ -45,7 +45,7 @@ class Reservation:
         return self._settle(self._store.release)
 
     def narrow_to(self, run: RunId, events: Sequence[Event]) -> None:
-        """Stand from now on for `events`, what is left of them, which `run` holds; the rest is `lost`."""
+        """Stand from now on for `events`, what is left of them, which `run` holds. The rest is `lost`."""
         kept = {event.id for event in events}
         self.lost = tuple(event for event in self.events if event.id not in kept)
         self.run = run

@@ -1,7 +1,7 @@
 """Watching other nodes' claims, to know when a silent holder's work may be taken over.
 
 A device may claim the next epoch of an event only after it has itself seen the holder's claim unchanged, and has
-heard nothing of the holder, for the whole time to live. All times here are this machine's monotonic clock; it means
+heard nothing of the holder, for the whole time to live. All times here are this machine's monotonic clock. It means
 nothing after a restart of the machine, so watches carry the boot they were made in and begin anew after it.
 """
 
@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from leasemesh.node.database.file import Database
-from leasemesh.node.machine.boot import boot_id
-from leasemesh.node.machine.environment import monotonic_ms
+from leasemesh.node.machine.environment import boot_id, monotonic_ms
 from leasemesh.node.model.errors import IllegalState, NotFound
 from leasemesh.node.model.ids import RunId, short, short_run
 from leasemesh.node.model.leases import StalenessRule, take_over_wait_ms
@@ -47,7 +46,7 @@ class StalenessWatch:
         now_ms: Callable[[], int] = monotonic_ms,
         boot: str | None = None,
     ) -> None:
-        """Args: `rule` and the clock; the defaults are the real ones, tests and simulations lend others."""
+        """Args: `rule` and the clock. The defaults are the real ones, tests and simulations lend others."""
         self._database = database
         self._events = EventStore(database)
         self._rule = rule or StalenessRule()

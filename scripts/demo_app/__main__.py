@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from mail_source import Source
 
 from demo_app import records, report
 from demo_app.invariants import check
 from demo_app.played import DEVICES, Played
 from demo_app.scenario import play
 from demo_app.screen import Printer
-from demo_app.source import Source
 from leasemesh.node.cli.helping import Command
 from leasemesh.node.cli.output import Screen, styled
 from leasemesh.node.importers import check as check_records

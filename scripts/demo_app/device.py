@@ -19,9 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from demo_app.automation import WORKFLOW, automation
-from demo_app.effects import Services
-from demo_app.source import Source
+from mail_effects import Services
+from mail_handlers import WORKFLOW, automation
+from mail_source import Source
+
 from leasemesh.node.model.errors import LeasemeshError
 from leasemesh.node.node import Node
 from leasemesh.node.stores.mutations import Verdict

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from demo_app.automation import ENTRIES, EVERYBODY, HEADLINES, SUBSCRIBER
+from mail_handlers import ENTRIES, EVERYBODY, HEADLINES, SUBSCRIBER
+
 from demo_app.played import HUB
 from demo_app.records import Device, Records
 from leasemesh.node.model.ids import EventId

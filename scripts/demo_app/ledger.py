@@ -24,12 +24,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mail_effects import ENTRIES_PATH, KEY_HEADER
+
 from demo_app.withheld import Withheld
 from leasemesh.node.model.errors import LeasemeshError
 
 CALLS_FILE = "ledger.jsonl"
-KEY_HEADER = "Idempotency-Key"
-ENTRIES_PATH = "/entries"
 BODY_BYTES_MAX = 64 * 1024
 REQUEST_SECONDS_MAX = 30
 

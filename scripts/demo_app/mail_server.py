@@ -18,11 +18,11 @@ from pathlib import Path
 from types import TracebackType
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
+from mail_effects import EVENT_HEADER
 
 from demo_app.withheld import Withheld
 
 MAILBOX_FOLDER = "mailbox"
-EVENT_HEADER = "X-Event"
 ACCEPTED = "250 Message accepted for delivery"
 
 

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from demo_app.source import Source
+from mail_source import Source
+
 from leasemesh.node.model.errors import LeasemeshError
 
 HUB, LAPTOP, DESKTOP = DEVICES = ("hub", "laptop", "desktop")

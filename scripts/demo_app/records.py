@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from demo_app.automation import ENTRIES, FILED, HEADLINES, WORKFLOW
+from mail_handlers import ENTRIES, FILED, HEADLINES, WORKFLOW
+
 from demo_app.ledger import Call, read_calls
 from demo_app.mail_server import Letter, Mailbox
 from demo_app.played import DEVICES, Played

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mail_handlers import ENTRIES, EVERYBODY, HEADLINES, SUBSCRIBER
 from rich.text import Text
 
-from demo_app.automation import ENTRIES, EVERYBODY, HEADLINES, SUBSCRIBER
 from demo_app.invariants import Invariant
 from demo_app.records import Device, Records
 from demo_app.screen import STYLES

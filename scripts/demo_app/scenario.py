@@ -9,15 +9,16 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, Protocol
 
-from demo_app.automation import ENTRIES, EVERYBODY, FILED, HEADLINES, HEADLINES_MAX, SUBSCRIBER
+from mail_effects import Services
+from mail_handlers import ENTRIES, EVERYBODY, FILED, HEADLINES, HEADLINES_MAX, SUBSCRIBER
+from mail_source import Source
+
 from demo_app.device import DeviceSettings
 from demo_app.driver import DeviceProcess
-from demo_app.effects import Services
 from demo_app.ledger import Ledger
 from demo_app.mail_server import Mailbox, MailServer
 from demo_app.network import Link
 from demo_app.played import DESKTOP, DEVICES, HUB, LAPTOP, Killed, Played
-from demo_app.source import Source
 from leasemesh.node.cli.output import count_of
 from leasemesh.node.importers import Problem
 from leasemesh.node.model.errors import LeasemeshError

@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mail_handlers import EVERYBODY, SUBSCRIBER
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from demo_app.automation import EVERYBODY, SUBSCRIBER
 from demo_app.ledger import Ledger
 from demo_app.mail_server import MailServer
 from demo_app.played import DESKTOP, DEVICES, HUB, LAPTOP, Played

@@ -27,7 +27,7 @@ class Dialler:
 
     Attributes:
         url: the address.
-        state: "connected" while the peer has proven to belong to the workspace; "refused" when somebody has to change
+        state: "connected" while the peer has proven to belong to the workspace. "refused" when somebody has to change
             something before dialling can help (it is tried now and then all the same).
         text: one sentence on why it is not connected, "" when there is nothing to say.
         link: the link, while connected.
@@ -36,7 +36,7 @@ class Dialler:
         sync_loop: what the link is for.
         url: from `parse_address`.
         random: numbers in [0, 1), for the waiting times.
-        dial: opens a connection; see `sync.transport.Network.dial`.
+        dial: opens a connection. See `sync.transport.Network.dial`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Dialler:
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"dial {self.url}")
 
     def stop_dialling(self) -> None:
-        """Dial no more. A link that is open stays; the sync loop ends it."""
+        """Dial no more. A link that is open stays. The sync loop ends it."""
         self._stopping = True
         if self._task is not None and not self._carrying:
             self._task.cancel()

@@ -1,7 +1,7 @@
 """Carries out what the engine decides, with asyncio: the engine's actions become sends, timers and jobs of worker
 threads, and their answers go back to it as inputs.
 
-All inputs are given in the event loop's thread, one at a time; every method here without "any thread" in its
+All inputs are given in the event loop's thread, one at a time. Every method here without "any thread" in its
 description is for that thread too. Threads:
 
 | thread | does | order |
@@ -10,7 +10,7 @@ description is for that thread too. Threads:
 | reader 1..n | reads changes and digests; each link stays with one of them | one job at a time per link |
 
 Whatever goes wrong with one link ends that link with one sentence. Whatever goes wrong with the engine itself ends the
-loop, and so does damage of the database; `wait` raises it.
+loop, and so does damage of the database. `wait` raises it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ READER_THREADS_MAX = 4
 """Reading is work for the processor, and Python runs one thread at a time: more readers than this would only wait."""
 
 HEARTBEATS_WRITTEN_EVERY_S = 1.0
-"""Presence comes from every peer every few seconds; writing it down together costs one small transaction a second.
+"""Presence comes from every peer every few seconds. Writing it down together costs one small transaction a second.
 Take-over waits for a minute of silence, so a second that is lost in a crash does not matter."""
 
 STATE_RETRY_S = 1.0
@@ -63,14 +63,14 @@ log = logging.getLogger("leasemesh.sync")
 
 
 class SyncLoop:
-    """Runs one engine on one storage. Made and stopped in a running event loop; used once.
+    """Runs one engine on one storage. Made and stopped in a running event loop. Used once.
 
     Attributes:
-        peers_changed: set when what is to be said about peers may have changed; for one user, who clears it.
+        peers_changed: set when what is to be said about peers may have changed. For one user, who clears it.
     """
 
     def __init__(self, engine: Engine, storage: Storage, *, make_worker: JobsFactory = Worker) -> None:
-        """Args: `make_worker` makes what does the blocking work; threads, if none is lent."""
+        """Args: `make_worker` makes what does the blocking work. Threads, if none is lent."""
         self._engine = engine
         self._storage = storage
         self._make_worker = make_worker
@@ -133,7 +133,7 @@ class SyncLoop:
             self._ended.set_result(None)
 
     async def wait(self) -> None:
-        """Return when the loop has been stopped; raise what it failed with, should it fail."""
+        """Return when the loop has been stopped. Raise what it failed with, should it fail."""
         await asyncio.shield(self._ended)
 
     @property
@@ -195,7 +195,7 @@ class SyncLoop:
         self._look_again()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Return as soon as `condition` holds; it is looked at after every input and every `note_peers_changed`.
+        """Return as soon as `condition` holds. It is looked at after every input and every `note_peers_changed`.
 
         Raises:
             LocalProtocolError: the loop has been stopped. (What it failed with, should it have failed.)
@@ -237,7 +237,7 @@ class SyncLoop:
         return self._engine.state
 
     def request_digest(self, link: LinkId) -> None:
-        """Ask a peer for its digest; it comes as a Tell.
+        """Ask a peer for its digest. It comes as a Tell.
 
         Raises:
             LocalProtocolError: the link is not open, or was asked and has not answered yet.

@@ -56,7 +56,7 @@ class Announcer:
             observer.close()
 
     def tell(self, notification: Notify, *, remote: str = "", quiet: bool = False) -> bool:
-        """Pass a notification on; False when it only repeats a refusal.
+        """Pass a notification on. False when it only repeats a refusal.
 
         Args:
             notification: what is told.

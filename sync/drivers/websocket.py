@@ -4,7 +4,7 @@ One leasemesh message is one binary websocket message. The library's own pings a
 engine's business (its frames carry more than "alive"), and batches are compressed before they get here, where it pays.
 
 Sending is synchronous (`broadcast` to one connection): no task has to wake up between the engine's decision and the
-socket. What holds memory down is the engine's window of unacknowledged bytes; the bound on the write buffer here is
+socket. What holds memory down is the engine's window of unacknowledged bytes. The bound on the write buffer here is
 only a safety net.
 """
 
@@ -49,11 +49,11 @@ class TransportLimits:
 
     Attributes:
         connections_max: connections that a listener holds at once. A workspace is a person or a team, not a public
-            service; each connection may hold a read snapshot and one window of unacknowledged bytes.
+            service. Each connection may hold a read snapshot and one window of unacknowledged bytes.
         unauthenticated_max: connections that have not yet proven to belong to the workspace, enough for all devices of
             a team that come back at the same moment.
         open_timeout_s: time for TCP, TLS and the websocket handshake, the library's own default.
-        close_timeout_s: time that a peer has to answer a close; a stop must not wait longer for a peer that is stuck.
+        close_timeout_s: time that a peer has to answer a close. A stop must not wait longer for a peer that is stuck.
         write_buffer_bytes_max: unsent bytes after which a link is ended. Must be above the engine's window, which is
             what normally stops sending to a peer that does not read.
     """
@@ -116,7 +116,7 @@ class WebSocketTransport:
         return has_received
 
     async def pump(self, received: Callable[[bytes], None]) -> TransportEnd:
-        """Hand each message to `received` until the connection has ended; return how it ended."""
+        """Hand each message to `received` until the connection has ended. Return how it ended."""
         try:
             while True:
                 message = await self._connection.recv()
@@ -305,7 +305,7 @@ class WebSockets:
         self._dial_ssl = dial_ssl
 
     def listener(self, sync_loop: SyncLoop, host: str, port: int) -> Listener:
-        """Make a listener; nothing is opened yet."""
+        """Make a listener. Nothing is opened yet."""
         return Listener(sync_loop, host, port, limits=self._limits, ssl=self._listen_ssl)
 
     async def dial(self, url: str) -> Transport:

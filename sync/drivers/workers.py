@@ -68,7 +68,7 @@ class Threads(Executor):
         return self._under_way >= self.most
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Call a function in a thread; see `concurrent.futures.Executor`. Raises RuntimeError after `shutdown`."""
+        """Call a function in a thread. See `concurrent.futures.Executor`. Raises RuntimeError after `shutdown`."""
         future: Future[T] = Future()
         with self._lock:
             if self._ended:
@@ -83,7 +83,7 @@ class Threads(Executor):
                 self._put(None, call)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls. Never waits for those that are under way; see `concurrent.futures.Executor`."""
+        """Take no more calls. Never waits for those that are under way. See `concurrent.futures.Executor`."""
         with self._lock:
             self._ended = True
             while cancel_futures:

@@ -15,8 +15,8 @@ from leasemesh.node.model.errors import LeasemeshError, NotFound
 
 COMMANDS = [
     "publish", "topics", "peek", "why", "reserve", "consume", "skip", "release", "take-over", "permit", "mode", "run",
-    "runs", "show", "unknown", "resolve", "dead", "requeue", "blocked", "block", "unblock", "new", "init", "status",
-    "serve", "verify", "authority", "identity", "doctor", "version",
+    "runs", "show", "unknown", "resolve", "dead-letters", "requeue", "blocked", "block", "unblock", "new", "init",
+    "status", "serve", "verify", "authority", "identity", "doctor", "version",
 ]  # fmt: skip
 GROUPS = {"identity": ["identity reset"], "authority": ["authority set", "authority show", "authority move"]}
 LEAVES = [leaf for name in COMMANDS for leaf in GROUPS.get(name, [name])]

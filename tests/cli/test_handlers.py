@@ -1,4 +1,4 @@
-"""block, unblock, blocked, dead and requeue."""
+"""block, unblock, blocked, dead-letters and requeue."""
 
 import pytest
 from cli_devices import RETRY_AT_ONCE, meet, work_until
@@ -12,7 +12,7 @@ def given_up(database):
     """./leasemesh.db, where order-9, the only free one, was given up after three failures."""
     with Node.open(database) as node:
         node.reserve("shop", "orders", limit=9).consume()
-    work_until(database, failing(), lambda node: node.events.dead())
+    work_until(database, failing(), lambda node: node.events.dead_letters())
     return database
 
 
@@ -22,15 +22,15 @@ def blocks(leasemesh, *options):
 
 def test_a_dead_event_is_listed_with_its_failure_and_what_to_do(leasemesh, given_up, other):
     meet(given_up, other)
-    (found,) = leasemesh("dead", "--json", "--db", other).document["dead"]
+    (found,) = leasemesh("dead-letters", "--json", "--db", other).document["dead_letters"]
     assert (found["event"]["message_id"], found["handler"], found["device"], found["error"]) == (
         "order-9", "pack", "laptop", "ValueError: nobody knows order-9",
     )  # fmt: skip
-    text = leasemesh("dead", "shop").out
+    text = leasemesh("dead-letters", "shop").out
     assert "shop/orders/order-9" in text and "pack on laptop" in text
     assert "leasemesh requeue EVENT has it done again" in text
-    assert leasemesh("dead", "mail").out == "no event is dead\n"
-    assert "1 dead event: leasemesh dead" in leasemesh("status").out
+    assert leasemesh("dead-letters", "mail").out == "there are no dead letters\n"
+    assert "1 dead letter: leasemesh dead-letters" in leasemesh("status").out
     story = leasemesh("why", "shop/orders/order-9").out
     assert story.count("failed:logic: ValueError: nobody knows order-9; event released") == 2
     assert "failed:logic: ValueError: nobody knows order-9; event dead" in story
@@ -38,12 +38,12 @@ def test_a_dead_event_is_listed_with_its_failure_and_what_to_do(leasemesh, given
 
 
 def test_a_dead_event_is_done_again_as_its_next_generation(leasemesh, given_up):
-    first = leasemesh("dead", "--json").document["dead"][0]["event"]["id"]
+    first = leasemesh("dead-letters", "--json").document["dead_letters"][0]["event"]["id"]
     requeued = leasemesh("requeue", first[:10], "--by", "ann")
     second = leasemesh("why", "shop/orders/order-9", "--json").document["event"]
     assert (second["status"], second["generation"]) == ("pending", 1)
     assert requeued.out == f"shop/orders/order-9 is pending again as event {second['id'][:10]}, generation 1\n"
-    assert leasemesh("dead").out == "no event is dead\n"
+    assert leasemesh("dead-letters").out == "there are no dead letters\n"
     work_until(given_up, packing(), lambda node: not node.peek("shop", "orders"))
     lines = leasemesh("why", "shop/orders/order-9").out.splitlines()
     told = [line[20:].rstrip().split(None, 1) for line in lines if line.startswith("20")]

@@ -138,7 +138,7 @@ def test_an_effect_is_shown_with_its_parameters_its_result_and_when(leasemesh, d
 
 def test_the_tries_of_one_work_are_shown_in_order(leasemesh, database):
     leasemesh("reserve", "shop/orders", "--limit", "9")
-    work_until(database, failing(), lambda node: node.events.dead())
+    work_until(database, failing(), lambda node: node.events.dead_letters())
     runs = listed(leasemesh)
     assert [one["error"] for one in runs] == ["ValueError: nobody knows order-9"] * 3
     text = leasemesh("show", runs[1]["run"]).out
@@ -151,6 +151,6 @@ def test_the_tries_of_one_work_are_shown_in_order(leasemesh, database):
 
 def test_errors_are_listed_where_there_is_room(leasemesh, database):
     leasemesh("reserve", "shop/orders", "--limit", "9")
-    work_until(database, failing(), lambda node: node.events.dead())
+    work_until(database, failing(), lambda node: node.events.dead_letters())
     heading, first, *_ = leasemesh("runs").out.splitlines()
     assert heading.split()[-1] == "error" and "nobody knows order-9" in first

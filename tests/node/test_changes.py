@@ -12,7 +12,7 @@ from replicas import NOTES, Replica, converge, exchange, incoming, pieces, reque
 
 from leasemesh.node.database.connection import DatabaseError
 from leasemesh.node.doctor import examine
-from leasemesh.node.machine.boot import boot_id
+from leasemesh.node.machine.environment import boot_id
 from leasemesh.node.replication import merging, quarantine, reading, staging, version_vectors
 from leasemesh.node.replication.changes import change_bytes
 from leasemesh.node.replication.clock_tables import ROWS_MAX, ClockTables

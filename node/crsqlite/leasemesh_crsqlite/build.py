@@ -3,14 +3,14 @@
 Upstream's own build wants a nightly compiler of 2023, bindgen and network access to crates. The edits below take these
 away:
 
-- RUSTC_BOOTSTRAP lets a stable compiler accept the nightly features that the code uses; the pinned tool chain goes, and
+- RUSTC_BOOTSTRAP lets a stable compiler accept the nightly features that the code uses. The pinned tool chain goes, and
   so does a feature name that newer compilers no longer know (the code does not use it).
 - The lock file of this package takes the place of upstream's: the same crates with the same checksums, but for bindgen
   and what that needs. Debian's crates are of other versions, which Debian has checked: a build with them says so, also
   in the record beside the library.
 - The package ships the bindings that bindgen made for it, so bindgen need not run again.
 - Crate requirements are widened to what Debian has. One set of edits serves Debian's crates and cargo's default one.
-- A bug goes: three functions pass "main" as a C string without its terminating NUL; with newer compilers
+- A bug goes: three functions pass "main" as a C string without its terminating NUL. With newer compilers
   `crsql_as_crr('t')` then fails with "out of memory".
 
 An edit that does not find its text fails the build: silence would mean a library that misbehaves later.

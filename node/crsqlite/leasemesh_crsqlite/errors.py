@@ -10,7 +10,7 @@ class CrsqliteMissing(CrsqliteError):
 
 
 class WayFailed(CrsqliteError):
-    """One way of getting the extension does not work here; another one may.
+    """One way of getting the extension does not work here. Another one may.
 
     The message is a clause, such as "no C compiler was found", that `acquire` puts together with the others.
     """

@@ -38,7 +38,7 @@ class Record:
 def extension_path() -> Path:
     """Return the extension that a connection should load.
 
-    Costs a few stat calls; the first call of a process also reads the file once to compare its checksum.
+    Costs a few stat calls. The first call of a process also reads the file once to compare its checksum.
 
     Raises:
         CrsqliteMissing: there is none, or it is not the file that was stored there.
@@ -121,7 +121,7 @@ def read_record(library: Path) -> Record:
 
 
 def _is_stored(path: Path) -> bool:
-    """Whether `path` exists; raises CrsqliteMissing when it is not what its record says."""
+    """Whether `path` exists. Raises CrsqliteMissing when it is not what its record says."""
     try:
         status = path.stat()
     except OSError:

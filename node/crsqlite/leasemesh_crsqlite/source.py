@@ -43,7 +43,7 @@ def check_integrity(tarball: Path) -> None:
     """Compare the tarball with the integrity value of the package.
 
     Raises:
-        ChecksumMismatch: it differs; the file is deleted.
+        ChecksumMismatch: it differs. The file is deleted.
     """
     if base64.b64encode(hashlib.sha512(tarball.read_bytes()).digest()).decode() != TARBALL_SHA512:
         tarball.unlink()

@@ -98,10 +98,10 @@ def run(
     """Run a program and return what it printed on standard output.
 
     Args:
-        environment: added to ours; None takes a variable away.
+        environment: added to ours. None takes a variable away.
 
     Raises:
-        WayFailed: it cannot be started, failed, or ran for more than 15 minutes; with the last lines that it printed.
+        WayFailed: it cannot be started, failed, or ran for more than 15 minutes. With the last lines that it printed.
     """
     name = Path(command[0]).name
     try:

@@ -26,12 +26,12 @@ def acquire(*, sha256: str | None = None, install_tools: bool = False, tell: Tel
     Several processes may call this at the same time: one works, the others wait for it.
 
     Args:
-        sha256: the checksum of the release archive, by the user's word; see `release.download_library`.
+        sha256: the checksum of the release archive, by the user's word. See `release.download_library`.
         install_tools: on Debian as root, install missing compilers with apt-get.
         tell: called with one line of progress before anything that takes long.
 
     Raises:
-        CrsqliteError: no way works; the message says why, way by way, and what to do.
+        CrsqliteError: no way works. The message says why, way by way, and what to do.
     """
     try:
         return extension_path()
@@ -54,7 +54,7 @@ def build_anew(*, install_tools: bool = False, tell: Tell) -> Path:
     """Build the extension from source and put it in the cache, whatever is there already.
 
     Raises:
-        CrsqliteError: it cannot be built here; the message says why.
+        CrsqliteError: it cannot be built here. The message says why.
     """
     with _cache_to_ourselves(tell), _workspace() as workspace:
         try:

@@ -43,7 +43,7 @@ class Claims(Store):
         """Claim the named events for `run`, all or nothing.
 
         Args:
-            run: a new run id; a run reserves once.
+            run: a new run id. A run reserves once.
             workflow: the events' workflow.
             wanted: (topic, message ids) pairs; at most 1,000 events together. Of an event that was requeued, the
                 newest generation that is known here is meant.
@@ -89,7 +89,7 @@ class Claims(Store):
         handler: str = "manual",
         default_mode: Mode = "soft",
     ) -> list[Event]:
-        """Claim the oldest pending events of a topic for `run`; returns them, an empty list when there are none. What
+        """Claim the oldest pending events of a topic for `run`. Returns them, an empty list when there are none. What
         stands in somebody's permit is left alone. `default_mode` is as in `reserve`.
 
         Raises:

@@ -16,7 +16,7 @@ class EffectBehind:
     """The effect that stands behind a run's claims.
 
     Attributes:
-        run: whose ledger entry or permit it is; if neither is here, the run that went on with it.
+        run: whose ledger entry or permit it is. If neither is here, the run that went on with it.
         work: the work, with which `MutationStore` tells more.
         outcome: what all entries and verdicts on that work come to.
     """

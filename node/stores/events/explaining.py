@@ -22,7 +22,7 @@ class ClaimInfo:
         epoch: the number of the attempt that it claimed.
         claimed_at: Unix milliseconds.
         state: held, released, lost, consumed, skipped or dead.
-        effect: status of the run's external effect; None when it has none.
+        effect: status of the run's external effect. None when it has none.
     """
 
     run: RunId
@@ -43,7 +43,7 @@ class GenerationInfo:
         generation: 0 for what was published, counted up by each requeue.
         status: as of an event.
         created_at: Unix milliseconds.
-        by: who requeued it; "" when nobody did, or nobody said who.
+        by: who requeued it. "" when nobody did, or nobody said who.
     """
 
     event: EventId
@@ -60,9 +60,9 @@ class Explanation:
     Attributes:
         event: the event.
         claims: all claims that this device knows, the oldest first.
-        publications: Unix milliseconds of each publication that carries it; more than one when several devices found
+        publications: Unix milliseconds of each publication that carries it. More than one when several devices found
             it.
-        publishers: the node of each of them; "" when that is not known.
+        publishers: the node of each of them. "" when that is not known.
         conflicting: two publications of it differ in title or payload (the earliest one counts).
         duplicate: two runs consumed it.
         generations: all generations of it that are known here, itself among them, the oldest first.
@@ -152,4 +152,4 @@ SELECT coalesce((
     CROSS JOIN crsql_site_id AS s ON s.ordinal = c.site_id WHERE k.id = p.publication), '')
 FROM published AS p ORDER BY p.at, p.publication
 """
-"""A publication does not say who wrote it; the clock of its row does."""
+"""A publication does not say who wrote it. The clock of its row does."""

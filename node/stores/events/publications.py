@@ -23,7 +23,7 @@ EVENTS_MAX = 128
 """Events in one publication. Reading one event parses its publication: more would make single reads slow."""
 
 BYTES_TARGET = 64 * 1024
-"""A publication is closed when it has grown to this; only a single large event makes a larger one."""
+"""A publication is closed when it has grown to this. Only a single large event makes a larger one."""
 
 CACHED_MAX = 64
 """Parsed publications kept by a reader: a few hundred kilobytes, at the worst 64 large events."""
@@ -34,7 +34,7 @@ class NewEvent:
     """An event to publish.
 
     Attributes:
-        message_id: identity within the topic; publishing the same one again changes nothing.
+        message_id: identity within the topic. Publishing the same one again changes nothing.
         title: for people.
         payload: any JSON value, at most 1 MiB as text.
     """
@@ -121,7 +121,7 @@ class Publication:
 
     Attributes:
         head: its body without ids and events.
-        events: each event's fields; None for one that was handed out.
+        events: each event's fields. None for one that was handed out.
     """
 
     head: dict[str, Any]
@@ -132,7 +132,7 @@ class PublicationReader:
     """Reads publications and keeps the last ones: they never change, and events are mostly read in the order of
     publishing. Any thread may read.
 
-    Fields are handed out once and belong to the caller, who may change them; asked for again, the publication is
+    Fields are handed out once and belong to the caller, who may change them. Asked for again, the publication is
     parsed again. That costs less than a copy for each reader: work is mostly read once.
     """
 

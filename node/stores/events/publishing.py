@@ -27,10 +27,10 @@ from leasemesh.node.stores.events.times import issue_times
 from leasemesh.node.stores.topics import TopicStore
 
 GENERATION_MAX = 1_000_000
-"""Generations of one event; more are a fault and not work."""
+"""Generations of one event. More are a fault and not work."""
 
 PUBLISH_CHUNK = 1_000
-"""Events of a long stream that are checked and encoded at a time; all of one call is still one transaction."""
+"""Events of a long stream that are checked and encoded at a time. All of one call is still one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class EventPublisher(Store):
         created_by_run: str | None = None,
         caused_by: str | None = None,
     ) -> Published:
-        """Publish one event, unless the topic has the message id already; then nothing is written, whatever its status,
+        """Publish one event, unless the topic has the message id already. Then nothing is written, whatever its status,
         and the event that there is (its newest generation) is returned. To have it done again, `requeue` it.
 
         Raises:
@@ -89,10 +89,10 @@ class EventPublisher(Store):
         created_by_run: str | None = None,
         caused_by: str | None = None,
     ) -> PublishCounts:
-        """Publish events in order, in one transaction; those that exist are left as they are.
+        """Publish events in order, in one transaction. Those that exist are left as they are.
 
         Raises:
-            InvalidInput: naming the event that cannot be accepted; nothing is published then.
+            InvalidInput: naming the event that cannot be accepted. Nothing is published then.
         """
         for identifier in (created_by_run, caused_by):
             if identifier is not None:

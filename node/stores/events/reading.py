@@ -37,10 +37,10 @@ class Event(NamedTuple):
         payload: the JSON value that was published.
         created_at: Unix milliseconds of the first publication.
         created_by_run: the run that published it, if one did.
-        caused_by: the event whose processing published it, or that was requeued; None when there is none.
+        caused_by: the event whose processing published it, or that was requeued. None when there is none.
         generation: how often it has been requeued. Each generation is an event of its own, with this message id.
         status: pending, reserved, unknown (reserved; the outcome of an effect is not known), consumed, skipped or dead.
-        epoch: how often it has been claimed anew; the attempt number is this + 1.
+        epoch: how often it has been claimed anew. The attempt number is this + 1.
         run: the run that holds or settled it, None when pending.
     """
 
@@ -61,7 +61,7 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TopicCounts:
-    """How many events of a topic have which status; statuses that no event has are absent."""
+    """How many events of a topic have which status. Statuses that no event has are absent."""
 
     topic: str
     by_status: dict[StatusName, int]
@@ -124,7 +124,7 @@ class EventReader(Store):
             return self.get(self.newest_generations(first)[0])
 
     def get_many(self, workflow: str, topic: str, message_ids: Sequence[str]) -> list[Event]:
-        """Return those of the named events that exist, in the order of the names, whatever their status; of each the
+        """Return those of the named events that exist, in the order of the names, whatever their status. Of each the
         newest generation that is known here."""
         firsts = events_of(topic_of(workflow, topic), message_ids)
         with self._database.snapshot():
@@ -145,7 +145,7 @@ class EventReader(Store):
         return self.get(found) if found else None
 
     def reserved_by(self, run: str) -> list[Event]:
-        """Return the events that a run owns now, oldest first; without those whose content was deleted or is not here
+        """Return the events that a run owns now, oldest first. Without those whose content was deleted or is not here
         yet."""
         return self._events(
             f"SELECT {_COLUMNS} FROM run_index AS r CROSS JOIN claims AS c ON c.run = r.n "
@@ -155,7 +155,7 @@ class EventReader(Store):
         )
 
     def any_pending(self, workflow: str, topic: str) -> bool:
-        """Tell whether a topic has pending events; costs the same whatever their number."""
+        """Tell whether a topic has pending events. Costs the same whatever their number."""
         rows = self._database.query(
             "SELECT 1 FROM event_index WHERE topic = ? AND status = 0 LIMIT 1", (blob_of(topic_of(workflow, topic)),)
         )
@@ -163,7 +163,7 @@ class EventReader(Store):
 
     def pending_mark(self, workflow: str, topic: str) -> tuple[int, int]:
         """Return two numbers that are the same while a topic has the same pending events, for whoever has seen them and
-        waits for others. The first is their number; both mean nothing on another device."""
+        waits for others. The first is their number. Both mean nothing on another device."""
         rows = self._database.query(
             "SELECT count(*), coalesce(sum(n), 0) FROM event_index WHERE topic = ? AND status = 0",
             (blob_of(topic_of(workflow, topic)),),
@@ -172,7 +172,7 @@ class EventReader(Store):
         return count, total
 
     def counts(self, workflow: str, *, internal: bool = False) -> list[TopicCounts]:
-        """Return the counts of every topic of a workflow, by topic name; of the runtime's own only with `internal`.
+        """Return the counts of every topic of a workflow, by topic name. Of the runtime's own only with `internal`.
 
         Reads an index entry for each event.
         """
@@ -186,7 +186,7 @@ class EventReader(Store):
             TopicCounts(name, {status_name(status): n for status, n in json.loads(counts)}) for name, counts in rows
         ]
 
-    def dead(self, workflow: str | None = None, *, limit: int = 100) -> list[Event]:
+    def dead_letters(self, workflow: str | None = None, *, limit: int = 100) -> list[Event]:
         """Return the dead events that nobody has requeued, of a workflow or of all, the newest first by creation.
 
         Raises:

@@ -1,6 +1,6 @@
 """Reservations as they stand: whose they are, and what of their claims they own still.
 
-A reservation is one replicated row for a run, however many events it claims; the node of the run is its only writer.
+A reservation is one replicated row for a run, however many events it claims. The node of the run is its only writer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from leasemesh.node.stores.modes import Mode, mode_of
 
 @dataclass(frozen=True, slots=True)
 class ReservationInfo:
-    """A reservation as its row says; and held, when that says otherwise of one that owns events by its effect.
+    """A reservation as its row says, and held, when that says otherwise of one that owns events by its effect.
 
     Attributes:
         run: its run.
@@ -71,7 +71,7 @@ class Reservations(Store):
         )
 
     def find_run(self, prefix: str) -> RunId | None:
-        """Return the id of the run with a reservation whose id begins with `prefix`; raises as `find` does."""
+        """Return the id of the run with a reservation whose id begins with `prefix`. Raises as `find` does."""
         found = self._by_prefix("run_index", "run", prefix)
         return RunId(found) if found else None
 

@@ -31,7 +31,7 @@ class Settlements(Store):
         self._effects = effects
 
     def consume(self, run: str, *, effect_happened: bool = False) -> int:
-        """Settle all events of `run` as consumed and return how many; 0 when they were before.
+        """Settle all events of `run` as consumed and return how many. 0 when they were before.
 
         Args:
             run: a run of this node.
@@ -40,7 +40,7 @@ class Settlements(Store):
                 did it too.
 
         Raises:
-            LeaseLost: naming the events that the run no longer owns; nothing is settled.
+            LeaseLost: naming the events that the run no longer owns. Nothing is settled.
             NotFound, NotOwner, IllegalState: no such reservation, another node's, or already ended otherwise.
         """
         return self._settle(run, "consumed", effect_happened)
@@ -59,7 +59,7 @@ class Settlements(Store):
         Returns how many events it gave up, 0 when the reservation had ended by release before.
 
         Raises:
-            NotFound, NotOwner, IllegalState: no such reservation, another node's, or settled; or the effect of its work
+            NotFound, NotOwner, IllegalState: no such reservation, another node's, or settled, or the effect of its work
                 happened, or nobody knows whether it did, or a person decided to skip it: then these events are not free
                 to be done again.
         """
@@ -91,7 +91,7 @@ class Settlements(Store):
     def _refuse_to_forget(self, run: str, claimed: int, owned: int) -> None:
         """What happened, or may have, must go forward: refuse to give back what `run` owns, or has done.
 
-        Without an effect of its own it may leave what it does not own any more; with one, only to those who go on with
+        Without an effect of its own it may leave what it does not own any more. With one, only to those who go on with
         it. Otherwise nothing would tell that the same was done twice. What is to be skipped is skipped, as long as all
         of it can be: given back, it would still be kept.
         """

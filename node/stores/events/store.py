@@ -16,8 +16,8 @@ from leasemesh.node.stores.events.takeover import TakeOvers
 class EventStore:
     """All operations on events. They are the methods of its parts, which document them:
 
-    * `EventReader`: peek, get, get_by_message_id, get_many, find, reserved_by, any_pending, pending_mark, counts, dead,
-      duplicates, count_duplicates
+    * `EventReader`: peek, get, get_by_message_id, get_many, find, reserved_by, any_pending, pending_mark, counts,
+      dead_letters, duplicates, count_duplicates
     * `EventPublisher`: publish, publish_many, requeue
     * `EventExplainer`: explain
     * `Claims`: reserve, reserve_next
@@ -40,7 +40,7 @@ class EventStore:
         self.any_pending = reader.any_pending
         self.pending_mark = reader.pending_mark
         self.counts = reader.counts
-        self.dead = reader.dead
+        self.dead_letters = reader.dead_letters
         self.duplicates = reader.duplicates
         self.count_duplicates = reader.count_duplicates
 

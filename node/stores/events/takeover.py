@@ -32,7 +32,7 @@ class HeldElsewhere:
     Attributes:
         run, node, workflow, handler: whose work on what.
         event: one of the events that it owns: `StalenessWatch.holder` tells how much longer it must be left alone.
-        effect: what stands behind its claims; None when no effect was entered.
+        effect: what stands behind its claims. None when no effect was entered.
     """
 
     run: RunId
@@ -109,12 +109,12 @@ class TakeOvers(Store):
     def take_over_run(self, run: str, of: str, *, handler: str, default_mode: Mode = "soft") -> list[Event]:
         """Claim all events that run `of` still owns for `run`, at the next epoch, to go on with its work.
 
-        Returns them; none, and nothing is written, when it owns none any more. Whether its node has been silent for
+        Returns them. None, and nothing is written, when it owns none any more. Whether its node has been silent for
         long enough is decided by `node.work.staleness` before this is called.
 
         Raises:
             NotFound: there is no such reservation.
-            IllegalState: the outcome of its effect is unknown; its events wait until it is known.
+            IllegalState: the outcome of its effect is unknown. Its events wait until it is known.
             HomeElsewhere: another node alone claims there.
             NotAvailable: its effect may still be begun, and events stand in a permit.
         """

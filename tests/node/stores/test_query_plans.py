@@ -226,8 +226,8 @@ def call_event_store(events, device):
     assert events.count_duplicates() == 1
     events.requeue(event_of("a"), by="Ann")
     events.explain(event_of("a"))
-    events.dead()
-    events.dead("mail")
+    events.dead_letters()
+    events.dead_letters("mail")
 
 
 def call_topic_store(topics, device):

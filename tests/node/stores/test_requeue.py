@@ -205,38 +205,38 @@ def test_dead_events_are_listed_over_all_topics_the_newest_first(device):
         device.now_ms = NOW_MS + number
         device.publish("x", "y", topic=topic, workflow=workflow)
         device.events.dead_letter(device.reserve("x", topic=topic, workflow=workflow))
-    assert [(event.workflow, event.topic) for event in device.events.dead()] == [
+    assert [(event.workflow, event.topic) for event in device.events.dead_letters()] == [
         ("mail", "archive"), ("shop", "orders"), ("mail", "inbox"),
     ]  # fmt: skip
-    assert [event.topic for event in device.events.dead("mail")] == ["archive", "inbox"]
-    assert [event.topic for event in device.events.dead("mail", limit=1)] == ["archive"]
-    assert [event.topic for event in device.events.dead(limit=2)] == ["archive", "orders"]
-    assert device.events.dead("absent") == []
+    assert [event.topic for event in device.events.dead_letters("mail")] == ["archive", "inbox"]
+    assert [event.topic for event in device.events.dead_letters("mail", limit=1)] == ["archive"]
+    assert [event.topic for event in device.events.dead_letters(limit=2)] == ["archive", "orders"]
+    assert device.events.dead_letters("absent") == []
 
 
 def test_what_was_requeued_is_not_listed_any_more_until_it_dies_again(device):
     dead_lettered(device, "a", "b")
     new = device.events.requeue(event_of("a"))
-    for found in (device.events.dead(), device.events.dead("mail")):
+    for found in (device.events.dead_letters(), device.events.dead_letters("mail")):
         assert [event.id for event in found] == [event_of("b")]
     device.events.dead_letter(device.reserve("a"))
-    for found in (device.events.dead(), device.events.dead("mail")):
+    for found in (device.events.dead_letters(), device.events.dead_letters("mail")):
         assert [event.id for event in found] == [new.id, event_of("b")]
 
 
 def test_dead_events_of_the_runtimes_own_topics_are_not_listed(device):
     device.publish("token", topic="~state")
     device.events.dead_letter(device.reserve("token", topic="~state"))
-    assert device.events.dead() == device.events.dead("mail") == []
+    assert device.events.dead_letters() == device.events.dead_letters("mail") == []
 
 
 def test_dead_events_without_content_are_not_listed(device):
     device.forge("reservations", b"r" * 16, reservation_body([(event_of("absent"), 1)]))
     device.absorb([forged("reservations", b"r" * 16, "settled 1 dead", column="state", version=2)])
-    assert device.events.dead() == []
+    assert device.events.dead_letters() == []
 
 
 @pytest.mark.parametrize("limit", [0, 10_001, None])
 def test_the_list_of_the_dead_has_a_limit(device, limit):
     with pytest.raises(InvalidInput):
-        device.events.dead(limit=limit)
+        device.events.dead_letters(limit=limit)

@@ -1,4 +1,4 @@
-"""Where the demo's events come from."""
+"""Where the events come from."""
 
 from __future__ import annotations
 

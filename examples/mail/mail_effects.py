@@ -1,4 +1,4 @@
-"""What the demo does to the world outside: it sends mail, and it makes entries in a ledger.
+"""What the automation does to the world outside: it sends mail, and it makes entries in a ledger.
 
 Each effect says what it knows of its outcome. Whatever else goes wrong leaves it unknown, and an unknown outcome is
 never tried again by itself.
@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from email.message import EmailMessage
 from http import HTTPStatus
 
-from demo_app.ledger import ENTRIES_PATH, KEY_HEADER
-from demo_app.mail_server import EVENT_HEADER
 from leasemesh import Applied, DidNotHappen, Effect, Json, NotApplied, effect
 from leasemesh.node.cli.output import clean
+
+KEY_HEADER = "Idempotency-Key"
+ENTRIES_PATH = "/entries"
+EVENT_HEADER = "X-Event"
 
 CALL_SECONDS_MAX = 20
 EFFECT_SECONDS_MAX = 30

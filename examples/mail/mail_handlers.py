@@ -1,4 +1,4 @@
-"""The automation that the demo runs, the same on every device: an app as its author would write it.
+"""An automation that sends mail and keeps books, the same on every device.
 
     read ─┬─► commits ────► letter: a mail each, mode confirmed ─┬─► entries ─► book: an entry each ─► filed ─► file
           └─► headlines ──► announce: a mail each, mode soft ────┘
@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 
-from demo_app.effects import Services, entering, mailing
-from demo_app.source import Source
+from mail_effects import Services, entering, mailing
+from mail_source import Source
+
 from leasemesh import EffectCall, Json, Run, Workflow
 from leasemesh.node.importers import Problem
 
