@@ -404,6 +404,7 @@ def test_what_is_no_checksum_is_refused(mac, sha256):
         ("darwin", "x86_64", "darwin-x86_64", "crsqlite.dylib"),
         ("darwin", "arm64", "darwin-aarch64", "crsqlite.dylib"),
         ("win32", "AMD64", "win-x86_64", "crsqlite.dll"),
+        ("win32", "x86", "win-i686", "crsqlite.dll"),
     ],
 )
 def test_archives_of_macos_and_windows_are_known(server, monkeypatch, system, machine, name, library):

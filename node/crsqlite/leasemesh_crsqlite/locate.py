@@ -88,7 +88,7 @@ def platform_name() -> str:
     if system == "linux" and platform.libc_ver()[0] != "glibc":
         system = "linux-musl"
     machine = platform.machine().lower()
-    return f"{system}-{ {'amd64': 'x86_64', 'arm64': 'aarch64'}.get(machine, machine) }"
+    return f"{system}-{ {'amd64': 'x86_64', 'arm64': 'aarch64', 'x86': 'i686'}.get(machine, machine) }"
 
 
 def store(library: Path, origin: str, directory: Path) -> Path:

@@ -25,6 +25,7 @@ ARCHIVE_SHA256 = {
     "darwin-x86_64": None,
     "darwin-aarch64": None,
     "win-x86_64": None,
+    "win-i686": None,
 }
 SHA256_VARIABLE = "LEASEMESH_CRSQLITE_SHA256"
 
