@@ -1,6 +1,7 @@
 """What a user installs: two distributions, each with one name of its own."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import tomllib
 import zipfile
 
 import pytest
-from leasemesh_crsqlite import extension_path
+from leasemesh_crsqlite import extension_path, locate
 from packages import PIP, ROOT, SOURCES, build_wheel, installed, run, source_archive, wheel
 from packaging.requirements import Requirement
 from packaging.tags import platform_tags
@@ -20,7 +21,11 @@ import leasemesh
 
 def contents(path):
     with zipfile.ZipFile(path) as archive:
-        return {name for name in archive.namelist() if not name.endswith("/")}
+        return {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
+
+
+def bundled_record(path):
+    return json.loads(contents(path)["leasemesh_crsqlite/bundled/crsqlite.so.json"])
 
 
 def project(name):
@@ -57,7 +62,7 @@ def test_the_wheel_of_the_extension_is_for_this_platform_and_carries_the_library
         "leasemesh_crsqlite/bundled/crsqlite.so",
         "leasemesh_crsqlite/bundled/crsqlite.so.json",
     }
-    assert {"leasemesh_crsqlite/locks/Cargo.lock", "leasemesh_crsqlite/locks/nodejs.txt"} <= names
+    assert {"leasemesh_crsqlite/locks/Cargo.lock", "leasemesh_crsqlite/locks/nodejs.txt"} <= names.keys()
     assert any(name.endswith("LICENSE.cr-sqlite") for name in names)
 
 
@@ -95,8 +100,19 @@ def test_the_wheel_takes_the_extension_that_the_variable_names(tmp_path):
     mine = tmp_path / "mine.so"
     mine.write_bytes(extension_path().read_bytes() + b"mine")
     built = build_wheel(SOURCES["leasemesh_crsqlite"], tmp_path, CRSQLITE_PATH=str(mine))
-    with zipfile.ZipFile(built) as archive:
-        assert archive.read("leasemesh_crsqlite/bundled/crsqlite.so") == mine.read_bytes()
+    assert contents(built)["leasemesh_crsqlite/bundled/crsqlite.so"] == mine.read_bytes()
+    assert bundled_record(built)["origin"] == "named by CRSQLITE_PATH, bundled in the wheel"
+
+
+def test_the_record_in_the_wheel_keeps_how_the_library_was_got(tmp_path):
+    library = extension_path().read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        mine = tmp_path / "mine.so"
+        mine.write_bytes(library)
+        locate.store(mine, "built from source, with Debian's crates", locate.cache_directory())
+        built = build_wheel(SOURCES["leasemesh_crsqlite"], tmp_path, CRSQLITE_PATH="")
+    assert bundled_record(built)["origin"] == "built from source, with Debian's crates, bundled in the wheel"
 
 
 def test_a_wheel_without_an_extension_fails_in_one_sentence(tmp_path):
