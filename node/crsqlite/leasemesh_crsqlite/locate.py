@@ -19,7 +19,7 @@ VERSION = "0.16.3"
 ENTRY_POINT = "sqlite3_crsqlite_init"
 
 # Part of the cache's path. Raise it whenever the way of building changes what comes out: old builds are then not used.
-RECIPE = 1
+RECIPE = 2
 
 _HOW_TO_GET = "run `python -m leasemesh_crsqlite get`, or set CRSQLITE_PATH to a cr-sqlite 0.16.3 file that you trust"
 
