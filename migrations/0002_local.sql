@@ -29,7 +29,7 @@ CREATE TABLE absorbed (
 ) STRICT;
 CREATE INDEX absorbed_by_last ON absorbed (last);
 
--- How far an unfinished transfer from `site` came, and the site's point at the snapshot that it was read from. Good for
+-- How far an unfinished transfer from `site` came, and the site's entry at the snapshot that it was read from. Good for
 -- continuing with that site alone, as long as its history includes the snapshot.
 CREATE TABLE resume (
     site BLOB NOT NULL PRIMARY KEY CHECK (length(site) = 16),

@@ -35,6 +35,13 @@ CREATE TRIGGER absorb_publication INSTEAD OF INSERT ON absorb_publication BEGIN
         WHERE publication IS NULL OR (excluded.at, excluded.publication) < (at, publication);
 END;
 
+-- An event that no publication holds and no run claims is not known any more.
+CREATE VIEW forget_event AS SELECT NULL AS event;
+CREATE TRIGGER forget_event INSTEAD OF INSERT ON forget_event BEGIN
+    DELETE FROM event_index
+    WHERE n = NEW.event AND publication IS NULL AND NOT EXISTS (SELECT 1 FROM claims WHERE claims.event = NEW.event);
+END;
+
 -- A deleted topic takes its events with it. An event that another publication also carries falls back to that one; one that is
 -- claimed keeps its row, without content.
 CREATE VIEW forget_publication AS SELECT NULL AS id, NULL AS ids;
@@ -48,9 +55,8 @@ CREATE TRIGGER forget_publication INSTEAD OF INSERT ON forget_publication BEGIN
     DELETE FROM event_copies
     WHERE event IN (SELECT e.n FROM json_each(NEW.ids) AS j CROSS JOIN event_index AS e WHERE e.id = unhex(j.value))
         AND 1 = (SELECT count(*) FROM event_copies AS c WHERE c.event = event_copies.event);
-    DELETE FROM event_index
-    WHERE publication IS NULL AND id IN (SELECT unhex(value) FROM json_each(NEW.ids))
-        AND NOT EXISTS (SELECT 1 FROM claims WHERE claims.event = event_index.n);
+    INSERT INTO forget_event
+        SELECT e.n FROM json_each(NEW.ids) AS j CROSS JOIN event_index AS e WHERE e.id = unhex(j.value);
 END;
 
 CREATE TRIGGER publications_inserted AFTER INSERT ON publications WHEN NEW.body <> '{}' BEGIN
@@ -67,19 +73,22 @@ END;
 
 -- Claims ----------------------------------------------------------------------------------------------------------------------
 
-CREATE VIEW derive_status AS SELECT NULL AS event;
+-- Who owns the events that `run` claims, in one statement: every piece of work takes this path twice. Or the one `event`, which some
+-- run claims.
+CREATE VIEW derive_status AS SELECT NULL AS run, NULL AS event;
 CREATE TRIGGER derive_status INSTEAD OF INSERT ON derive_status BEGIN
     UPDATE event_index SET (status, epoch, run) = (
         SELECT k.status, k.epoch, k.owner FROM ranked_claims AS k WHERE k.event = event_index.n
         ORDER BY k.precedence, k.recency, k.ended, k.at, k.id LIMIT 1)
-    WHERE n = NEW.event;
+    WHERE n IN (SELECT event FROM claims WHERE run = NEW.run UNION ALL SELECT NEW.event);
 END;
 
--- Which events of a run were done twice. Inserting is what happens; an outcome never goes away, but should a row say so, it counts.
-CREATE VIEW derive_duplicates AS SELECT NULL AS run;
+-- Which events that `run` claims were done twice, or whether the one `event` was. Inserting is what happens; an outcome never goes away,
+-- but should a row say so, it counts.
+CREATE VIEW derive_duplicates AS SELECT NULL AS run, NULL AS event;
 CREATE TRIGGER derive_duplicates INSTEAD OF INSERT ON derive_duplicates BEGIN
     DELETE FROM duplicates
-    WHERE event IN (SELECT event FROM claims WHERE run = NEW.run)
+    WHERE event IN (SELECT event FROM claims WHERE run = NEW.run UNION ALL SELECT NEW.event)
         AND NOT EXISTS (SELECT 1 FROM done_twice AS d WHERE d.event = duplicates.event);
     INSERT INTO duplicates SELECT d.event FROM done_twice AS d WHERE d.run = NEW.run ON CONFLICT DO NOTHING;
 END;
@@ -107,7 +116,7 @@ CREATE TRIGGER absorb_reservation INSTEAD OF INSERT ON absorb_reservation BEGIN
         ON CONFLICT DO NOTHING;
     INSERT INTO absorb_state VALUES (NEW.id, NEW.state);
     INSERT INTO absorb_outcome SELECT work FROM mutations WHERE id = NEW.id AND work IS NOT NULL;
-    INSERT INTO derive_duplicates
+    INSERT INTO derive_duplicates (run)
         SELECT r.n FROM mutations AS m CROSS JOIN run_index AS r WHERE m.id = NEW.id AND m.status = 'applied' AND r.id = m.id;
 END;
 
@@ -116,30 +125,22 @@ CREATE TRIGGER absorb_state INSTEAD OF INSERT ON absorb_state BEGIN
     UPDATE run_index SET state = CASE NEW.state WHEN 'released' THEN 1 WHEN 'lost' THEN 2 WHEN 'settled 3 consumed' THEN 3
         WHEN 'settled 2 skipped' THEN 4 WHEN 'settled 1 dead' THEN 5 ELSE 0 END -- A word of a later version: better held than done twice.
     WHERE id = NEW.id;
-    -- The same as derive_status for each event, in one statement: this is the path that every piece of work takes twice.
-    UPDATE event_index SET (status, epoch, run) = (
-        SELECT k.status, k.epoch, k.owner FROM ranked_claims AS k WHERE k.event = event_index.n
-        ORDER BY k.precedence, k.recency, k.ended, k.at, k.id LIMIT 1)
-    WHERE n IN (SELECT event FROM claims WHERE run = (SELECT n FROM run_index WHERE id = NEW.id));
-    INSERT INTO derive_duplicates SELECT n FROM run_index WHERE id = NEW.id AND NEW.state = 'settled 3 consumed';
+    INSERT INTO derive_status (run) SELECT n FROM run_index WHERE id = NEW.id;
+    INSERT INTO derive_duplicates (run) SELECT n FROM run_index WHERE id = NEW.id AND NEW.state = 'settled 3 consumed';
 END;
 
-CREATE VIEW forget_reservation AS SELECT NULL AS id, NULL AS events;
+CREATE VIEW forget_claim AS SELECT NULL AS event, NULL AS run;
+CREATE TRIGGER forget_claim INSTEAD OF INSERT ON forget_claim BEGIN
+    DELETE FROM claims WHERE event = NEW.event AND run = NEW.run;
+    UPDATE event_index SET status = 0, epoch = 0, run = NULL WHERE n = NEW.event;
+    INSERT INTO derive_status (event) SELECT NEW.event WHERE EXISTS (SELECT 1 FROM claims WHERE event = NEW.event);
+    INSERT INTO derive_duplicates (event) VALUES (NEW.event);
+    INSERT INTO forget_event VALUES (NEW.event);
+END;
+CREATE VIEW forget_reservation AS SELECT NULL AS id;
 CREATE TRIGGER forget_reservation INSTEAD OF INSERT ON forget_reservation BEGIN
-    DELETE FROM claims WHERE run = (SELECT n FROM run_index WHERE id = NEW.id);
+    INSERT INTO forget_claim SELECT c.event, c.run FROM run_index AS r CROSS JOIN claims AS c WHERE r.id = NEW.id AND c.run = r.n;
     DELETE FROM run_index WHERE id = NEW.id;
-    UPDATE event_index SET status = 0, epoch = 0, run = NULL
-        WHERE id IN (SELECT unhex(substr(value, 1, 32)) FROM json_each(NEW.events));
-    INSERT INTO derive_status
-        SELECT e.n FROM json_each(NEW.events) AS j CROSS JOIN event_index AS e
-        WHERE e.id = unhex(substr(j.value, 1, 32)) AND EXISTS (SELECT 1 FROM claims WHERE claims.event = e.n);
-    DELETE FROM duplicates WHERE event IN (
-        SELECT e.n FROM json_each(NEW.events) AS j CROSS JOIN event_index AS e
-        WHERE e.id = unhex(substr(j.value, 1, 32))
-            AND NOT EXISTS (SELECT 1 FROM done_twice AS d WHERE d.event = e.n));
-    DELETE FROM event_index
-    WHERE publication IS NULL AND id IN (SELECT unhex(substr(value, 1, 32)) FROM json_each(NEW.events))
-        AND NOT EXISTS (SELECT 1 FROM claims WHERE claims.event = event_index.n);
 END;
 
 CREATE TRIGGER reservations_inserted AFTER INSERT ON reservations WHEN NEW.body <> '{}' BEGIN
@@ -148,15 +149,15 @@ END;
 CREATE TRIGGER reservations_settled AFTER UPDATE ON reservations
 WHEN NEW.body = OLD.body AND NEW.state <> OLD.state AND NEW.body <> '{}' BEGIN
     INSERT INTO absorb_state VALUES (NEW.id, NEW.state);
-    INSERT INTO derive_duplicates SELECT n FROM run_index WHERE id = NEW.id AND OLD.state = 'settled 3 consumed';
+    INSERT INTO derive_duplicates (run) SELECT n FROM run_index WHERE id = NEW.id AND OLD.state = 'settled 3 consumed';
 END;
 -- The body arrives after the state; or it changes, which it never should: then the last one counts, on every device.
 CREATE TRIGGER reservations_rewritten AFTER UPDATE ON reservations WHEN NEW.body <> OLD.body BEGIN
-    INSERT INTO forget_reservation SELECT OLD.id, OLD.body -> '$.events' WHERE OLD.body <> '{}';
+    INSERT INTO forget_reservation VALUES (OLD.id);
     INSERT INTO absorb_reservation SELECT * FROM reserved WHERE id = NEW.id;
 END;
 CREATE TRIGGER reservations_deleted AFTER DELETE ON reservations WHEN OLD.body <> '{}' BEGIN
-    INSERT INTO forget_reservation VALUES (OLD.id, OLD.body -> '$.events');
+    INSERT INTO forget_reservation VALUES (OLD.id);
 END;
 
 -- Effects and permits ---------------------------------------------------------------------------------------------------------
@@ -167,17 +168,17 @@ CREATE TRIGGER absorb_effect INSTEAD OF INSERT ON absorb_effect BEGIN
     UPDATE run_index SET effect = (SELECT f.effect FROM run_effects AS f WHERE f.run = NEW.run) WHERE id = NEW.run;
 END;
 CREATE TRIGGER run_index_decided AFTER UPDATE OF effect ON run_index WHEN NEW.effect <> OLD.effect BEGIN
-    INSERT INTO derive_status SELECT event FROM claims WHERE run = NEW.n;
+    INSERT INTO derive_status (run) VALUES (NEW.n);
 END;
 
-CREATE VIEW absorb_permit AS SELECT NULL AS id;
+CREATE VIEW absorb_permit AS SELECT NULL AS id, NULL AS run;
 CREATE TRIGGER absorb_permit INSTEAD OF INSERT ON absorb_permit BEGIN
     DELETE FROM permitted_events WHERE permit = NEW.id;
     INSERT INTO permitted_events
         SELECT unhex(j.value), p.id FROM standing_permits AS p CROSS JOIN json_each(p.body, '$.events') AS j
         WHERE p.id = NEW.id AND length(unhex(j.value)) = 16
         ON CONFLICT DO NOTHING;
-    INSERT INTO absorb_effect SELECT p.run FROM permits AS p WHERE p.id = NEW.id;
+    INSERT INTO absorb_effect VALUES (NEW.run);
 END;
 CREATE VIEW absorb_permit_request AS SELECT NULL AS run;
 CREATE TRIGGER absorb_permit_request INSTEAD OF INSERT ON absorb_permit_request BEGIN
@@ -186,7 +187,7 @@ CREATE TRIGGER absorb_permit_request INSTEAD OF INSERT ON absorb_permit_request 
         SELECT q.id, unhex(q.body ->> '$.node'), q.generation FROM permit_requests AS q
         WHERE q.id = NEW.run AND q.body <> '{}' AND NOT q.withdrawn
             AND NOT EXISTS (SELECT 1 FROM permits AS p WHERE p.run = q.id AND p.generation = q.generation);
-    INSERT INTO absorb_permit SELECT p.id FROM permits AS p WHERE p.run = NEW.run;
+    INSERT INTO absorb_permit SELECT p.id, p.run FROM permits AS p WHERE p.run = NEW.run;
 END;
 
 -- What is known of a work has changed: for its runs, those that go on with it, and the permits that stand for it.
@@ -194,7 +195,7 @@ CREATE VIEW absorb_outcome AS SELECT NULL AS work;
 CREATE TRIGGER absorb_outcome INSTEAD OF INSERT ON absorb_outcome BEGIN
     INSERT INTO absorb_effect
         SELECT id FROM mutations WHERE work = NEW.work UNION SELECT id FROM reservations WHERE work = NEW.work;
-    INSERT INTO absorb_permit SELECT p.id FROM permits AS p WHERE p.work = NEW.work;
+    INSERT INTO absorb_permit SELECT p.id, p.run FROM permits AS p WHERE p.work = NEW.work;
 END;
 
 -- An entry of the ledger, of run `run` about `work`, has come, changed or gone. It should be about the work that its run's permit is for;
@@ -204,20 +205,20 @@ CREATE TRIGGER absorb_entry INSTEAD OF INSERT ON absorb_entry BEGIN
     INSERT INTO absorb_effect SELECT NEW.run
         WHERE NOT EXISTS (SELECT 1 FROM mutations AS m WHERE m.id = NEW.run AND m.work = NEW.work); -- absorb_outcome finds it
     INSERT INTO absorb_outcome SELECT NEW.work WHERE NEW.work IS NOT NULL;
-    INSERT INTO absorb_permit SELECT p.id FROM permits AS p WHERE p.run = NEW.run AND p.work IS NOT NEW.work;
+    INSERT INTO absorb_permit SELECT p.id, p.run FROM permits AS p WHERE p.run = NEW.run AND p.work IS NOT NEW.work;
 END;
 CREATE TRIGGER mutations_inserted AFTER INSERT ON mutations WHEN NEW.work IS NOT NULL BEGIN
     INSERT INTO absorb_entry VALUES (NEW.id, NEW.work);
-    INSERT INTO derive_duplicates SELECT n FROM run_index WHERE id = NEW.id AND NEW.status = 'applied';
+    INSERT INTO derive_duplicates (run) SELECT n FROM run_index WHERE id = NEW.id AND NEW.status = 'applied';
 END;
 CREATE TRIGGER mutations_updated AFTER UPDATE ON mutations WHEN NEW.status <> OLD.status OR NEW.work IS NOT OLD.work BEGIN
     INSERT INTO absorb_entry SELECT OLD.id, OLD.work WHERE OLD.work IS NOT NULL AND NEW.work IS NOT OLD.work;
     INSERT INTO absorb_entry VALUES (NEW.id, NEW.work);
-    INSERT INTO derive_duplicates SELECT n FROM run_index WHERE id = NEW.id AND 'applied' IN (OLD.status, NEW.status);
+    INSERT INTO derive_duplicates (run) SELECT n FROM run_index WHERE id = NEW.id AND 'applied' IN (OLD.status, NEW.status);
 END;
 CREATE TRIGGER mutations_deleted AFTER DELETE ON mutations WHEN OLD.work IS NOT NULL BEGIN
     INSERT INTO absorb_entry VALUES (OLD.id, OLD.work);
-    INSERT INTO derive_duplicates SELECT n FROM run_index WHERE id = OLD.id AND OLD.status = 'applied';
+    INSERT INTO derive_duplicates (run) SELECT n FROM run_index WHERE id = OLD.id AND OLD.status = 'applied';
 END;
 
 CREATE TRIGGER verdicts_inserted AFTER INSERT ON verdicts WHEN NEW.work IS NOT NULL BEGIN
@@ -235,14 +236,11 @@ CREATE TRIGGER permits_inserted AFTER INSERT ON permits WHEN NEW.body <> '{}' BE
     INSERT INTO absorb_permit_request VALUES (NEW.run);
 END;
 CREATE TRIGGER permits_updated AFTER UPDATE ON permits WHEN NEW.body <> OLD.body BEGIN
-    INSERT INTO absorb_permit VALUES (NEW.id);
-    INSERT INTO absorb_effect SELECT OLD.run WHERE OLD.run IS NOT NULL;
-    INSERT INTO absorb_permit_request SELECT OLD.run WHERE OLD.run IS NOT NULL;
-    INSERT INTO absorb_permit_request SELECT NEW.run WHERE NEW.run IS NOT NULL;
+    INSERT INTO absorb_permit VALUES (OLD.id, OLD.run); -- A run that is NULL is no row anywhere.
+    INSERT INTO absorb_permit_request VALUES (OLD.run), (NEW.run);
 END;
 CREATE TRIGGER permits_deleted AFTER DELETE ON permits WHEN OLD.body <> '{}' BEGIN
-    INSERT INTO absorb_permit VALUES (OLD.id);
-    INSERT INTO absorb_effect VALUES (OLD.run);
+    INSERT INTO absorb_permit VALUES (OLD.id, OLD.run);
     INSERT INTO absorb_permit_request VALUES (OLD.run);
 END;
 

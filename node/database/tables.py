@@ -45,6 +45,7 @@ class Table:
         json: the columns that hold JSON, or a word with JSON behind it.
         derive: for a fact from which others follow: the statement that derives them, of the fact's id.
         content: for a derived table: what it says, without the local numbers, which depend on the order of arrival.
+            Each row of the table is a row of it, also one that belongs to nothing.
         wakes: who may have something to do when it changes.
     """
 
@@ -105,7 +106,7 @@ TABLES = (
         "a decision on a request",
         "its node",
         json=("body",),
-        derive="INSERT INTO absorb_permit SELECT id FROM permits WHERE id = ? AND body <> '{}'",
+        derive="INSERT INTO absorb_permit SELECT id, run FROM permits WHERE id = ? AND body <> '{}'",
         wakes=("handlers", "authority"),
     ),
     Table(
@@ -140,7 +141,7 @@ TABLES = (
         "a publication of an event that was published more than once",
         "triggers",
         content="SELECT e.id, c.publication, c.position, c.topic, c.at FROM event_copies AS c "
-        "JOIN event_index AS e ON e.n = c.event",
+        "LEFT JOIN event_index AS e ON e.n = c.event",
     ),
     Table(
         "run_index", "a run that claims events", "triggers", content="SELECT id, node, state, effect, at FROM run_index"
@@ -149,14 +150,14 @@ TABLES = (
         "claims",
         "a run's claim on an event",
         "triggers",
-        content="SELECT e.id, r.id, c.epoch FROM claims AS c JOIN event_index AS e ON e.n = c.event "
-        "JOIN run_index AS r ON r.n = c.run",
+        content="SELECT e.id, r.id, c.epoch FROM claims AS c LEFT JOIN event_index AS e ON e.n = c.event "
+        "LEFT JOIN run_index AS r ON r.n = c.run",
     ),
     Table(
         "duplicates",
         "an event that was done twice",
         "triggers",
-        content="SELECT e.id FROM duplicates AS d JOIN event_index AS e ON e.n = d.event",
+        content="SELECT e.id FROM duplicates AS d LEFT JOIN event_index AS e ON e.n = d.event",
     ),
     Table(
         "permitted_events",

@@ -8,7 +8,7 @@ CREATE TRIGGER absorb_entry INSTEAD OF INSERT ON absorb_entry BEGIN
     INSERT INTO absorb_effect SELECT NEW.run
         WHERE NOT EXISTS (SELECT 1 FROM mutations AS m WHERE m.id = NEW.run AND m.work = NEW.work); -- absorb_outcome finds it
     INSERT INTO absorb_outcome SELECT NEW.work WHERE NEW.work IS NOT NULL;
-    INSERT INTO absorb_permit SELECT p.id FROM permits AS p WHERE p.run = NEW.run AND p.work IS NOT NEW.work;
+    INSERT INTO absorb_permit SELECT p.id, p.run FROM permits AS p WHERE p.run = NEW.run AND p.work IS NOT NEW.work;
 END;
 
 CREATE VIEW absorb_entry AS SELECT NULL AS run, NULL AS work;
@@ -16,7 +16,7 @@ CREATE VIEW absorb_entry AS SELECT NULL AS run, NULL AS work;
 CREATE TRIGGER absorb_outcome INSTEAD OF INSERT ON absorb_outcome BEGIN
     INSERT INTO absorb_effect
         SELECT id FROM mutations WHERE work = NEW.work UNION SELECT id FROM reservations WHERE work = NEW.work;
-    INSERT INTO absorb_permit SELECT p.id FROM permits AS p WHERE p.work = NEW.work;
+    INSERT INTO absorb_permit SELECT p.id, p.run FROM permits AS p WHERE p.work = NEW.work;
 END;
 
 CREATE VIEW absorb_outcome AS SELECT NULL AS work;
@@ -27,10 +27,10 @@ CREATE TRIGGER absorb_permit INSTEAD OF INSERT ON absorb_permit BEGIN
         SELECT unhex(j.value), p.id FROM standing_permits AS p CROSS JOIN json_each(p.body, '$.events') AS j
         WHERE p.id = NEW.id AND length(unhex(j.value)) = 16
         ON CONFLICT DO NOTHING;
-    INSERT INTO absorb_effect SELECT p.run FROM permits AS p WHERE p.id = NEW.id;
+    INSERT INTO absorb_effect VALUES (NEW.run);
 END;
 
-CREATE VIEW absorb_permit AS SELECT NULL AS id;
+CREATE VIEW absorb_permit AS SELECT NULL AS id, NULL AS run;
 
 CREATE TRIGGER absorb_permit_request INSTEAD OF INSERT ON absorb_permit_request BEGIN
     DELETE FROM waiting_permits WHERE run = NEW.run;
@@ -38,7 +38,7 @@ CREATE TRIGGER absorb_permit_request INSTEAD OF INSERT ON absorb_permit_request 
         SELECT q.id, unhex(q.body ->> '$.node'), q.generation FROM permit_requests AS q
         WHERE q.id = NEW.run AND q.body <> '{}' AND NOT q.withdrawn
             AND NOT EXISTS (SELECT 1 FROM permits AS p WHERE p.run = q.id AND p.generation = q.generation);
-    INSERT INTO absorb_permit SELECT p.id FROM permits AS p WHERE p.run = NEW.run;
+    INSERT INTO absorb_permit SELECT p.id, p.run FROM permits AS p WHERE p.run = NEW.run;
 END;
 
 CREATE VIEW absorb_permit_request AS SELECT NULL AS run;
@@ -80,7 +80,7 @@ CREATE TRIGGER absorb_reservation INSTEAD OF INSERT ON absorb_reservation BEGIN
         ON CONFLICT DO NOTHING;
     INSERT INTO absorb_state VALUES (NEW.id, NEW.state);
     INSERT INTO absorb_outcome SELECT work FROM mutations WHERE id = NEW.id AND work IS NOT NULL;
-    INSERT INTO derive_duplicates
+    INSERT INTO derive_duplicates (run)
         SELECT r.n FROM mutations AS m CROSS JOIN run_index AS r WHERE m.id = NEW.id AND m.status = 'applied' AND r.id = m.id;
 END;
 
@@ -90,12 +90,8 @@ CREATE TRIGGER absorb_state INSTEAD OF INSERT ON absorb_state BEGIN
     UPDATE run_index SET state = CASE NEW.state WHEN 'released' THEN 1 WHEN 'lost' THEN 2 WHEN 'settled 3 consumed' THEN 3
         WHEN 'settled 2 skipped' THEN 4 WHEN 'settled 1 dead' THEN 5 ELSE 0 END -- A word of a later version: better held than done twice.
     WHERE id = NEW.id;
-    -- The same as derive_status for each event, in one statement: this is the path that every piece of work takes twice.
-    UPDATE event_index SET (status, epoch, run) = (
-        SELECT k.status, k.epoch, k.owner FROM ranked_claims AS k WHERE k.event = event_index.n
-        ORDER BY k.precedence, k.recency, k.ended, k.at, k.id LIMIT 1)
-    WHERE n IN (SELECT event FROM claims WHERE run = (SELECT n FROM run_index WHERE id = NEW.id));
-    INSERT INTO derive_duplicates SELECT n FROM run_index WHERE id = NEW.id AND NEW.state = 'settled 3 consumed';
+    INSERT INTO derive_status (run) SELECT n FROM run_index WHERE id = NEW.id;
+    INSERT INTO derive_duplicates (run) SELECT n FROM run_index WHERE id = NEW.id AND NEW.state = 'settled 3 consumed';
 END;
 
 CREATE VIEW absorb_state AS SELECT NULL AS id, NULL AS state;
@@ -159,21 +155,21 @@ CREATE INDEX claims_by_run ON claims (run);
 
 CREATE TRIGGER derive_duplicates INSTEAD OF INSERT ON derive_duplicates BEGIN
     DELETE FROM duplicates
-    WHERE event IN (SELECT event FROM claims WHERE run = NEW.run)
+    WHERE event IN (SELECT event FROM claims WHERE run = NEW.run UNION ALL SELECT NEW.event)
         AND NOT EXISTS (SELECT 1 FROM done_twice AS d WHERE d.event = duplicates.event);
     INSERT INTO duplicates SELECT d.event FROM done_twice AS d WHERE d.run = NEW.run ON CONFLICT DO NOTHING;
 END;
 
-CREATE VIEW derive_duplicates AS SELECT NULL AS run;
+CREATE VIEW derive_duplicates AS SELECT NULL AS run, NULL AS event;
 
 CREATE TRIGGER derive_status INSTEAD OF INSERT ON derive_status BEGIN
     UPDATE event_index SET (status, epoch, run) = (
         SELECT k.status, k.epoch, k.owner FROM ranked_claims AS k WHERE k.event = event_index.n
         ORDER BY k.precedence, k.recency, k.ended, k.at, k.id LIMIT 1)
-    WHERE n = NEW.event;
+    WHERE n IN (SELECT event FROM claims WHERE run = NEW.run UNION ALL SELECT NEW.event);
 END;
 
-CREATE VIEW derive_status AS SELECT NULL AS event;
+CREATE VIEW derive_status AS SELECT NULL AS run, NULL AS event;
 
 CREATE TABLE devices (
     id BLOB NOT NULL PRIMARY KEY CHECK (typeof(id) = 'blob' AND length(id) = 16),
@@ -261,6 +257,23 @@ FROM event_index AS e
 JOIN publications AS p ON p.id = e.publication
 LEFT JOIN run_index AS r ON r.n = e.run;
 
+CREATE TRIGGER forget_claim INSTEAD OF INSERT ON forget_claim BEGIN
+    DELETE FROM claims WHERE event = NEW.event AND run = NEW.run;
+    UPDATE event_index SET status = 0, epoch = 0, run = NULL WHERE n = NEW.event;
+    INSERT INTO derive_status (event) SELECT NEW.event WHERE EXISTS (SELECT 1 FROM claims WHERE event = NEW.event);
+    INSERT INTO derive_duplicates (event) VALUES (NEW.event);
+    INSERT INTO forget_event VALUES (NEW.event);
+END;
+
+CREATE VIEW forget_claim AS SELECT NULL AS event, NULL AS run;
+
+CREATE TRIGGER forget_event INSTEAD OF INSERT ON forget_event BEGIN
+    DELETE FROM event_index
+    WHERE n = NEW.event AND publication IS NULL AND NOT EXISTS (SELECT 1 FROM claims WHERE claims.event = NEW.event);
+END;
+
+CREATE VIEW forget_event AS SELECT NULL AS event;
+
 CREATE TRIGGER forget_publication INSTEAD OF INSERT ON forget_publication BEGIN
     DELETE FROM event_copies WHERE publication = NEW.id AND event IN (
         SELECT e.n FROM json_each(NEW.ids) AS j CROSS JOIN event_index AS e WHERE e.id = unhex(j.value));
@@ -271,31 +284,18 @@ CREATE TRIGGER forget_publication INSTEAD OF INSERT ON forget_publication BEGIN
     DELETE FROM event_copies
     WHERE event IN (SELECT e.n FROM json_each(NEW.ids) AS j CROSS JOIN event_index AS e WHERE e.id = unhex(j.value))
         AND 1 = (SELECT count(*) FROM event_copies AS c WHERE c.event = event_copies.event);
-    DELETE FROM event_index
-    WHERE publication IS NULL AND id IN (SELECT unhex(value) FROM json_each(NEW.ids))
-        AND NOT EXISTS (SELECT 1 FROM claims WHERE claims.event = event_index.n);
+    INSERT INTO forget_event
+        SELECT e.n FROM json_each(NEW.ids) AS j CROSS JOIN event_index AS e WHERE e.id = unhex(j.value);
 END;
 
 CREATE VIEW forget_publication AS SELECT NULL AS id, NULL AS ids;
 
 CREATE TRIGGER forget_reservation INSTEAD OF INSERT ON forget_reservation BEGIN
-    DELETE FROM claims WHERE run = (SELECT n FROM run_index WHERE id = NEW.id);
+    INSERT INTO forget_claim SELECT c.event, c.run FROM run_index AS r CROSS JOIN claims AS c WHERE r.id = NEW.id AND c.run = r.n;
     DELETE FROM run_index WHERE id = NEW.id;
-    UPDATE event_index SET status = 0, epoch = 0, run = NULL
-        WHERE id IN (SELECT unhex(substr(value, 1, 32)) FROM json_each(NEW.events));
-    INSERT INTO derive_status
-        SELECT e.n FROM json_each(NEW.events) AS j CROSS JOIN event_index AS e
-        WHERE e.id = unhex(substr(j.value, 1, 32)) AND EXISTS (SELECT 1 FROM claims WHERE claims.event = e.n);
-    DELETE FROM duplicates WHERE event IN (
-        SELECT e.n FROM json_each(NEW.events) AS j CROSS JOIN event_index AS e
-        WHERE e.id = unhex(substr(j.value, 1, 32))
-            AND NOT EXISTS (SELECT 1 FROM done_twice AS d WHERE d.event = e.n));
-    DELETE FROM event_index
-    WHERE publication IS NULL AND id IN (SELECT unhex(substr(value, 1, 32)) FROM json_each(NEW.events))
-        AND NOT EXISTS (SELECT 1 FROM claims WHERE claims.event = event_index.n);
 END;
 
-CREATE VIEW forget_reservation AS SELECT NULL AS id, NULL AS events;
+CREATE VIEW forget_reservation AS SELECT NULL AS id;
 
 CREATE TABLE handler_blocks (
     id BLOB NOT NULL PRIMARY KEY CHECK (typeof(id) = 'blob' AND length(id) = 16),
@@ -461,18 +461,18 @@ CREATE TRIGGER "mutations__pk_guard" BEFORE UPDATE ON "mutations" WHEN NEW."id" 
 
 CREATE TRIGGER mutations_deleted AFTER DELETE ON mutations WHEN OLD.work IS NOT NULL BEGIN
     INSERT INTO absorb_entry VALUES (OLD.id, OLD.work);
-    INSERT INTO derive_duplicates SELECT n FROM run_index WHERE id = OLD.id AND OLD.status = 'applied';
+    INSERT INTO derive_duplicates (run) SELECT n FROM run_index WHERE id = OLD.id AND OLD.status = 'applied';
 END;
 
 CREATE TRIGGER mutations_inserted AFTER INSERT ON mutations WHEN NEW.work IS NOT NULL BEGIN
     INSERT INTO absorb_entry VALUES (NEW.id, NEW.work);
-    INSERT INTO derive_duplicates SELECT n FROM run_index WHERE id = NEW.id AND NEW.status = 'applied';
+    INSERT INTO derive_duplicates (run) SELECT n FROM run_index WHERE id = NEW.id AND NEW.status = 'applied';
 END;
 
 CREATE TRIGGER mutations_updated AFTER UPDATE ON mutations WHEN NEW.status <> OLD.status OR NEW.work IS NOT OLD.work BEGIN
     INSERT INTO absorb_entry SELECT OLD.id, OLD.work WHERE OLD.work IS NOT NULL AND NEW.work IS NOT OLD.work;
     INSERT INTO absorb_entry VALUES (NEW.id, NEW.work);
-    INSERT INTO derive_duplicates SELECT n FROM run_index WHERE id = NEW.id AND 'applied' IN (OLD.status, NEW.status);
+    INSERT INTO derive_duplicates (run) SELECT n FROM run_index WHERE id = NEW.id AND 'applied' IN (OLD.status, NEW.status);
 END;
 
 CREATE TABLE node (
@@ -543,8 +543,7 @@ CREATE INDEX permits_by_work ON permits (work);
 CREATE TRIGGER "permits__pk_guard" BEFORE UPDATE ON "permits" WHEN NEW."id" IS NOT OLD."id" BEGIN SELECT RAISE(ABORT, 'a primary key of permits cannot change: insert a new row and delete the old'); END;
 
 CREATE TRIGGER permits_deleted AFTER DELETE ON permits WHEN OLD.body <> '{}' BEGIN
-    INSERT INTO absorb_permit VALUES (OLD.id);
-    INSERT INTO absorb_effect VALUES (OLD.run);
+    INSERT INTO absorb_permit VALUES (OLD.id, OLD.run);
     INSERT INTO absorb_permit_request VALUES (OLD.run);
 END;
 
@@ -553,10 +552,8 @@ CREATE TRIGGER permits_inserted AFTER INSERT ON permits WHEN NEW.body <> '{}' BE
 END;
 
 CREATE TRIGGER permits_updated AFTER UPDATE ON permits WHEN NEW.body <> OLD.body BEGIN
-    INSERT INTO absorb_permit VALUES (NEW.id);
-    INSERT INTO absorb_effect SELECT OLD.run WHERE OLD.run IS NOT NULL;
-    INSERT INTO absorb_permit_request SELECT OLD.run WHERE OLD.run IS NOT NULL;
-    INSERT INTO absorb_permit_request SELECT NEW.run WHERE NEW.run IS NOT NULL;
+    INSERT INTO absorb_permit VALUES (OLD.id, OLD.run); -- A run that is NULL is no row anywhere.
+    INSERT INTO absorb_permit_request VALUES (OLD.run), (NEW.run);
 END;
 
 CREATE VIEW permitted_effects AS
@@ -689,7 +686,7 @@ CREATE INDEX reservations_by_work ON reservations (work) WHERE work IS NOT NULL;
 CREATE TRIGGER "reservations__pk_guard" BEFORE UPDATE ON "reservations" WHEN NEW."id" IS NOT OLD."id" BEGIN SELECT RAISE(ABORT, 'a primary key of reservations cannot change: insert a new row and delete the old'); END;
 
 CREATE TRIGGER reservations_deleted AFTER DELETE ON reservations WHEN OLD.body <> '{}' BEGIN
-    INSERT INTO forget_reservation VALUES (OLD.id, OLD.body -> '$.events');
+    INSERT INTO forget_reservation VALUES (OLD.id);
 END;
 
 CREATE TRIGGER reservations_inserted AFTER INSERT ON reservations WHEN NEW.body <> '{}' BEGIN
@@ -697,14 +694,14 @@ CREATE TRIGGER reservations_inserted AFTER INSERT ON reservations WHEN NEW.body 
 END;
 
 CREATE TRIGGER reservations_rewritten AFTER UPDATE ON reservations WHEN NEW.body <> OLD.body BEGIN
-    INSERT INTO forget_reservation SELECT OLD.id, OLD.body -> '$.events' WHERE OLD.body <> '{}';
+    INSERT INTO forget_reservation VALUES (OLD.id);
     INSERT INTO absorb_reservation SELECT * FROM reserved WHERE id = NEW.id;
 END;
 
 CREATE TRIGGER reservations_settled AFTER UPDATE ON reservations
 WHEN NEW.body = OLD.body AND NEW.state <> OLD.state AND NEW.body <> '{}' BEGIN
     INSERT INTO absorb_state VALUES (NEW.id, NEW.state);
-    INSERT INTO derive_duplicates SELECT n FROM run_index WHERE id = NEW.id AND OLD.state = 'settled 3 consumed';
+    INSERT INTO derive_duplicates (run) SELECT n FROM run_index WHERE id = NEW.id AND OLD.state = 'settled 3 consumed';
 END;
 
 CREATE VIEW reserved AS
@@ -743,7 +740,7 @@ CREATE INDEX run_index_held ON run_index (n) WHERE state = 0;
 CREATE INDEX run_index_kept ON run_index (n) WHERE state IN (1, 2) AND effect >= 2;
 
 CREATE TRIGGER run_index_decided AFTER UPDATE OF effect ON run_index WHEN NEW.effect <> OLD.effect BEGIN
-    INSERT INTO derive_status SELECT event FROM claims WHERE run = NEW.n;
+    INSERT INTO derive_status (run) VALUES (NEW.n);
 END;
 
 CREATE VIEW run_roots AS

@@ -6,6 +6,7 @@ import pytest
 from handling import publish, run_of, statuses, to_end, until
 
 from leasemesh import Applied, IllegalState, LeaseLost, Node, NotApplied, RetryRule, effect
+from leasemesh.node.database.tables import TABLES
 from leasemesh.node.execution import script
 
 
@@ -238,9 +239,5 @@ def test_start_up_recovery_marked_other_devices_live_runs_as_crashed(device_lab,
 def test_store_tests_ran_on_plain_tables_so_a_schema_that_cr_sqlite_refuses_passed_them(open_node):
     """Every test here runs on the file that the product makes: its tables of facts are replicated ones."""
     node = open_node("a")
-    replicated = set(node.database.replicated_tables())
-    assert replicated >= {
-        "topics", "publications", "reservations", "handler_runs", "mutations", "verdicts", "handler_state",
-        "handler_blocks", "script_runs", "workflows",
-    }  # fmt: skip
+    assert set(node.database.replicated_tables()) == {table.name for table in TABLES if table.replicated}
     publish(node, "one")

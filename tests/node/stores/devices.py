@@ -10,6 +10,7 @@ import apsw
 
 from leasemesh.node.database.file import Database
 from leasemesh.node.database.migrate import own_migrations, upgrade
+from leasemesh.node.database.tables import TABLES
 from leasemesh.node.model import ids
 from leasemesh.node.replication.version_vectors import StateReader, raise_vector
 from leasemesh.node.stores import Stores
@@ -17,25 +18,8 @@ from leasemesh.node.stores import Stores
 NOW_MS = 1_700_000_000_000
 HOSTILE_SITE = b"a hostile device"
 COLUMNS = '"table", pk, cid, val, col_version, db_version, site_id, cl, seq'
-FACTS = (
-    "topics", "publications", "reservations", "handler_runs", "mutations", "verdicts", "handler_state",
-    "permit_requests", "permits", "authorities", "authority_fences", "modes",
-    "handler_blocks", "devices",
-)  # fmt: skip
-
-# What the derived tables say, without the local numbers of rows.
-DERIVED = {
-    "event_index": "SELECT e.id, e.publication, e.position, e.topic, e.at, e.status, e.epoch, r.id "
-    "FROM event_index AS e LEFT JOIN run_index AS r ON r.n = e.run",
-    "event_copies": "SELECT e.id, c.publication, c.position, c.topic, c.at FROM event_copies AS c "
-    "LEFT JOIN event_index AS e ON e.n = c.event",
-    "run_index": "SELECT id, node, state, effect, at FROM run_index",
-    "claims": "SELECT e.id, r.id, c.epoch FROM claims AS c LEFT JOIN event_index AS e ON e.n = c.event "
-    "LEFT JOIN run_index AS r ON r.n = c.run",
-    "duplicates": "SELECT e.id FROM duplicates AS d LEFT JOIN event_index AS e ON e.n = d.event",
-    "permitted_events": "SELECT event, permit FROM permitted_events",
-    "waiting_permits": "SELECT run, node, generation FROM waiting_permits",
-}
+FACTS = tuple(table.name for table in TABLES if table.replicated and table.json)
+DERIVED = {table.name: table.content for table in TABLES if table.content}
 
 
 class RolledBack(Exception):

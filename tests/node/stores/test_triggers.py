@@ -447,3 +447,38 @@ def test_peek_takes_only_what_it_uses():
     assert list(inspect.signature(EventReader.peek).parameters) == [
         "self", "workflow", "topic", "limit", "status", "permitted",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [("claims", "998, 999, 1"), ("event_copies", "998, zeroblob(16), 0, zeroblob(16), 0"), ("duplicates", "998")],
+)
+def test_a_rebuild_finds_rows_that_belong_to_no_event(device, table, row):
+    with device.database.transaction(replicated=False) as transaction:
+        transaction.execute(f"INSERT INTO {table} VALUES ({row})")
+    assert rebuild(device.database).corrected == {table: 1}
+    assert rebuild(device.database).corrected == {}
+
+
+def test_a_permit_that_changes_its_run_stands_for_the_new_one_only(device):
+    device.publish("a", "b")
+    runs = [device.reserve(name) for name in ("a", "b")]
+    works = [work_of(run) for run in runs]
+    for run, work, name in zip(runs, works, ("a", "b"), strict=True):
+        assert device.forge("permit_requests", bytes.fromhex(run), request_body(work, [event_of(name)]))
+        assert device.forge("verdicts", bytes.fromhex(work), verdict_body(work, "happened"))
+
+    def stands():
+        effects = dict(device.query("SELECT lower(hex(id)), effect FROM run_index"))
+        waiting = {run.hex() for (run,) in device.query("SELECT run FROM waiting_permits")}
+        assert rebuild(device.database).corrected == {}
+        return [(effects[run], run in waiting) for run in runs]
+
+    assert stands() == [(0, True), (0, True)]
+    for version, number in ((1, 0), (2, 1)):
+        body = permit_body(runs[number], works[number], [event_of("ab"[number])])
+        assert device.forge("permits", RUN, body, version=version)
+        assert stands() == [(3, False), (0, True)][:: 1 if number == 0 else -1]
+    with device.database.transaction() as transaction:
+        transaction.execute("DELETE FROM permits")
+    assert stands() == [(0, True), (0, True)]
