@@ -54,7 +54,6 @@ STATUS_STYLES = {
     "failed:logic": "bold red",
     "failed:internal": "bold red",
     "paused:transient": "yellow",
-    "paused:approval": "yellow",
     "paused:confirmation": "yellow",
     "paused:reconciliation": "bold red",
     "applied": "green",

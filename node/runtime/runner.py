@@ -198,7 +198,9 @@ class Runner(Coordination):
             version = await self.in_thread(self.node.database.version)
             if version == looked_at and self._is_quiet(permits):
                 return
-            looked_at = version  # notices of changes come a little later: look, and see whether that changes anything
+            looked_at = (
+                version  # notifications of changes come a little later: look, and see whether that changes anything
+            )
             self.look_for_events()
             self.look()
             self._reconciliation.look()

@@ -12,7 +12,6 @@ Phase = Literal["pending", "executing", "preparing", "prepared", "mutating", "mu
 RunStatus = Literal[
     "active",
     "paused:transient",
-    "paused:approval",
     "paused:reconciliation",
     "paused:confirmation",
     "failed:logic",
