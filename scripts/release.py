@@ -19,6 +19,7 @@ import tempfile
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
@@ -37,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="before the tag is set: build and try, nothing more")
     options = parser.parse_args(arguments)
     try:
-        version = check_versions([project["version"] for project in projects()])
-        check_changelog((ROOT / "CHANGELOG.md").read_text(), version)
         check_committed(git("status", "--porcelain"))
+        version = check_versions(projects())
+        check_changelog((ROOT / "CHANGELOG.md").read_text(), version, final=not options.dry_run)
         if not options.dry_run:
             check_tag(git("tag", "--points-at", "HEAD").split(), version)
         wheels = build(version)
@@ -55,18 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def projects() -> list[dict[str, str]]:
-    """Return the project tables of both distributions."""
+def projects() -> list[dict[str, Any]]:
+    """Return the project tables of both distributions, that of the extension first."""
     return [tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in DISTRIBUTIONS]
 
 
-def check_versions(versions: Sequence[str]) -> str:
+def check_versions(projects: Sequence[dict[str, Any]]) -> str:
     """Return the version that both have.
 
     Raises:
-        Refused: they differ, or it is not written as a package index has it.
+        Refused: they differ, one does not depend on the other, or it is not written as a package index has it.
     """
-    extension, leasemesh = versions
+    extension, leasemesh = (project["version"] for project in projects)
     if extension != leasemesh:
         raise Refused(f"leasemesh-crsqlite is {extension} and leasemesh {leasemesh}; give both the same version")
     try:
@@ -75,14 +76,19 @@ def check_versions(versions: Sequence[str]) -> str:
         raise Refused(f"{leasemesh!r} is not a version; write it like 0.2.0 or 0.3.0rc1") from None
     if normal != leasemesh:
         raise Refused(f"the version {leasemesh} is written {normal} on an index; write it so in both projects")
-    return leasemesh
+    pin = f"leasemesh-crsqlite=={leasemesh}"
+    if pin not in projects[1]["dependencies"]:
+        raise Refused(f"leasemesh does not depend on {pin}; write that into the dependencies of pyproject.toml")
+    return str(leasemesh)
 
 
-def check_changelog(text: str, version: str) -> None:
-    """Raises Refused: the newest heading of the changelog is another version."""
-    heading = re.search(r"^## (\S+)", text, re.MULTILINE)
+def check_changelog(text: str, version: str, *, final: bool) -> None:
+    """Raises Refused: the newest heading of the changelog is another version, or still says that it is unreleased."""
+    heading = re.search(r"^## (.+)", text, re.MULTILINE)
     found = heading[1] if heading else "nothing"
-    if found != version:
+    if final and "unreleased" in found:
+        raise Refused(f"the changelog says {found}; write the day of the release there")
+    if found.split()[0] != version:
         raise Refused(f"the changelog begins with {found}; write what is new in {version} under its heading")
 
 
@@ -101,7 +107,7 @@ def check_tag(tags: Sequence[str], version: str) -> None:
 def build(version: str) -> list[Path]:
     """Build both distributions into `dist`, the wheels from the source archives."""
     shutil.rmtree(DIST, ignore_errors=True)
-    wheels = []
+    wheels: list[Path] = []
     for folder in DISTRIBUTIONS:
         name = tomllib.loads((folder / "pyproject.toml").read_text())["project"]["name"].replace("-", "_")
         say(f"building {name} {version} ...")

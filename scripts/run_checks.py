@@ -1,7 +1,7 @@
 """Runs every check of the project, all of them even when one fails, and ends with one sentence.
 
 Arguments go to pytest. The exit code is 0 only when everything passed, and when pytest ran at least one test. With
---quick, as the first argument, what takes long is left out.
+--quick, what takes long is left out.
 """
 
 from __future__ import annotations
@@ -69,8 +69,9 @@ def main() -> int:
     begin = time.monotonic()
     failed = [name for name, command in QUIET_STEPS.items() if not quiet_step(name, command)]
     arguments = sys.argv[1:]
-    if arguments[:1] == ["--quick"]:
-        arguments = [*(f"--ignore={path}" for path in LEFT_OUT_OF_QUICK), *arguments[1:]]
+    if "--quick" in arguments:
+        arguments.remove("--quick")
+        arguments += [f"--ignore={path}" for path in LEFT_OUT_OF_QUICK]
     tests_passed, counts = test_step(arguments)
     if not tests_passed:
         failed.append("tests")

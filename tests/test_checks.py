@@ -1,9 +1,9 @@
 """The script that runs all checks, and the hooks before a commit."""
 
-import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,47 +12,69 @@ import run_checks
 ROOT = Path(__file__).parent.parent
 ENTRIES = re.findall(r"entry: (.*)", (ROOT / ".pre-commit-config.yaml").read_text())
 
+CONFIGURATION = """
+[tool.ruff]
+line-length = 120
+[tool.ruff.lint]
+select = ["F"]
+[tool.mypy]
+strict = true
+files = ["."]
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A small checkout with the script, this environment, and a test that is slow by its folder's name."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts/run_checks.py", tmp_path / "scripts")
+    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+    (tmp_path / "pyproject.toml").write_text(CONFIGURATION)
+    (tmp_path / "tests/sim").mkdir(parents=True)
+    (tmp_path / "tests/test_quick.py").write_text("def test_quick() -> None:\n    pass\n")
+    (tmp_path / "tests/sim/test_slow.py").write_text("def test_slow() -> None:\n    pass\n")
+    return tmp_path
+
+
+def run(checkout, *arguments):
+    done = subprocess.run(
+        [sys.executable, "scripts/run_checks.py", "-n0", "-p", "no:cacheprovider", *arguments],
+        cwd=checkout, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
 
 def test_what_the_quick_run_leaves_out_exists():
     assert [path for path in run_checks.LEFT_OUT_OF_QUICK if not (ROOT / path).exists()] == []
     assert all(run_checks.LEFT_OUT_OF_QUICK.values())
 
 
-def test_the_quick_run_leaves_it_out_and_passes_other_arguments_on(monkeypatch, capsys):
-    given = []
-    monkeypatch.setattr("sys.argv", ["run_checks.py", "--quick", "-k", "vector"])
-    monkeypatch.setattr(run_checks, "quiet_step", lambda name, command: True)
-
-    def test_step(arguments):
-        given.extend(arguments)
-        return True, run_checks.TestCounts(3)
-
-    monkeypatch.setattr(run_checks, "test_step", test_step)
-    assert run_checks.main() == 0
-    assert given[-2:] == ["-k", "vector"]
-    assert "--ignore=tests/sim" in given and "--quick" not in given
+def test_everything_is_run_and_counted(checkout):
+    code, printed = run(checkout)
+    assert (code, printed.splitlines()[-1]) == (0, "2 passed, 0 failed")
+    assert "Every check passed: format, lint, types, tests" in printed
 
 
-def test_a_check_that_fails_fails_the_run(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["run_checks.py"])
-    monkeypatch.setattr(run_checks, "QUIET_STEPS", {"lint": ["false"]})
-    monkeypatch.setattr(run_checks, "test_step", lambda arguments: (True, run_checks.TestCounts(3)))
-    assert run_checks.main() == 1
-    assert "Failed: lint" in capsys.readouterr().out
+def test_each_check_that_fails_is_named_and_fails_the_run(checkout):
+    (checkout / "tests/test_bad.py").write_text('import os\nx: int  =  "a"\ndef test_it() -> None:\n    assert False\n')
+    code, printed = run(checkout, "--quick")
+    assert code == 1
+    assert re.search(r"^Failed: (.*) \(", printed, re.MULTILINE)[1] == "format, lint, types, tests"
+    assert printed.splitlines()[-1] == "1 passed, 1 failed"
 
 
-def test_the_hooks_are_the_checks_of_the_quiet_steps():
-    assert len(ENTRIES) == len(run_checks.QUIET_STEPS) == 3
+def test_the_hooks_are_the_steps_of_the_script():
+    steps = [[part.removeprefix(f"{ROOT}/") for part in command[:2]] for command in run_checks.QUIET_STEPS.values()]
+    assert [entry.split()[:2] for entry in ENTRIES] == steps
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
-def test_each_hook_finds_fault_with_a_bad_file(entry, tmp_path):
-    """As pre-commit calls it: from the root, with the files that changed."""
-    bad = tmp_path / "bad.py"
-    bad.write_text("import os\nx:int = 'a'\n")
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    command = [*entry.split(), *(["--check"] if "format" in entry else []), "bad.py"]
-    command[0] = str(ROOT / command[0])
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "bad.py" in done.stdout + done.stderr
+@pytest.mark.parametrize(
+    ("entry", "text"), [*zip(ENTRIES, ["x  =  1\n", "import os\n", 'x: int = "a"\n'], strict=True)]
+)
+def test_each_hook_finds_fault_with_a_bad_file(checkout, entry, text):
+    """As pre-commit calls it: from the root, the first two with the files that changed."""
+    bad = checkout / "bad.py"
+    bad.write_text(text)
+    files = [] if "mypy" in entry else ["bad.py"]
+    done = subprocess.run([*entry.split(), *files], cwd=checkout, capture_output=True, text=True)
+    assert done.returncode != 0 or bad.read_text() != text  # a formatter mends it, which pre-commit takes for a failure
