@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+from leasemesh_crsqlite import extension_path
 from packages import installed
 
 APP = """
@@ -18,12 +20,23 @@ with Node.open("app.db", workspace="shop") as node:
 """
 
 
-def test_a_plain_pyinstaller_gives_a_program_that_starts(tmp_path):
+@pytest.fixture(params=["bundled in the wheel", "named by the variable"])
+def extension(request, tmp_path):
+    """The variable that the build gets: none, or one that names a file without a record, under a name of its own."""
+    if request.param == "bundled in the wheel":
+        return {"CRSQLITE_PATH": ""}
+    mine = tmp_path / "mine.so"
+    mine.write_bytes(extension_path().read_bytes())
+    return {"CRSQLITE_PATH": str(mine)}
+
+
+def test_a_plain_pyinstaller_gives_a_program_that_starts(tmp_path, extension):
     (tmp_path / "app.py").write_text(APP)
     built = subprocess.run(
         [sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level", "ERROR", "app.py"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(installed())},  # PyInstaller does not look into editable installs
+        # PyInstaller does not look into editable installs.
+        env={**os.environ, "PYTHONPATH": str(installed()), **extension},
         capture_output=True,
         text=True,
         timeout=500,

@@ -5,7 +5,6 @@ It runs where only the build requirements of pyproject.toml are installed.
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -29,11 +28,8 @@ class CrsqliteHook(BuildHookInterface):  # type: ignore[type-arg]
             library = acquire(tell=self.app.display_info)
         except CrsqliteError as error:
             self.app.abort(str(error))
-        # A copy with its own record, which keeps how the library was got. What CRSQLITE_PATH names has no record.
-        named = os.environ.get("CRSQLITE_PATH")
-        origin = "named by CRSQLITE_PATH" if named else locate.read_record(library).origin
         self._folder = tempfile.TemporaryDirectory()
-        stored = locate.store(library, f"{origin}, bundled in the wheel", Path(self._folder.name))
+        stored = locate.store_for_bundle(library, "the wheel", Path(self._folder.name))
         for path in (stored, locate.record_path(stored)):
             build_data["force_include"][str(path)] = f"leasemesh_crsqlite/bundled/{path.name}"
         build_data["pure_python"] = False

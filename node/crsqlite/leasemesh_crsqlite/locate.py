@@ -106,6 +106,18 @@ def store(library: Path, origin: str, directory: Path) -> Path:
     return destination
 
 
+def store_for_bundle(library: Path, where: str, directory: Path) -> Path:
+    """Put a copy of `library` into `directory` under the name that a program looks for, and return its new path.
+
+    Its record keeps how the library was got, and adds `where` it is bundled. What CRSQLITE_PATH names has no record.
+
+    Raises:
+        CrsqliteMissing: the record is not there or not readable.
+    """
+    origin = "named by CRSQLITE_PATH" if os.environ.get("CRSQLITE_PATH") else read_record(library).origin
+    return store(library, f"{origin}, bundled in {where}", directory)
+
+
 def read_record(library: Path) -> Record:
     """Read what is recorded about a stored extension.
 
