@@ -139,13 +139,14 @@ def _compile_rust(source: Path, target: Path, *, install_tools: bool, tell: Tell
     try:
         return _run_cargo(source, target, ("--locked",)), True
     except WayFailed as error:
-        from_default_registry = error
+        not_locked = error
     if not debian_has_crates() and install_tools and can_install():
         apt_install(CRATE_PACKAGES, tell)
     if not debian_has_crates():
         hint = f"Debian: apt-get install {' '.join(CRATE_PACKAGES)}"
-        raise WayFailed(f"{from_default_registry} (where cargo's registry cannot be reached, {hint})")
-    tell("cargo's own registry did not serve; using Debian's crates, for which the lock file does not count ...")
+        raise WayFailed(f"{not_locked} (where cargo's registry cannot be reached, {hint})")
+    tell(f"the lock file could not be honoured: {not_locked}")  # No network, or a lock that does not fit the source.
+    tell("using Debian's crates, for which the lock file does not count ...")
     (source / _BUNDLE / "Cargo.lock").unlink()
     directory_source = (
         "--config", 'source.crates-io.replace-with = "debian"',
