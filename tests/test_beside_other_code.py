@@ -48,9 +48,6 @@ def test_an_order_is_packed(device_lab):
     assert (sync.NAME, node.NAME, migrations.VERSION) == ("my sync", "my node", 7)
 """
 
-EDITABLE_MODULE = "Module already imported so cannot be rewritten"
-"""What pytest says of the module that an editable install brings."""
-
 CREATE = """
 CREATE TABLE notes (id BLOB PRIMARY KEY NOT NULL, title TEXT NOT NULL DEFAULT '');
 SELECT crsql_as_crr('main', 'notes');
@@ -104,7 +101,7 @@ def test_the_app_runs_by_leasemesh_run(python, app):
 
 
 def test_the_app_is_tested_under_pytest(python):
-    options = ["-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "error", "-W", f"ignore:{EDITABLE_MODULE}"]
+    options = ["-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "error"]
     assert "1 passed" in python("-m", "pytest", "-q", *options)
 
 

@@ -35,7 +35,6 @@ def test_a_plain_pyinstaller_gives_a_program_that_starts(tmp_path, extension):
     built = subprocess.run(
         [sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level", "ERROR", "app.py"],
         cwd=tmp_path,
-        # PyInstaller does not look into editable installs.
         env={**os.environ, "PYTHONPATH": str(installed()), **extension},
         capture_output=True,
         text=True,
